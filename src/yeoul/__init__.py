@@ -1,0 +1,90 @@
+"""Yeoul: GPT-style language models, Korean first, and their linear-time forms.
+
+The public face. Names are imported on first use (PEP 562), so `import yeoul` costs nothing:
+
+    model, tokenizer = yeoul.load("path-or-hub-id")
+    text = yeoul.generate(model, tokenizer, "옛날 옛적에", max_tokens=64, temperature=0.8, seed=0)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from yeoul.infer.engine import generate, stream
+    from yeoul.model.config import ModelConfig
+    from yeoul.model.decoder import Decoder
+    from yeoul.model.dijiang import DiJiangAttention
+    from yeoul.ops.linear_attention import linear_attention
+    from yeoul.text.tokenizer import Tokenizer
+
+_HOMES = {
+    "generate": "yeoul.infer.engine",
+    "stream": "yeoul.infer.engine",
+    "linear_attention": "yeoul.ops.linear_attention",
+    "DiJiangAttention": "yeoul.model.dijiang",
+    "ModelConfig": "yeoul.model.config",
+    "Decoder": "yeoul.model.decoder",
+    "Tokenizer": "yeoul.text.tokenizer",
+}
+
+__all__ = [
+    "Decoder",
+    "DiJiangAttention",
+    "ModelConfig",
+    "Tokenizer",
+    "__version__",
+    "generate",
+    "linear_attention",
+    "load",
+    "stream",
+]
+
+
+def load(
+    path: str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+) -> tuple[Decoder, Tokenizer | None]:
+    """Load a model, and its tokenizer when the folder has one.
+
+    Args:
+        path: a Hugging Face folder, a run folder with `model/` inside, or the id of a model on the hub.
+        device: "auto", "cpu", "cuda", "cuda:N".
+        dtype: "auto" keeps the checkpoint's type where the device computes in it natively, else float32.
+
+    Raises:
+        UserError: nothing there, damaged, an architecture that Yeoul does not know, no such device.
+    """
+    from yeoul import runtime
+    from yeoul.hub import local_folder
+    from yeoul.model.checkpoint import load_model, model_folder
+
+    folder = model_folder(local_folder(path))
+    target = runtime.resolve_device(device)
+    wanted = runtime.requested_dtype(dtype)
+    model = load_model(folder, target, wanted)
+    if wanted is None and not runtime.computes_natively(model.output_weight.dtype, target):
+        model.float()
+
+    from yeoul.text.tokenizer import Tokenizer
+
+    return model, Tokenizer.load(folder) if Tokenizer.exists(folder) else None
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'yeoul' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,206 @@
+"""`yeoul VERB`: imports the verb's module, fills its `Config`, runs it; user errors are one line.
+
+`yeoul --help` must answer at once, so nothing here imports torch or a command at the top: summaries stand in
+a table, and a verb's module is imported when it is called. A module has `Config` and
+`run(config) -> int | None`, or `SUBCOMMANDS = {"train": (TrainConfig, run_train), ...}`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from yeoul import __version__
+from yeoul.errors import UserError
+
+GROUPS: dict[str, dict[str, str]] = {
+    "Start here": {
+        "demo": "From text to a linear-time language model and a report, in minutes",
+        "doctor": "What this machine has, what will be used, and what is missing",
+    },
+    "Make a model": {
+        "tokenizer": "Train a tokenizer, or look at what one does (train, inspect)",
+        "pretrain": "Pretrain a language model from text",
+        "linearize": "Turn a model's attention into linear-time DiJiang attention",
+    },
+    "Use it": {
+        "generate": "Continue a text",
+        "chat": "Talk with a model",
+    },
+    "Judge it": {
+        "evaluate": "Perplexity and bits per byte on a text",
+        "bench": "Tokens a second and cache bytes at growing context lengths",
+        "info": "Architecture, parameters and memory of a model",
+    },
+}
+VERBS = tuple(verb for group in GROUPS.values() for verb in group)
+
+Command = tuple[type, Callable[[Any], int | None]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `yeoul` with `argv` (the process's arguments when None) and return the exit code.
+
+    0 done, 2 something the user can mend, 130 interrupted, 141 the reader of the output went away; a command
+    may return its own. Any other exception is a bug and leaves with its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 gets "?" rather than a traceback
+            stream.reconfigure(errors="replace")
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _complain("interrupted.", 130)
+    except BrokenPipeError:
+        _silence_stdout()
+        return 141
+    except Exception as error:
+        if (sentence := _user_sentence(error)) is None:
+            raise
+        return _complain(sentence, 2)
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("--help", "-h"):
+        print(overview())
+        return 0
+    if argv[0] in ("--version", "-V"):
+        print(f"yeoul {__version__}")
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        from yeoul.config import suggestion
+
+        kind = "flag" if verb.startswith("-") else "command"
+        fix = suggestion(verb, (*VERBS, "--help", "--version")) or "see `yeoul --help`"
+        raise UserError(f'unknown {kind} "{verb}"', None, fix)
+    return _run_verb(verb, rest)
+
+
+def _run_verb(verb: str, argv: list[str]) -> int:
+    import importlib
+
+    from yeoul import runtime
+    from yeoul.config import parse_flags
+
+    runtime.prepare_threads()  # torch reads it when it is imported
+    module = importlib.import_module(f"yeoul.commands.{verb}")
+    program = f"yeoul {verb}"
+    subcommands: dict[str, Command] | None = getattr(module, "SUBCOMMANDS", None)
+    if subcommands is None:
+        config_class, run = module.Config, module.run
+    else:
+        if not argv or argv[0] in ("--help", "-h"):
+            print(_subcommand_overview(verb, module.__doc__ or "", subcommands))
+            return 0
+        config_class, run = _subcommand(verb, argv[0], subcommands)
+        program, argv = f"{program} {argv[0]}", argv[1:]
+    config = parse_flags(config_class, argv, program=program)
+    if config is None:  # it was --help
+        return 0
+    return run(config) or 0
+
+
+def _subcommand(verb: str, name: str, subcommands: dict[str, Command]) -> Command:
+    if name not in subcommands:
+        from yeoul.config import suggestion
+
+        fix = suggestion(name, subcommands) or f"use one of {', '.join(subcommands)}"
+        raise UserError(f'unknown command "{verb} {name}"', None, fix)
+    return subcommands[name]
+
+
+def overview() -> str:
+    """The text of `yeoul --help`: verbs in the order of work."""
+    width = max(map(len, VERBS))
+    lines = [
+        "Yeoul makes GPT-style language models, Korean first, and turns them into linear-time ones.",
+        "",
+        "Usage: yeoul VERB [ARGUMENTS] [--flags]",
+    ]
+    for title, verbs in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {verb:<{width}}  {summary}" for verb, summary in verbs.items()]
+    lines += [
+        "",
+        "`yeoul VERB --help` explains a verb's flags; --config FILE.yaml gives any of them, and a flag",
+        "beats the file. `yeoul --version` prints the version. To begin: `yeoul demo`.",
+    ]
+    return "\n".join(lines)
+
+
+def _subcommand_overview(verb: str, doc: str, subcommands: dict[str, Command]) -> str:
+    width = max(map(len, subcommands))
+    lines = [f"Usage: yeoul {verb} COMMAND [ARGUMENTS] [--flags]", ""]
+    if doc.strip():
+        lines += [doc.strip().splitlines()[0], ""]
+    for name, (config_class, _) in subcommands.items():
+        summary = (config_class.__doc__ or "").strip().splitlines() or [""]
+        lines.append(f"  {name:<{width}}  {summary[0]}")
+    return "\n".join([*lines, "", f"`yeoul {verb} COMMAND --help` explains the flags."])
+
+
+def _complain(sentence: str, code: int) -> int:
+    """Print one line on stderr and give back `code`."""
+    _flush_quietly()
+    try:
+        print("yeoul: " + " ".join(sentence.split()), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        pass
+    return code
+
+
+def _user_sentence(error: Exception) -> str | None:
+    """The sentence for an exception that the user can do something about; None for a bug."""
+    import errno
+
+    if isinstance(error, UserError):
+        return str(error)
+    text = str(error)
+    full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors' own exception carries the number only in its text.
+    if full_disk or (type(error).__name__ == "SafetensorError" and "No space left" in text):
+        place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        return f"the disk is full{place}; free some space and run the same command again."
+    denied = (errno.EACCES, errno.EPERM, errno.EROFS)
+    if isinstance(error, OSError) and error.errno in denied and error.filename:
+        return f"no permission to use {error.filename} ({error.strerror}); choose another path."
+    if _is_out_of_memory(error, text):
+        return "out of memory; use a smaller batch, context or model."
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("yeoul"):
+        from yeoul.commands.doctor import install_hint
+
+        return f'the package "{error.name}" is not installed; {install_hint(error.name)}.'
+    return None
+
+
+def _is_out_of_memory(error: Exception, text: str) -> bool:
+    # By name, because importing torch to name the class would cost seconds.
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text.lower())
+    )
+
+
+def _flush_quietly() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence_stdout()
+
+
+def _silence_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's own flush at exit does not complain either."""
+    import os
+
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # a captured stream has no descriptor
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

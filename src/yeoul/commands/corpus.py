@@ -1,0 +1,91 @@
+"""Text to token shards, and the score on held-out text: what every training verb needs before its own work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from yeoul.data.batch import Batch
+    from yeoul.data.shards import TokenShards
+    from yeoul.model.decoder import Decoder
+    from yeoul.text.tokenizer import Tokenizer
+
+
+def token_shards(
+    data: str,
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    text_column: str | None = None,
+    join_by: str | None = None,
+    val_fraction: float = 0.0,
+) -> tuple[TokenShards, TokenShards | None]:
+    """Training and validation tokens of some text; what lies in `folder` already is used again where it fits.
+
+    Raises:
+        UserError: the tokenizer has no end-of-sequence token, or the data cannot be read.
+    """
+    from yeoul.data.records import read_documents
+    from yeoul.data.shards import build_shards
+    from yeoul.data.sources import source_key
+
+    if tokenizer.eos_id is None:
+        raise UserError("the tokenizer has no end-of-sequence token", fix="train another one")
+    return build_shards(
+        read_documents(data, text_column=text_column, join_by=join_by),
+        tokenizer.encode_batch,
+        tokenizer.eos_id,
+        tokenizer.vocab_size,
+        tokenizer.fingerprint,
+        folder,
+        val_fraction,
+        source_key=source_key(data, text_column=text_column, join_by=join_by),
+        progress=_report_tokens,
+    )
+
+
+def _report_tokens(documents: int, tokens: int, num_bytes: int) -> None:
+    if documents % 20_000 == 0:
+        print(f"  {documents:,} documents, {tokens:,} tokens ({num_bytes / 1e6:,.0f} MB)", flush=True)
+
+
+def held_out(
+    shards: TokenShards, *, batch_size: int, context: int, max_tokens: int | None, isolate_documents: bool = False
+) -> Callable[[], Iterable[Batch]]:
+    """Makes the same evaluation batches each time it is called."""
+    from yeoul.data.loader import evaluation_batches
+
+    return lambda: evaluation_batches(
+        shards, batch_size=batch_size, context=context, max_tokens=max_tokens, isolate_documents=isolate_documents
+    )
+
+
+def validation(
+    model: Decoder, batches: Callable[[], Iterable[Batch]], tokenizer: Tokenizer, dtype: torch.dtype
+) -> Callable[[], dict[str, float]]:
+    """What `yeoul.train.loop.train` calls to validate: loss, perplexity and bits per byte."""
+    from yeoul.evaluate.perplexity import score
+
+    lengths = tokenizer.byte_lengths()
+
+    def validate() -> dict[str, float]:
+        result = score(model, batches(), lengths, dtype=dtype)
+        values = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
+        return {key: value for key, value in values.items() if value is not None}
+
+    return validate
+
+
+def save_folder(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Model and tokenizer as one Hugging Face folder, written in place."""
+    from yeoul.model.checkpoint import save_model
+
+    save_model(model, folder)
+    if tokenizer is not None:
+        tokenizer.save(folder)

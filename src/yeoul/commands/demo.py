@@ -1,0 +1,403 @@
+"""`yeoul demo`: from text to a linear-time language model and a report, in minutes, with nothing but this
+command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yeoul.commands import linearize, pretrain
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    from yeoul.data.shards import TokenShards
+    from yeoul.text.tokenizer import Tokenizer
+
+STEPS = ("text", "pretrain", "linearize", "write", "report")
+HEADINGS = {
+    "text": "text and tokenizer",
+    "pretrain": "pretrain a softmax model",
+    "linearize": "linearize it with DiJiang, score and measure both",
+    "write": "let both models write and remember",
+    "report": "report",
+}
+PROMPTS = ("옛날 옛적에", "어느 추운 겨울날", "아이는 강가에서", "오늘 저녁에는")
+SAMPLING: dict[str, Any] = {"max_tokens": 72, "temperature": 0.7, "top_p": 0.95}
+VOCAB = 4000
+QUESTIONS = 40
+
+
+@dataclass(frozen=True)
+class Config:
+    """Make a small Korean language model, turn it into linear time, and report what that cost and gained.
+
+    Text, tokenizer, pretraining, DiJiang conversion, scores, speeds, samples and a report with plots; no
+    network, no data. The amount of training fits the time that is given, because the machine's speed is
+    measured first. The same command again goes on where it was stopped.
+    """
+
+    _: KW_ONLY
+    out: Path = Path("runs/demo")
+    """Folder of the demo; the report, the models and their runs are left in it."""
+    minutes: float = 5.0
+    """Time for everything; more gives better models."""
+    seed: int = 0
+    """Seed of weights, data order and samples."""
+    overwrite: bool = False
+    """Throw away the demo in --out and begin afresh."""
+    config: Path | None = None
+    """YAML file with any of these settings; flags beat it."""
+
+    def __post_init__(self) -> None:
+        if not 0.2 <= self.minutes <= 24 * 60:
+            raise UserError(f"{self.minutes} minutes is out of range", "--minutes", "give 0.2 to 1440")
+
+
+def run(config: Config) -> int:
+    """Run or continue the demo; exit code 0, or 130 and 143 when stopped by a signal."""
+    from yeoul import runtime
+    from yeoul.commands.plan import Clock
+
+    state = _begin(config)
+    if state.get("finished"):
+        print(f"The demo in {config.out} is finished; its report is {config.out / 'report.html'}.")
+        print(f"Begin afresh with: {_command(config)} --overwrite")
+        return 0
+    runtime.set_threads()
+    clock = Clock(config.minutes * 60, spent=dict(state["seconds"]), estimates=dict(state["estimates"]))
+    with contextlib.suppress(OSError):
+        (config.out / "demo.log").unlink()
+    for number, step in enumerate(STEPS, start=1):
+        if step in state["seconds"]:
+            print(f"[{number}/{len(STEPS)}] {HEADINGS[step]}: done before")
+            continue
+        print(f"[{number}/{len(STEPS)}] {HEADINGS[step]} ... about {clock.left()} left", flush=True)
+        start = time.monotonic()
+        try:
+            code = _WORK[step](config, state, clock)
+        except KeyboardInterrupt:
+            code = 130
+        if code:
+            print(f"\nStopped; nothing that was finished is lost. Go on with: {_command(config)}")
+            return code
+        state["seconds"][step] = clock.finish(step, time.monotonic() - start)
+        state["finished"] = step == STEPS[-1]
+        _save(config, state)
+    _say_goodbye(config, clock)
+    return 0
+
+
+# -- the demo's own state
+# -------------------------------------------------------------------------------------------
+
+
+def _begin(config: Config) -> dict[str, Any]:
+    """The state of the demo in the folder, or that of a new one.
+
+    Raises:
+        UserError: the folder holds something else, or a demo with other settings.
+    """
+    out, path = config.out, config.out / "demo.json"
+    if out.exists() and not out.is_dir():
+        raise UserError("this is a file, not a folder", f"--out {out}")
+    ours = path.is_file()
+    if out.is_dir() and any(out.iterdir()) and not ours:
+        raise UserError("the folder holds something that is no demo", f"--out {out}", "choose another folder")
+    settings = {"minutes": config.minutes, "seed": config.seed}
+    if ours and config.overwrite:
+        shutil.rmtree(out)
+    elif ours:
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            before = state["settings"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError("the demo's state is damaged", path, "begin afresh with --overwrite") from None
+        if before != settings and not state.get("finished"):
+            same = f"--minutes {before['minutes']} --seed {before['seed']}"
+            raise UserError(
+                "an unfinished demo has other settings", out, f"go on with {same}, or begin with --overwrite"
+            )
+        return dict(state)
+    out.mkdir(parents=True, exist_ok=True)
+    state = {"settings": settings, "seconds": {}, "estimates": {}, "plan": {}, "finished": False}
+    _save(config, state)
+    return state
+
+
+def _save(config: Config, state: dict[str, Any]) -> None:
+    from yeoul.train.runstate import write_json
+
+    write_json(config.out / "demo.json", state)
+
+
+def _command(config: Config) -> str:
+    from yeoul.commands.results import command_line
+
+    return command_line("demo", replace(config, overwrite=False))
+
+
+@contextlib.contextmanager
+def _logged(config: Config) -> Iterator[None]:
+    """What the verbs print goes to OUT/demo.log; their progress lines (standard error) stay on the screen."""
+    with (config.out / "demo.log").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        yield
+
+
+# -- the steps
+# ------------------------------------------------------------------------------------------------------
+
+
+def _pretrain_config(config: Config, plan: dict[str, Any]) -> pretrain.Config:
+    from yeoul.train.config import TrainConfig
+
+    return pretrain.Config(
+        plan["data"],
+        out=config.out / "pretrain",
+        tokenizer=config.out / "tokenizer",
+        preset=plan.get("preset", "3m"),
+        val_fraction=plan["val_fraction"],
+        val_tokens=plan.get("val_tokens", 10_000),
+        max_positions=512,
+        train=TrainConfig(
+            tokens=plan.get("pretrain_tokens", 10_000),
+            batch_size=plan["batch_size"],
+            context=plan["context"],
+            lr=plan.get("lr", 3e-3),
+            warmup=0.05,
+            seed=config.seed,
+            log_every=plan.get("log_every", 2),
+            eval_every=plan.get("eval_every", 0),
+            save_every=plan.get("save_every", 50),
+            keep_last=1,
+        ),
+    )
+
+
+def _linear_config(config: Config, plan: dict[str, Any]) -> linearize.Config:
+    return linearize.Config(
+        str(config.out / "pretrain"),
+        data=plan["data"],
+        out=config.out / "linear",
+        tokens=plan.get("linear_tokens", 10_000),
+        window=32,
+        batch_size=plan["batch_size"],
+        context=plan["context"],
+        align_lr=1e-2,
+        lr=1e-3,
+        finetune_lr=5e-4,
+        seed=config.seed,
+        val_fraction=plan["val_fraction"],
+        val_tokens=plan["val_tokens"],
+        contexts=tuple(plan["contexts"]),
+        log_every=1,
+        save_every=50,
+    )
+
+
+def _text(config: Config, state: dict[str, Any], clock: Any) -> int:
+    """Train the tokenizer and store the built-in corpus as tokens, where `yeoul pretrain` will look for
+    them."""
+    from yeoul.commands.corpus import token_shards
+    from yeoul.data.records import read_documents
+    from yeoul.text.tokenizer import Tokenizer
+    from yeoul.text.training import TokenizerConfig, train_tokenizer
+    from yeoul.train.runstate import replace_folder
+
+    plan = state["plan"]
+    plan |= {"data": "builtin:5MB", "val_fraction": 0.02, "batch_size": 8, "context": 256}
+    folder = config.out / "tokenizer"
+    with _logged(config):
+        texts = read_documents("builtin:2MB")
+        replace_folder(
+            folder, lambda new: _nothing(train_tokenizer(texts, TokenizerConfig(vocab_size=VOCAB), new))
+        )
+        tokenizer = Tokenizer.load(folder)
+        shards, _ = token_shards(
+            plan["data"], config.out / "pretrain" / "data", tokenizer, val_fraction=plan["val_fraction"]
+        )
+    _say_text(shards, tokenizer)
+    plan["corpus_tokens"] = shards.num_tokens
+    return 0
+
+
+def _nothing(_: object) -> None:
+    """`replace_folder` wants a function that returns nothing."""
+
+
+def _say_text(shards: TokenShards, tokenizer: Tokenizer) -> None:
+    ratio = shards.num_bytes / max(1, shards.num_tokens)
+    print(
+        f"      {shards.num_documents:,} documents, {shards.num_bytes / 1e6:.1f} MB of Korean, "
+        f"{shards.num_tokens:,} tokens "
+        f"of a vocabulary of {tokenizer.vocab_size:,} ({ratio:.1f} bytes a token)"
+    )
+
+
+def _pretrain(config: Config, state: dict[str, Any], clock: Any) -> int:
+    from yeoul.commands.plan import plan_pretraining
+    from yeoul.report.content import read_metrics
+
+    plan = state["plan"]
+    if "pretrain_tokens" not in plan:
+        plan |= plan_pretraining(lambda more: _pretrain_config(config, {**plan, **more}), plan, clock, VOCAB)
+        state["estimates"] = dict(clock.estimates)
+        _save(config, state)
+        print(
+            f"      this machine trains {plan['tokens_per_second']:,.0f} tokens/s: "
+            f'{plan["pretrain_tokens"]:,} tokens for a model of size "{plan["preset"]}"; '
+            f"about {clock.left()} left",
+            flush=True,
+        )
+    with _logged(config):
+        code = pretrain.run(_pretrain_config(config, plan))
+    scores = [
+        line for line in read_metrics(config.out / "pretrain" / "metrics.jsonl") if line.get("kind") == "val"
+    ]
+    if not code and scores:
+        last = scores[-1]
+        print(
+            f"      perplexity {last['perplexity']:.2f}, "
+            f"{last['bits_per_byte']:.3f} bits per byte of held-out text"
+        )
+    return code
+
+
+def _linearize(config: Config, state: dict[str, Any], clock: Any) -> int:
+    from yeoul.commands.plan import plan_linearizing
+    from yeoul.commands.results import linear_results
+    from yeoul.evaluate import speed
+
+    plan = state["plan"]
+    if "linear_tokens" not in plan:
+        plan |= plan_linearizing(_linear_config(config, plan), plan, clock)
+        state["estimates"] = dict(clock.estimates)
+        _save(config, state)
+        print(f"      {plan['linear_tokens']:,} tokens; about {clock.left()} left", flush=True)
+    target = config.out / "linear" / "data"
+    if not target.exists():  # the same text and tokenizer: no need to do it twice
+        shutil.copytree(config.out / "pretrain" / "data", target)
+    with _logged(config):
+        code = linearize.run(_linear_config(config, plan))
+    if code:
+        return code
+    values = linear_results(config.out / "linear")
+    for text in (
+        linearize.score_table(values["scores"]),
+        speed.table([speed.SpeedRecord(**record) for record in values["speed"]], "teacher"),
+    ):
+        print("\n" + "\n".join(f"      {line}" for line in text.splitlines()))
+    print(flush=True)
+    return 0
+
+
+def _write(config: Config, state: dict[str, Any], clock: Any) -> int:
+    from dataclasses import asdict
+    from itertools import islice
+
+    import yeoul
+    from yeoul.commands.evaluate import RECALL_SEED
+    from yeoul.commands.results import samples
+    from yeoul.data.corpus import generate_recall
+    from yeoul.evaluate.recall import score_recall
+
+    before, tokenizer = yeoul.load(config.out / "pretrain")
+    after, _ = yeoul.load(config.out / "linear")
+    assert tokenizer is not None  # this demo has put it there
+    texts = samples(before, after, tokenizer, PROMPTS, seed=config.seed, **SAMPLING)
+    print(
+        f"      {texts[0].prompt}\n        softmax: {_one_line(texts[0].before)}\n"
+        f"        DiJiang: {_one_line(texts[0].after)}"
+    )
+    questions = list(islice(generate_recall(seed=RECALL_SEED), 8 * QUESTIONS))
+    recall = {}
+    for name, model in (("teacher", before), ("converted", after)):
+        recall[name] = score_recall(model, tokenizer, questions, ask=QUESTIONS, context=512).as_dict()
+    state["texts"] = [asdict(sample) for sample in texts]
+    state["recall"] = recall
+    state["parameters"] = before.num_parameters()
+    return 0
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _report(config: Config, state: dict[str, Any], clock: Any) -> int:
+    from yeoul.commands.results import collect, command_line
+    from yeoul.report.content import Command, Report, Sample, Stage
+    from yeoul.report.page import write_report
+
+    out, recall = config.out, state["recall"]
+    found = collect(out / "pretrain", out / "linear")
+    found["models"] = tuple(
+        replace(row, recall=recall[row.role]["accuracy"]) if row.role in recall else row
+        for row in found["models"]
+    )
+    result = f"{VOCAB:,} pieces, {state['plan']['corpus_tokens']:,} tokens of text"
+    first = Stage(name="text", seconds=state["seconds"]["text"], result=result)
+    found["stages"] = (first, *found["stages"])
+    before = _pretrain_config(config, state["plan"])
+    after = _linear_config(config, state["plan"])
+    report = Report(
+        **found,
+        parameters=state["parameters"],
+        recall_chance=recall["teacher"]["chance"],
+        samples=tuple(Sample(**values) for values in state["texts"]),
+        sample_settings=f"Temperature {SAMPLING['temperature']}, top-p {SAMPLING['top_p']}, "
+        f"seed {config.seed}.",
+        reproduce=(
+            Command(
+                line=f"{_command(config)} --overwrite", what="The whole of it, as much as the time allows"
+            ),
+            Command(
+                line=command_line("pretrain", before, ("data",)),
+                what="Or step by step, with the same budgets",
+            ),
+            Command(line=command_line("linearize", after, ("model",))),
+        ),
+        next_steps=tuple(Command(line=line, what=what) for line, what in _next_steps(config)),
+        notes=(
+            "Bits per byte are measured on documents that were put aside; no model was trained on them.",
+            "Speeds are measured after a real prefill of random tokens, the models in turns, "
+            "with batch 1; contexts beyond the training length measure speed and memory only.",
+            "Recall ranks the right answer among four, "
+            f"{recall['teacher']['questions']} questions of the built-in kind.",
+        ),
+    )
+    write_report(report, out)
+    return 0
+
+
+def _next_steps(config: Config) -> tuple[tuple[str, str], ...]:
+    out = config.out
+    return (
+        (f'yeoul generate {out}/linear "{PROMPTS[0]}" --temperature 0.7', "Let the linear-time model write"),
+        (f"yeoul chat {out}/linear", "Talk with it"),
+        (
+            f"yeoul bench {out}/pretrain {out}/linear --contexts 1024 4096 16384",
+            "See the gap at longer contexts",
+        ),
+        (f"yeoul evaluate {out}/linear --by-position", "Where in the text it foretells well"),
+        (f"yeoul demo --minutes 30 --out {out}-30", "The same with more time: better Korean"),
+        (
+            f"yeoul pretrain YOUR_TEXT --out {out.parent}/mine",
+            "Your own text: .txt, .jsonl, .csv, .parquet, a folder",
+        ),
+    )
+
+
+_WORK = {"text": _text, "pretrain": _pretrain, "linearize": _linearize, "write": _write, "report": _report}
+
+
+def _say_goodbye(config: Config, clock: Any) -> None:
+    out = config.out
+    print(f"\nDone in {clock.total()}. The report: {out / 'report.html'} (or {out / 'report.md'})")
+    print(f"The models: {out / 'pretrain'} (softmax) and {out / 'linear'} (DiJiang).\n\nWhat to try next:")
+    for line, what in _next_steps(config):
+        print(f"  {line}\n      {what}")

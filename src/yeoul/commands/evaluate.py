@@ -1,0 +1,193 @@
+"""`yeoul evaluate`: how well a model foretells text, and whether it still knows what it was told."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    from yeoul.data.shards import TokenShards
+    from yeoul.evaluate.perplexity import LMScore
+    from yeoul.evaluate.recall import RecallScore
+    from yeoul.model.decoder import Decoder
+    from yeoul.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Config:
+    """Score a model on a text: loss, perplexity and bits per byte.
+
+    Bits per byte are fair between models with different tokenizers; loss and perplexity are not.
+    """
+
+    model: str
+    """Model: a Hugging Face folder, a run's folder, or an id on the hub."""
+    _: KW_ONLY
+    data: str | None = None
+    """Text: a file, a folder, a hub data set, "builtin" or "builtin:1MB"; what the run put aside when not
+    given."""
+    text_column: str | None = None
+    """Column of tables and JSON objects that holds the text; found by its usual names when not given."""
+    join_by: str | None = None
+    """Column whose equal values make one document of several records."""
+    context: int | None = None
+    """Tokens in a sequence; the model's own length, but at most 2,048, when not given."""
+    batch_size: int = 8
+    """Sequences at once."""
+    max_tokens: int | None = None
+    """Score at most so many tokens, from the beginning of the text; all when not given."""
+    isolate_documents: bool = False
+    """No document sees another; without it they follow one another in a row."""
+    by_position: bool = False
+    """Also the loss by position in the sequence, in buckets that double: does more context help?"""
+    recall: int = 0
+    """Ask so many built-in questions for facts that were told early; 0 asks none."""
+    recall_method: Literal["rank", "generate"] = "rank"
+    """rank: is the answer likelier than other answers; generate: does the model say it."""
+    json: bool = False
+    """Print one JSON object."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda or cuda:N."""
+    dtype: str = "auto"
+    """Type of the matrix products: auto, float32, bfloat16 or float16."""
+    config: Path | None = None
+    """YAML file with any of these settings; flags beat it."""
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (
+            ("context", self.context, 2),
+            ("batch-size", self.batch_size, 1),
+            ("max-tokens", self.max_tokens, 1),
+            ("recall", self.recall, 0),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"--{flag} is {value}, but must be at least {least}")
+
+
+def run(config: Config) -> int:
+    """Print the scores."""
+    import yeoul
+    from yeoul import runtime
+
+    runtime.set_threads()
+    model, tokenizer = yeoul.load(config.model, device=config.device)
+    if tokenizer is None:
+        raise UserError("the model has no tokenizer, so no text can be scored", config.model)
+    context = _context(config, model)
+    with tempfile.TemporaryDirectory(prefix="yeoul-") as folder:
+        shards, name = _shards(config, tokenizer, Path(folder))
+        result = _score(config, model, tokenizer, shards, context)
+    recall = _recall(config, model, tokenizer) if config.recall else None
+    values: dict[str, Any] = {"model": config.model, "data": name, "context": context, **result.as_dict()}
+    if recall is not None:
+        values["recall"] = recall.as_dict()
+    print(json.dumps(values, ensure_ascii=False, indent=2) if config.json else describe(values))
+    return 0
+
+
+def _context(config: Config, model: Decoder) -> int:
+    longest = model.config.bounded_context
+    context = config.context or min(model.config.max_position_embeddings, 2048)
+    if longest is not None and context > longest:
+        raise UserError(
+            f"the context of {context:,} is longer than the model's {longest:,} positions", "--context"
+        )
+    return context
+
+
+def _shards(config: Config, tokenizer: Tokenizer, folder: Path) -> tuple[TokenShards, str]:
+    """The tokens to score and where they come from."""
+    from yeoul.commands.corpus import token_shards
+    from yeoul.data.shards import TokenShards
+
+    if config.data is not None:
+        shards, _ = token_shards(
+            config.data, folder / "data", tokenizer, text_column=config.text_column, join_by=config.join_by
+        )
+        return shards, config.data
+    kept = Path(config.model) / "data" / "val"
+    if not kept.is_dir():
+        raise UserError("there is no text to score", "--data", 'give a file, a folder or "builtin"')
+    shards = TokenShards.open(kept)
+    if shards.meta.fingerprint != tokenizer.fingerprint:
+        raise UserError("the text that was put aside was made with another tokenizer", kept, "give --data")
+    return shards, str(kept)
+
+
+def _score(
+    config: Config, model: Decoder, tokenizer: Tokenizer, shards: TokenShards, context: int
+) -> LMScore:
+    from yeoul import runtime
+    from yeoul.commands.corpus import held_out
+    from yeoul.evaluate.perplexity import score
+
+    batches = held_out(
+        shards,
+        batch_size=config.batch_size,
+        context=context,
+        max_tokens=config.max_tokens,
+        isolate_documents=config.isolate_documents,
+    )
+    if not config.json:
+        print(f"Scoring {config.model} in sequences of {context:,} tokens ...", file=sys.stderr, flush=True)
+    dtype = runtime.resolve_dtype(config.dtype, model.output_weight.device)
+    return score(model, batches(), tokenizer.byte_lengths(), dtype=dtype, by_position=config.by_position)
+
+
+def _recall(config: Config, model: Decoder, tokenizer: Tokenizer) -> RecallScore:
+    from itertools import islice
+
+    from yeoul.data.corpus import generate_recall
+    from yeoul.evaluate.recall import score_recall
+
+    items = list(islice(generate_recall(seed=RECALL_SEED), 8 * config.recall))
+    return score_recall(
+        model,
+        tokenizer,
+        items,
+        method=config.recall_method,
+        ask=config.recall,
+        context=config.context,
+        batch_size=config.batch_size,
+    )
+
+
+RECALL_SEED = 20_240_328
+"""Far from the small seeds of the training text, so that the questions are new ones."""
+
+
+def describe(values: dict[str, Any]) -> str:
+    """The scores as text."""
+    bits = "not known" if values["bits_per_byte"] is None else f"{values['bits_per_byte']:.4f}"
+    lines = [
+        f"{values['data']}: {values['tokens']:,} tokens, "
+        f"{values['bytes'] or 0:,} bytes, context {values['context']:,}",
+        f"loss            {values['loss']:.4f} nats per token",
+        f"perplexity      {values['perplexity']:,.3f}",
+        f"bits per byte   {bits}",
+    ]
+    if "by_position" in values:
+        lines += ["", f"{'position':>15}  {'loss':>8}  {'tokens':>10}"]
+        for bucket in values["by_position"]:
+            place = (
+                f"{bucket['first']:,}"
+                if bucket["first"] == bucket["last"]
+                else f"{bucket['first']:,}-{bucket['last']:,}"
+            )
+            lines.append(f"{place:>15}  {bucket['loss']:>8.4f}  {bucket['tokens']:>10,}")
+    if "recall" in values:
+        r = values["recall"]
+        lines += [
+            "",
+            f"recall ({r['method']})   {100 * r['accuracy']:.1f} % +- {100 * r['stderr']:.1f} "
+            f"of {r['questions']} questions, "
+            f"guessing gives {100 * r['chance']:.0f} %"
+            + (f", {r['skipped']} did not fit" if r["skipped"] else ""),
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,155 @@
+"""`yeoul generate`: continues texts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from yeoul.errors import UserError
+from yeoul.infer.params import SamplingParams
+
+if TYPE_CHECKING:
+    from yeoul.infer.engine import GenerationResult
+
+
+@dataclass(frozen=True)
+class Config:
+    """Continue a text, or many.
+
+    One prompt's continuation appears while it is written, whole characters at a time.
+    """
+
+    model: str
+    """Model folder, run folder, or id on the Hugging Face hub."""
+    prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
+    """The beginning of the text; without it, or with "-", standard input is the prompt."""
+    _: KW_ONLY
+    prompt_file: Path | None = None
+    """UTF-8 file with one prompt a line, instead of PROMPT."""
+    sampling: Annotated[SamplingParams, Parameter(name="*")] = field(default_factory=SamplingParams)
+    num_samples: int = 1
+    """Continuations of each prompt."""
+    batch_size: int = 32
+    """Texts that are written together."""
+    echo: bool = False
+    """Print the prompt before its continuation."""
+    stats: bool = False
+    """Print speed and cache size on standard error."""
+    json: bool = False
+    """Print one JSON object a line: prompt, text, ids, finish_reason, prompt_tokens, seconds, ..."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda or cuda:N."""
+    dtype: str = "auto"
+    """Number type of the weights: auto, float32, bfloat16 or float16."""
+    config: Path | None = None
+    """YAML file with any of these settings; flags beat it."""
+
+    def __post_init__(self) -> None:
+        for flag, value in (("num-samples", self.num_samples), ("batch-size", self.batch_size)):
+            if value < 1:
+                raise UserError(f"--{flag} is {value}, but must be at least 1")
+        if self.prompt is not None and self.prompt_file is not None:
+            raise UserError("both a prompt and --prompt-file are given", fix="leave one of them out")
+
+
+def run(config: Config) -> int:
+    """Loads the model and prints the continuations."""
+    prompts = read_prompts(config)
+
+    import yeoul
+    from yeoul.infer import engine
+
+    model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype)
+    if tokenizer is None:
+        raise UserError("the model has no tokenizer, so it cannot write text", config.model)
+    start = time.perf_counter()
+    if len(prompts) == config.num_samples == 1 and not config.json:
+        stream = engine.stream(model, tokenizer, prompts[0], **asdict(config.sampling))
+        _write(prompts[0] if config.echo else "")
+        for piece in stream:
+            _write(piece)
+        _write("\n")
+        assert stream.result is not None
+        results = [stream.result]
+    else:
+        texts = [prompt for prompt in prompts for _ in range(config.num_samples)]
+        results = engine.run(model, tokenizer, texts, config.sampling, batch_size=config.batch_size)
+        _print_all(texts, results, config)
+    if config.stats:
+        print(statistics(results, time.perf_counter() - start), file=sys.stderr)
+    return 0
+
+
+def read_prompts(config: Config) -> list[str]:
+    """The prompt, the lines of --prompt-file, or standard input as one prompt.
+
+    Raises:
+        UserError: a file that is missing, empty or not UTF-8; text that is not UTF-8.
+    """
+    if config.prompt_file is not None:
+        try:
+            lines = _utf8(config.prompt_file.read_bytes(), config.prompt_file).splitlines()
+        except OSError as error:
+            raise UserError(f"the prompts cannot be read: {error.strerror}", config.prompt_file) from None
+        if not (prompts := [line for line in lines if line.strip()]):
+            raise UserError("the file has no prompt", config.prompt_file, "write one prompt a line")
+        return prompts
+    if config.prompt is not None and config.prompt != "-":
+        return [_utf8(config.prompt.encode("utf-8", "surrogateescape"), "PROMPT")]
+    if sys.stdin.isatty():
+        print("Reading the prompt; end it with Ctrl-D.", file=sys.stderr)
+    source = getattr(sys.stdin, "buffer", None)
+    text = sys.stdin.read() if source is None else _utf8(source.read(), "standard input")
+    return [text.removesuffix("\n")]
+
+
+def _utf8(data: bytes, where: object) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError("the text is not UTF-8", f"{where}, line {line}", "save it as UTF-8") from None
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _print_all(prompts: Sequence[str], results: Sequence[GenerationResult], config: Config) -> None:
+    for number, (prompt, result) in enumerate(zip(prompts, results, strict=True), 1):
+        if config.json:
+            print(json.dumps({"prompt": prompt, **asdict(result)}, ensure_ascii=False))
+            continue
+        if len(results) > 1:
+            print(f"--- {number} of {len(results)} ---")
+        print((prompt if config.echo else "") + result.text)
+
+
+def statistics(results: Sequence[GenerationResult], seconds: float) -> str:
+    """One line: tokens read and written, speed of decoding, bytes of the cache, why the text ended."""
+    read, written = sum(r.prompt_tokens for r in results), sum(len(r.ids) for r in results)
+    speed, ending = f"{written / max(seconds, 1e-9):,.1f} tokens/s in all", ""
+    if len(results) == 1:
+        (one,) = results
+        speed = f"{one.tokens_per_second:,.1f} tokens/s after {one.prefill_seconds:.2f} s"
+        ending = f", ended by {one.finish_reason}"
+    cache = size(max(r.cache_bytes for r in results))
+    return f"{read} tokens read, {written} written, {speed}, cache {cache}{ending}"
+
+
+def size(count: int) -> str:
+    """Bytes for people: 512 B, 3.4 kB, 1.2 MB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"

@@ -1,0 +1,228 @@
+"""How much training fits into the time that is left: the machine is measured, not guessed."""
+
+from __future__ import annotations
+
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from yeoul.commands import linearize, pretrain
+    from yeoul.data.batch import Batch
+    from yeoul.model.decoder import Decoder
+    from yeoul.train.config import TrainConfig
+    from yeoul.train.loss import Objective
+
+MARGIN = 0.88
+"""Share of the time that is planned; the rest is for a machine that becomes slower meanwhile."""
+WRITING, REPORT = 12.0, 8.0
+"""Seconds reserved for samples and questions, and for the report, on a slow machine."""
+
+
+class Clock:
+    """Time spent and time left of a job of several steps, in seconds.
+
+    Args:
+        budget: for everything.
+        spent: of the steps that are finished, from an earlier session too.
+        estimates: of the steps to come.
+    """
+
+    def __init__(self, budget: float, spent: dict[str, float], estimates: dict[str, float]) -> None:
+        self.budget, self.spent, self.estimates = budget, spent, estimates
+        self._step_start = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Finished steps and the present one."""
+        return sum(self.spent.values()) + time.monotonic() - self._step_start
+
+    def remaining(self) -> float:
+        """Of what is planned."""
+        return self.budget * MARGIN - self.elapsed()
+
+    def finish(self, step: str, seconds: float) -> float:
+        """Note what a step took; the next one begins now."""
+        self.spent[step] = round(seconds, 1)
+        self.estimates.pop(step, None)
+        self._step_start = time.monotonic()
+        return self.spent[step]
+
+    def left(self) -> str:
+        """Estimated time to the end as m:ss: the steps to come, or the budget while nothing is known."""
+        running = time.monotonic() - self._step_start
+        seconds = sum(self.estimates.values()) - running if self.estimates else self.budget - self.elapsed()
+        return minutes(max(0.0, seconds))
+
+    def total(self) -> str:
+        """Time spent in all steps, as m:ss."""
+        return minutes(sum(self.spent.values()))
+
+
+def minutes(seconds: float) -> str:
+    """130 -> "2:10"."""
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d}"
+
+
+def plan_pretraining(
+    make: Callable[[dict[str, Any]], pretrain.Config], plan: dict[str, Any], clock: Clock, vocab_size: int
+) -> dict[str, Any]:
+    """Size, tokens, validation and contexts that fit: 60 % of the training time for this, the rest for
+    linearizing."""
+    from yeoul.commands.pretrain import model_config
+    from yeoul.model.decoder import Decoder
+    from yeoul.train.loss import language_model_objective
+
+    chosen: dict[str, Any] = {}
+    for size in ("3m", "5m"):
+        trial = make({"preset": size})
+        model = Decoder(model_config(trial, vocab_size=vocab_size))
+        seconds = seconds_per_token(model, language_model_objective, trial.train)
+        forward = seconds / 3
+        contexts, speed_seconds = speed_contexts(forward, 0.1 * clock.budget)
+        val_tokens = int(min(60_000, max(4_000, 0.01 * clock.budget / forward)))
+        scoring = 6 * val_tokens * forward * 1.3 + speed_seconds
+        validating = 3 * val_tokens * forward
+        training = max(
+            0.1 * clock.budget, clock.remaining() - scoring - 2 * validating - WRITING - REPORT - 6
+        )
+        share = 0.6 * training
+        tokens = _whole_steps(share / seconds, trial.train, least=20)
+        if chosen and tokens < 1.5 * plan["corpus_tokens"]:
+            break  # the larger model would read too little
+        steps = tokens // trial.train.tokens_per_step
+        chosen = {
+            "preset": size,
+            "tokens_per_second": 1 / seconds,
+            "pretrain_tokens": tokens,
+            "val_tokens": val_tokens,
+            "contexts": contexts,
+            "log_every": max(1, steps // 150),
+            "eval_every": max(1, -(-steps // 3)),
+            "save_every": max(10, steps // 6),
+        }
+        clock.estimates = {
+            "pretrain": time.monotonic() - clock._step_start + tokens * seconds + validating + 2,
+            "linearize": training - share + scoring + validating + 4,
+            "write": WRITING,
+            "report": REPORT,
+        }
+        if tokens < 3 * plan["corpus_tokens"]:
+            break
+    return chosen
+
+
+def plan_linearizing(config: linearize.Config, plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """The token budget of all stages that fits into the time left before writing and the report."""
+    import yeoul
+    from yeoul.adapt.linearize import Alignment, convert, train_everything, train_only_maps
+    from yeoul.commands.linearize import conversion
+    from yeoul.commands.linearize import plan as stages_of
+    from yeoul.train.distill import alignment_objective, distillation_objective
+    from yeoul.train.loss import language_model_objective
+
+    teacher, _ = yeoul.load(config.model, dtype="float32")
+    teacher.requires_grad_(False)
+    student = convert(teacher, conversion(config))
+    settings = stages_of(replace(config, tokens=10**9), plan["context"])
+    objectives: dict[str, Objective] = {
+        "align": alignment_objective(Alignment(teacher)),
+        "distil": distillation_objective(teacher),
+        "finetune": language_model_objective,
+    }
+    shares = {
+        "align": config.align_share,
+        "distil": 1 - config.align_share - config.finetune_share,
+        "finetune": config.finetune_share,
+    }
+    cost = 0.0
+    for stage, train_config in settings.items():
+        (train_only_maps if stage == "align" else train_everything)(student)
+        cost += shares[stage] * seconds_per_token(student, objectives[stage], train_config)
+    forward = 1 / plan["tokens_per_second"] / 3
+    _, speed_seconds = speed_contexts(forward, 0.1 * clock.budget)
+    other = (6 + 3) * plan["val_tokens"] * forward * 1.3 + speed_seconds + 4
+    least = 40 * config.batch_size * plan["context"]
+    tokens = max(least, int((clock.remaining() - other - WRITING - REPORT) / cost))
+    clock.estimates["linearize"] = time.monotonic() - clock._step_start + tokens * cost + other
+    return {"linear_tokens": tokens}
+
+
+def speed_contexts(forward: float, limit: float) -> tuple[list[int], float]:
+    """The longest series of contexts whose measurement takes at most `limit` seconds, and what it takes.
+
+    Args:
+        forward: seconds a token takes in a short context without gradient.
+    """
+    best: tuple[list[int], float] = ([256, 512, 1024], 0.0)
+    for longest in (2048, 4096, 8192, 16384):
+        contexts = [c for c in (512, 1024, 2048, 4096, 8192, 16384) if longest >= c >= longest // 16][::-1][
+            ::2
+        ][::-1]
+        # Softmax attention doubles the cost of a token at about 4,600 tokens of context in models of this
+        # size.
+        prefill = sum(c * forward * (2.3 + c / 4600) for c in contexts)
+        decode = len(contexts) * 2 * 72 * 0.008
+        if best[1] and prefill + decode > limit:
+            break
+        best = contexts, prefill + decode
+    return best
+
+
+def seconds_per_token(model: Decoder, objective: Objective, config: TrainConfig, steps: int = 4) -> float:
+    """Seconds that a token takes in training: the median of a few real steps on random tokens, the first left
+    out."""
+    from yeoul.report.content import read_metrics
+    from yeoul.train.log import Progress
+    from yeoul.train.loop import train
+
+    brief = replace(config, tokens=steps * config.tokens_per_step, log_every=1, eval_every=0, save_every=0)
+    source = RandomTokens(model.config.vocab_size, config.batch_size, config.context)
+    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    with tempfile.TemporaryDirectory(prefix="yeoul-") as folder:
+        silent = Progress("measuring", brief.steps, stream=io.StringIO())
+        train(model, source, objective, brief, Path(folder), save_model=_save_nothing, progress=silent)
+        lines = read_metrics(Path(folder) / "metrics.jsonl")
+    model.load_state_dict(before)
+    return 1 / statistics.median(line["tokens_per_second"] for line in lines[1:])
+
+
+def _save_nothing(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+class RandomTokens:
+    """An endless source of random batches, for measuring."""
+
+    def __init__(self, vocab_size: int, batch_size: int, context: int) -> None:
+        import torch
+
+        self.generator = torch.Generator().manual_seed(0)
+        self.vocab_size, self.shape = vocab_size, (batch_size, context + 1)
+
+    def next_batch(self) -> Batch:
+        """Uniform tokens and the next ones as labels."""
+        import torch
+
+        from yeoul.data.batch import Batch
+
+        ids: torch.Tensor = torch.randint(0, self.vocab_size, self.shape, generator=self.generator)
+        return Batch(input_ids=ids[:, :-1], labels=ids[:, 1:])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to remember."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Nothing to restore."""
+
+
+def _whole_steps(tokens: float, config: TrainConfig, least: int) -> int:
+    return max(least, int(tokens) // config.tokens_per_step) * config.tokens_per_step

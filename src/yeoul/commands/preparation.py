@@ -1,0 +1,155 @@
+"""What a pretraining run stands on: its tokenizer, its tokens, and the record of what decides its losses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yeoul.errors import UserError
+from yeoul.train.config import CHANGEABLE
+
+if TYPE_CHECKING:
+    from yeoul.commands.pretrain import Config
+    from yeoul.data.shards import TokenShards
+    from yeoul.text.tokenizer import Tokenizer
+
+
+def preparation_of(config: Config) -> dict[str, Any]:
+    """What decides the losses of a run, by flag; a run goes on only while all of it is the same.
+
+    Raises:
+        UserError: data or tokenizer are not there.
+    """
+    from yeoul.config import flat_values
+    from yeoul.data.sources import source_key
+    from yeoul.text.tokenizer import Tokenizer
+
+    free = CHANGEABLE | {"out", "resume", "overwrite", "device", "val_tokens"}
+    values = {key: value for key, value in flat_values(config).items() if key not in free}
+    # What the paths hold counts, not how they are written.
+    for name, spec in (("data", config.data), ("val_data", config.val_data)):
+        if spec is not None:
+            values[name] = source_key(spec, text_column=config.text_column, join_by=config.join_by)
+    if config.tokenizer is not None:
+        values["tokenizer"] = Tokenizer.load(config.tokenizer).fingerprint
+    return values
+
+
+def check_run(config: Config, preparation: dict[str, Any]) -> None:
+    """Raises UserError when --out holds a run that must not go on or was made of something else; writes nothing."""
+    from yeoul.train.runstate import Checkpoints
+
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise UserError("this is a file, not a folder", where=f"--out {out}")
+    if config.overwrite or not Checkpoints(out / "checkpoints", 1).steps():
+        return
+    if not config.resume:
+        fix = "go on with it (--resume), throw it away (--overwrite) or choose another --out"
+        raise UserError("there is a run already", where=out, fix=fix)
+    before = _read_record(out / "prepared.json")
+    changed = sorted(k for k in before.keys() & preparation.keys() if before[k] != preparation[k])
+    if changed:
+        names = ", ".join("--" + name.replace("_", "-") for name in changed)
+        fix = "give the same again, throw the run away (--overwrite) or choose another --out"
+        raise UserError(f"the run was started with other values of {names}", where=out, fix=fix)
+
+
+def begin(config: Config, preparation: dict[str, Any]) -> None:
+    """Note in the run's folder what it is made of; forget an earlier run there when that is wanted."""
+    from yeoul.config import save_config
+    from yeoul.train.runstate import forget_run, write_json
+
+    if config.overwrite:
+        forget_run(config.out)
+    write_json(config.out / "prepared.json", preparation)
+    # Never saved as true: the file given back as --config must not throw the run away.
+    save_config(replace(config, overwrite=False), config.out / "config.yaml")
+
+
+@contextmanager
+def removed_on_user_error(out: Path) -> Iterator[None]:
+    """Leave no half-made folder behind when the data or the tokenizer turn out to be unusable."""
+    is_new = not out.exists()
+    try:
+        yield
+    except UserError:
+        if is_new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # lost: the tokenizer's and the shards' own fingerprints still guard the run
+    return values if isinstance(values, dict) else {}
+
+
+def tokenizer_of(config: Config, preparation: dict[str, Any]) -> Tokenizer:
+    """The tokenizer named, the one trained for this run before, or a new one trained on the data."""
+    from yeoul.data.records import read_documents
+    from yeoul.text.tokenizer import Tokenizer
+    from yeoul.text.training import TokenizerConfig, train_tokenizer
+    from yeoul.train.runstate import replace_folder, write_json
+
+    if config.tokenizer is not None:
+        return Tokenizer.load(config.tokenizer)
+    folder = config.out / "tokenizer"
+    origin = {key: preparation[key] for key in ("data", "vocab_size", "model_type")}
+    if _read_record(folder / "made_from.json") == origin and Tokenizer.exists(folder):
+        return Tokenizer.load(folder)
+    print(f"Training a tokenizer of {config.vocab_size:,} pieces ...", flush=True)
+    wanted = TokenizerConfig(vocab_size=config.vocab_size, model_type=config.model_type)
+    texts = read_documents(config.data, text_column=config.text_column, join_by=config.join_by)
+
+    def write(target: Path) -> None:
+        train_tokenizer(texts, wanted, target)
+        write_json(target / "made_from.json", origin)
+
+    replace_folder(folder, write)
+    return Tokenizer.load(folder)
+
+
+def shards_of(
+    config: Config, preparation: dict[str, Any], tokenizer: Tokenizer
+) -> tuple[TokenShards, TokenShards | None]:
+    """Training and validation tokens, from OUT/data when they are there already."""
+    from yeoul.data.records import read_documents
+    from yeoul.data.shards import build_shards
+
+    if tokenizer.eos_id is None:
+        raise UserError(
+            "the tokenizer has no end-of-sequence token", where=config.tokenizer, fix="train another one"
+        )
+    eos = tokenizer.eos_id
+
+    def build(spec: str, folder: Path, fraction: float, key: str) -> tuple[TokenShards, TokenShards | None]:
+        return build_shards(
+            read_documents(spec, text_column=config.text_column, join_by=config.join_by),
+            tokenizer.encode_batch,
+            eos,
+            tokenizer.vocab_size,
+            tokenizer.fingerprint,
+            folder,
+            fraction,
+            source_key=key,
+            progress=_report_tokens,
+        )
+
+    if config.val_data is None:
+        return build(config.data, config.out / "data", config.val_fraction, preparation["data"])
+    train, _ = build(config.data, config.out / "data", 0.0, preparation["data"])
+    val, _ = build(config.val_data, config.out / "val_data", 0.0, preparation["val_data"])
+    return train, val
+
+
+def _report_tokens(documents: int, tokens: int, num_bytes: int) -> None:
+    if documents % 20_000 == 0:
+        print(f"  {documents:,} documents, {tokens:,} tokens ({num_bytes / 1e6:,.0f} MB)", flush=True)

@@ -1,0 +1,299 @@
+"""`yeoul pretrain`: text -> tokenizer -> shards -> model -> training -> a Hugging Face folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from yeoul.errors import UserError
+from yeoul.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from yeoul.data.batch import Batch
+    from yeoul.data.loader import PackedLoader
+    from yeoul.data.shards import TokenShards
+    from yeoul.model.config import ModelConfig
+    from yeoul.model.decoder import Decoder
+    from yeoul.text.tokenizer import Tokenizer
+    from yeoul.train.loop import TrainResult
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pretrain a language model from text.
+
+    Trains a tokenizer unless one is given, stores the text as tokens, trains the model and leaves it in
+    OUT/model as a Hugging Face folder. The same command again goes on where it was stopped.
+    """
+
+    data: str = "builtin"
+    """Text: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas."""
+    _: KW_ONLY
+    out: Path = Path("runs/pretrain")
+    """Folder of the run."""
+    config: Path | None = None
+    """YAML file with any of these settings; flags beat it."""
+    resume: bool = True
+    """Go on with the run in --out, if there is one."""
+    overwrite: bool = False
+    """Throw away the run in --out and begin afresh."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda or cuda:N."""
+
+    text_column: str | None = None
+    """Column of tables and JSON objects that holds the text; found by its usual names when not given."""
+    join_by: str | None = None
+    """Column whose equal values make one document of several records."""
+    val_data: str | None = None
+    """Text for validation; without it a share of --data is put aside."""
+    val_fraction: float = 0.01
+    """Share of the documents put aside for validation; 0 for none."""
+    val_tokens: int = 200_000
+    """Largest number of tokens that one validation scores."""
+    isolate_documents: bool = False
+    """Pack documents so that none sees another; without it they follow one another in a row."""
+
+    tokenizer: Path | None = None
+    """Folder of a tokenizer; without it one is trained on the data."""
+    vocab_size: int = 8000
+    """Vocabulary of the tokenizer that is trained."""
+    model_type: Literal["bpe", "unigram"] = "bpe"
+    """Kind of the tokenizer that is trained."""
+
+    preset: str = "10m"
+    """Size of the model by name: 1m, 3m, 5m, 10m, 15m, 30m, 125m, 350m, 1b or gpt-classic."""
+    hidden_size: int | None = None
+    """Width of the model, instead of the preset's."""
+    layers: int | None = None
+    """Number of layers, instead of the preset's."""
+    heads: int | None = None
+    """Query heads, instead of the preset's."""
+    kv_heads: int | None = None
+    """Key-value heads; must divide the query heads."""
+    intermediate_size: int | None = None
+    """Width inside the MLP."""
+    attention: tuple[str, ...] | None = None
+    """Attention of all layers, or of each: softmax, sliding, dijiang or hybrid."""
+    window: int | None = None
+    """Positions that sliding and hybrid attention see, the present one included."""
+    positions: Literal["rotary", "sinusoidal", "learned", "none"] | None = None
+    """How positions are told apart."""
+    norm: Literal["rmsnorm", "layernorm"] | None = None
+    """Normalisation."""
+    mlp: Literal["swiglu", "gelu"] | None = None
+    """MLP."""
+    tie_embeddings: bool | None = None
+    """Use the embedding as output projection too."""
+    max_positions: int | None = None
+    """Longest text that the model is made for; the training context when not given."""
+
+    train: Annotated[TrainConfig, Parameter(name="*")] = field(default_factory=TrainConfig)
+    """How it is trained."""
+
+
+def run(config: Config) -> int:
+    """Pretrain, and return the exit code: 0 done, 130 or 143 stopped by a signal with everything saved."""
+    from yeoul import runtime
+    from yeoul.commands.preparation import (
+        begin,
+        check_run,
+        preparation_of,
+        removed_on_user_error,
+        shards_of,
+        tokenizer_of,
+    )
+    from yeoul.model.decoder import Decoder
+    from yeoul.train.interrupt import Interrupted
+
+    model_config(config, vocab_size=config.vocab_size)  # its errors come before anything is written
+    device = runtime.resolve_device(config.device)
+    preparation = preparation_of(config)
+    check_run(config, preparation)
+    runtime.set_threads()
+    with removed_on_user_error(config.out):
+        tokenizer = tokenizer_of(config, preparation)
+        shards, val_shards = shards_of(config, preparation, tokenizer)
+        loader = _loader(config, shards)
+    begin(config, preparation)
+
+    runtime.seed_everything(config.train.seed)
+    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    model = Decoder(model_config(config, vocab_size=tokenizer.vocab_size, **ids)).to(device)
+    dtype = runtime.resolve_dtype(config.train.dtype, device)
+    first = _loader(config, shards).next_batch()
+    _introduce(config, model, shards, val_shards, first, tokenizer, f"{device}, {dtype}")
+    try:
+        result = _train(config, model, loader, val_shards, tokenizer, dtype)
+    except Interrupted as stop:
+        return stop.exit_code
+    _finish(config, model, tokenizer, result)
+    return 0
+
+
+def model_config(config: Config, **tokenizer: Any) -> ModelConfig:
+    """The model's shape: the preset, changed by the flags that are given.
+
+    Raises:
+        UserError: the shape is impossible, or the training context is longer than --max-positions.
+    """
+    from yeoul.model.config import preset
+
+    context = config.train.context
+    longest = context if config.max_positions is None else config.max_positions
+    if context > longest:
+        raise UserError(
+            f"the training context of {context:,} is longer than the model's {longest:,} positions",
+            where="--context",
+            fix="shorten it or raise --max-positions",
+        )
+    given: dict[str, Any] = {
+        "hidden_size": config.hidden_size,
+        "num_layers": config.layers,
+        "num_heads": config.heads,
+        "num_kv_heads": config.kv_heads,
+        "intermediate_size": config.intermediate_size,
+        "attention": config.attention,
+        "window": config.window,
+        "positions": config.positions,
+        "norm": config.norm,
+        "mlp": config.mlp,
+        "tie_embeddings": config.tie_embeddings,
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    # What a preset derives from its width or its heads does not fit another width or other heads.
+    if config.hidden_size is not None or config.mlp is not None:
+        changes.setdefault("intermediate_size", None)
+    if config.heads is not None:
+        changes.setdefault("num_kv_heads", None)
+    return preset(config.preset, max_position_embeddings=longest, **changes, **tokenizer)
+
+
+def _loader(config: Config, shards: TokenShards) -> PackedLoader:
+    from yeoul.data.loader import PackedLoader
+
+    return PackedLoader(
+        shards,
+        batch_size=config.train.batch_size,
+        context=config.train.context,
+        seed=config.train.seed,
+        isolate_documents=config.isolate_documents,
+    )
+
+
+def _introduce(
+    config: Config,
+    model: Decoder,
+    shards: TokenShards,
+    val_shards: TokenShards | None,
+    batch: Batch,
+    tokenizer: Tokenizer,
+    place: str,
+) -> None:
+    """Say what is about to happen, and show the first example as the model will see it."""
+    validation = f", {val_shards.num_tokens:,} for validation" if val_shards else ", none for validation"
+    train = config.train
+    epochs = train.tokens / max(1, shards.num_tokens)
+    print(f"Data: {shards.num_documents:,} documents, {shards.num_tokens:,} tokens{validation}.")
+    print(f"Model: {model.num_parameters():,} parameters ({config.preset}), on {place}.")
+    print(
+        f"Training: {train.tokens:,} tokens ({epochs:.2f} times the data) in {train.steps:,} steps of "
+        f"{train.tokens_per_step:,} tokens, context {train.context:,}."
+    )
+    print(
+        f"First example, tokens between bars, those not trained in brackets:\n  {_example(batch, tokenizer)}",
+        flush=True,
+    )
+
+
+def _example(batch: Batch, tokenizer: Tokenizer, length: int = 40) -> str:
+    """The first `length` labels of a batch, piece by piece; what is not trained stands as [the input]."""
+    from yeoul.data.batch import IGNORE
+
+    inputs, labels = batch.input_ids[0, :length].tolist(), batch.labels[0, :length].tolist()
+    pieces = [
+        tokenizer.decode([label], skip_special=False) if label != IGNORE else f"[{tokenizer.decode([token])}]"
+        for token, label in zip(inputs, labels, strict=True)
+    ]
+    return "│".join(piece.replace("\n", "⏎") for piece in pieces) + " …"
+
+
+def _train(
+    config: Config,
+    model: Decoder,
+    loader: PackedLoader,
+    val_shards: TokenShards | None,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype,
+) -> TrainResult:
+    from yeoul.train.loop import train
+    from yeoul.train.loss import language_model_objective
+
+    return train(
+        model,
+        loader,
+        language_model_objective,
+        config.train,
+        config.out,
+        save_model=lambda folder: _save(model, tokenizer, folder),
+        validate=_validation(config, model, val_shards, tokenizer, dtype),
+        name="pretrain",
+        resume=config.resume,
+        identity={**model.config.to_dict(), "tokenizer": tokenizer.fingerprint},
+    )
+
+
+def _validation(
+    config: Config, model: Decoder, val_shards: TokenShards | None, tokenizer: Tokenizer, dtype: torch.dtype
+) -> Callable[[], dict[str, float]] | None:
+    from yeoul.data.loader import evaluation_batches
+    from yeoul.evaluate.perplexity import score
+
+    if val_shards is None:
+        return None
+    lengths = tokenizer.byte_lengths()
+
+    def validate() -> dict[str, float]:
+        batches = evaluation_batches(
+            val_shards,
+            batch_size=config.train.batch_size,
+            context=config.train.context,
+            max_tokens=config.val_tokens,
+            isolate_documents=config.isolate_documents,
+        )
+        result = score(model, batches, lengths, dtype=dtype)
+        values = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
+        return {key: value for key, value in values.items() if value is not None}
+
+    return validate
+
+
+def _save(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
+    from yeoul.model.checkpoint import save_model
+
+    save_model(model, folder)
+    tokenizer.save(folder)
+
+
+def _finish(config: Config, model: Decoder, tokenizer: Tokenizer, result: TrainResult) -> None:
+    """Leave the finished model in OUT/model and say what can be done with it."""
+    from yeoul.train.runstate import replace_folder
+
+    folder = config.out / "model"
+    if result.resumed_from != result.step or not (folder / "config.json").exists():
+        replace_folder(folder, lambda target: _save(model, tokenizer, target))
+    print(f"\nTraining loss {result.loss:.4f} after {result.tokens:,} tokens.")
+    if result.validation:
+        print(
+            "Validation: "
+            + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in result.validation.items())
+            + "."
+        )
+    print(f"The model is in {folder}. Next:")
+    print(f'  yeoul generate {config.out} "옛날 옛적에"')
+    print(f"  yeoul linearize {config.out} --data {config.data} --out {config.out}-dijiang", flush=True)

@@ -1,0 +1,231 @@
+"""What finished runs left behind, put together as a report: from softmax pretraining to the linear model."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    from yeoul.model.decoder import Decoder
+    from yeoul.report.content import Curve, Role, Sample, SpeedPoint, Stage
+    from yeoul.text.tokenizer import Tokenizer
+
+NAMES = {"teacher": "softmax", "converted": "DiJiang"}
+
+
+def collect(pretrained: Path | None, linear: Path) -> dict[str, Any]:
+    """Fields of a `Report` from the folders of `yeoul pretrain` and `yeoul linearize`.
+
+    Args:
+        pretrained: None where the softmax model came from elsewhere.
+
+    Raises:
+        UserError: the linearize run is not finished.
+    """
+    from yeoul.report.content import ModelRow, curves, read_metrics
+
+    values = linear_results(linear)
+    stages: list[Stage] = []
+    lines_of: list[Curve] = []
+    if pretrained is not None:
+        lines = read_metrics(pretrained / "metrics.jsonl")
+        lines_of += curves(lines, "pretrain")
+        stages += [_pretrain_stage(lines)]
+    for folder in sorted((linear / "stages").glob("*-*")):
+        name = folder.name.split("-", 1)[1]
+        unit = "relative error of a layer" if name == "align" else "nats per token"
+        train = [
+            c for c in curves(read_metrics(folder / "metrics.jsonl"), name, unit=unit) if c.name == "train"
+        ]
+        lines_of += train
+    stages += _linear_stages(values)
+    rows = tuple(
+        ModelRow(
+            name=NAMES.get(name, name),
+            role=_role(name),
+            loss=score["loss"],
+            perplexity=score["perplexity"],
+            bits_per_byte=score["bits_per_byte"],
+        )
+        for name, score in values["scores"].items()
+    )
+    return {
+        "stages": tuple(stages),
+        "models": rows,
+        "curves": tuple(lines_of),
+        "speeds": tuple(_speeds(values["speed"])),
+        "configuration": configurations(pretrained, linear),
+        "machine": machine_facts(),
+    }
+
+
+def linear_results(linear: Path) -> dict[str, Any]:
+    """What `yeoul linearize` wrote into OUT/linearize.json.
+
+    Raises:
+        UserError: it is not there or damaged.
+    """
+    path = linear / "linearize.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("the linearize run is not finished", linear, "run the same command again") from None
+    except ValueError as error:
+        raise UserError(f"the results are damaged: {error}", path, "run `yeoul linearize` again") from None
+    if not isinstance(values, dict):
+        raise UserError("the results are damaged", path, "run `yeoul linearize` again")
+    return values
+
+
+def _role(name: str) -> Role:
+    return "teacher" if name == "teacher" else "converted" if name == "converted" else "ablation"
+
+
+def _pretrain_stage(lines: list[dict[str, Any]]) -> Stage:
+    from yeoul.report.content import Stage
+
+    train = [line for line in lines if line.get("kind") == "train"]
+    val = [line for line in lines if line.get("kind") == "val"]
+    last = train[-1] if train else {}
+    return Stage(
+        name="pretrain",
+        tokens=last.get("tokens"),
+        seconds=last.get("seconds"),
+        result=_validation_words(val[-1]) if val else "",
+    )
+
+
+def _linear_stages(values: Mapping[str, Any]) -> list[Stage]:
+    from yeoul.report.content import Stage
+
+    what = {
+        "align": "each layer's linear attention learned to give what its softmax attention gives",
+        "distil": "the whole model learned the teacher's predictions",
+        "finetune": "the whole model learned from the text",
+    }
+    return [
+        Stage(
+            name=name,
+            tokens=stage["tokens"],
+            seconds=stage["seconds"],
+            result="; ".join(filter(None, (what.get(name), _validation_words(stage)))),
+        )
+        for name, stage in values["stages"].items()
+    ]
+
+
+def _validation_words(line: Mapping[str, Any]) -> str:
+    bits = line.get("bits_per_byte")
+    return f"{bits:.3f} bits per byte on held-out text" if isinstance(bits, float) else ""
+
+
+def _speeds(records: Iterable[Mapping[str, Any]]) -> Iterable[SpeedPoint]:
+    from yeoul.report.content import SpeedPoint
+
+    for r in records:
+        yield SpeedPoint(
+            model=NAMES.get(r["model"], r["model"]),
+            role=_role(r["model"]),
+            context=r["context"],
+            prefill=r["prefill_tokens_per_second"],
+            decode=r["decode_tokens_per_second"],
+            decode_low=r["decode_low"],
+            decode_high=r["decode_high"],
+            cache_bytes=r["cache_bytes"],
+            peak_bytes=r["peak_bytes"],
+        )
+
+
+def configurations(pretrained: Path | None, linear: Path) -> dict[str, dict[str, Any]]:
+    """Settings of both runs and the shape of the converted model."""
+    from yeoul.config import read_yaml
+    from yeoul.model.checkpoint import load_config, model_folder
+
+    found = {}
+    for name, folder in (("yeoul pretrain", pretrained), ("yeoul linearize", linear)):
+        if folder is not None and (folder / "config.yaml").is_file():
+            found[name] = read_yaml(folder / "config.yaml")
+    found["model"] = load_config(model_folder(linear)).to_dict()
+    return found
+
+
+def machine_facts() -> tuple[tuple[str, str], ...]:
+    """What the figures were measured on, in words."""
+    from yeoul import __version__, runtime
+
+    facts = runtime.machine()
+    lines = [
+        ("processor", f"{facts['cpu']}, {facts['cores']} core(s) usable"),
+        ("instruction sets", ", ".join(facts["features"]) or "none that matter"),
+        ("threads", str(facts["threads"])),
+        ("memory", f"{facts['memory'] / 2**30:.1f} GiB"),
+        ("GPU", ", ".join(facts["gpus"])),
+        (
+            "software",
+            f"Yeoul {__version__}, torch {facts['torch']}, Python {facts['python']}, {facts['system']}",
+        ),
+    ]
+    return tuple((name, value) for name, value in lines if value)
+
+
+def samples(
+    before: Decoder,
+    after: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Iterable[str],
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> tuple[Sample, ...]:
+    """The same prompts continued by both models with the same settings and seed."""
+    from yeoul.infer.engine import generate
+    from yeoul.report.content import Sample
+
+    prompts = list(prompts)
+    old, new = (
+        generate(
+            model, tokenizer, prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+        for model in (before, after)
+    )
+    return tuple(Sample(prompt=p, before=b, after=a) for p, b, a in zip(prompts, old, new, strict=True))
+
+
+def command_line(verb: str, config: Any, positional: tuple[str, ...] = ()) -> str:
+    """The command that gives this configuration: settings that are not the default, positionals first."""
+    from yeoul.config import flat_values
+
+    defaults: dict[str, Any] = {}
+    for field in fields(config):
+        if field.default is not MISSING:
+            defaults[field.name] = field.default
+        elif field.default_factory is not MISSING:
+            value = field.default_factory()
+            defaults |= flat_values(value) if hasattr(value, "__dataclass_fields__") else {field.name: value}
+    values = flat_values(config)
+    words = ["yeoul", verb, *(str(values[name]) for name in positional)]
+    for name, value in values.items():
+        default = defaults.get(name)
+        default = (
+            list(default)
+            if isinstance(default, tuple)
+            else str(default)
+            if isinstance(default, Path)
+            else default
+        )
+        if name in positional or value == default or value is None:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return shlex.join(words)

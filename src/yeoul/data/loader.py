@@ -1,0 +1,252 @@
+"""Token shards as an endless, resumable stream of batches."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from yeoul.data.batch import IGNORE, Batch
+from yeoul.data.shards import TokenShards
+from yeoul.errors import UserError
+
+OPEN_ROWS = 64
+"""How many rows wait for pieces that fit while documents are packed."""
+
+
+class Piece(NamedTuple):
+    """A run of tokens that is predicted as one sequence: `length` inputs from `start`, labels one further."""
+
+    start: int
+    length: int
+
+
+Row = list[Piece]
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    """A generator of its own for each epoch: global random states are never touched."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
+
+
+def pack_rows(pieces: Iterable[Piece], context: int) -> Iterator[Row]:
+    """Pack pieces into rows of at most `context` tokens: best fit among `OPEN_ROWS` rows, in a fixed order.
+
+    Args:
+        pieces: none longer than `context`.
+    """
+    rows: dict[int, Row] = {}
+    spaces: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for number, piece in enumerate(pieces):
+        place = bisect_left(spaces, (piece.length, -1))
+        if place < len(spaces):
+            free, row = spaces.pop(place)
+        else:
+            if len(spaces) >= OPEN_ROWS:
+                yield rows.pop(spaces.pop(0)[1])
+            free, row = context, number
+            rows[row] = []
+        rows[row].append(piece)
+        if free == piece.length:
+            yield rows.pop(row)
+        else:
+            insort(spaces, (free - piece.length, row))
+    yield from rows.values()
+
+
+class _Pieces:
+    """Documents cut into pieces of at most `context` predicted tokens; piece numbers follow the documents."""
+
+    def __init__(self, shards: TokenShards, context: int) -> None:
+        self.context = context
+        self.offsets = np.asarray(shards.offsets)
+        predicted = np.maximum(np.diff(self.offsets) - 1, 0)
+        self.first = np.concatenate(([0], np.cumsum(-(-predicted // context))))
+        """(num_documents + 1,): number of the first piece of each document."""
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def __call__(self, number: int) -> Piece:
+        document = int(np.searchsorted(self.first, number, side="right")) - 1
+        start = int(self.offsets[document]) + (number - int(self.first[document])) * self.context
+        return Piece(start, min(self.context, int(self.offsets[document + 1]) - 1 - start))
+
+
+def _batch(shards: TokenShards, rows: list[Row], context: int, isolated: bool) -> Batch:
+    """Rows of pieces as tensors (len(rows), context); what no piece covers is padding."""
+    shape = (len(rows), context)
+    input_ids = np.full(shape, shards.eos_id, dtype=np.int64)
+    labels = np.full(shape, IGNORE, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    seq_ids = np.full(shape, -1, dtype=np.int64)
+    for b, row in enumerate(rows):
+        column = 0
+        for number, (start, length) in enumerate(row):
+            window = shards.tokens[start : start + length + 1]
+            place = slice(column, column + length)
+            input_ids[b, place], labels[b, place] = window[:-1], window[1:]
+            positions[b, place], seq_ids[b, place] = np.arange(length), number
+            column += length
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        labels=torch.from_numpy(labels),
+        positions=torch.from_numpy(positions) if isolated else None,
+        seq_ids=torch.from_numpy(seq_ids) if isolated else None,
+    )
+
+
+class PackedLoader:
+    """Endless training batches from token shards, in an order that depends on the seed alone.
+
+    Without `isolate_documents` a row is a window of the token stream, documents follow one another in it, and windows
+    start at another offset in each epoch. With it a row holds whole documents (long ones in pieces), each a sequence of
+    its own with positions from 0: no document sees another.
+
+    Args:
+        shards: tokens.
+        batch_size: rows of a batch.
+        context: tokens of a row.
+        seed: of the order.
+        rank, world_size: this process takes every `world_size`-th batch; all processes together draw each row once.
+
+    Raises:
+        UserError: fewer tokens than one row needs.
+    """
+
+    def __init__(
+        self,
+        shards: TokenShards,
+        batch_size: int = 8,
+        context: int = 512,
+        seed: int = 0,
+        isolate_documents: bool = False,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or context < 1:
+            raise UserError(f"batch size {batch_size} and context {context} must be at least 1")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}")
+        self.shards, self.batch_size, self.context, self.seed = shards, batch_size, context, seed
+        self.isolate_documents, self.rank, self.world_size = isolate_documents, rank, world_size
+        self._pieces = _Pieces(shards, context) if isolate_documents else None
+        if self._pieces is None and shards.num_tokens < context + 1:
+            raise UserError(
+                f"the data has {shards.num_tokens:,} tokens, a context of {context:,} needs {context + 1:,}",
+                shards.folder,
+                "give more text or a shorter context",
+            )
+        if self._pieces is not None and len(self._pieces) == 0:
+            raise UserError("no document has two tokens", shards.folder, "give more text")
+        self.epoch, self.index = 0, 0
+        self._rows = self._epoch_rows(0)
+
+    def _epoch_rows(self, epoch: int) -> Iterator[Row]:
+        """The rows of one epoch."""
+        generator = _generator(self.seed, epoch)
+        if self._pieces is not None:
+            order = generator.permutation(len(self._pieces))
+            return pack_rows((self._pieces(number) for number in order), self.context)
+        spare = self.shards.num_tokens - 1 - self.context
+        shift = int(generator.integers(min(self.context, spare + 1)))
+        windows = generator.permutation((self.shards.num_tokens - 1 - shift) // self.context)
+        return ([Piece(shift + int(window) * self.context, self.context)] for window in windows)
+
+    def _next_row(self) -> Row:
+        row = next(self._rows, None)
+        while row is None:
+            self.epoch, self.index = self.epoch + 1, 0
+            self._rows = self._epoch_rows(self.epoch)
+            row = next(self._rows, None)
+        self.index += 1
+        return row
+
+    def next_batch(self) -> Batch:
+        """The next batch; the epoch ends nowhere, a batch may reach into the next one."""
+        rows = [self._next_row() for _ in range(self.batch_size * self.world_size)]
+        mine = rows[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+        return _batch(self.shards, mine, self.context, self.isolate_documents)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, as values that JSON can hold."""
+        return {
+            "epoch": self.epoch,
+            "index": self.index,
+            "seed": self.seed,
+            "context": self.context,
+            "isolate_documents": self.isolate_documents,
+            "tokens": self.shards.num_tokens,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken.
+
+        Raises:
+            UserError: the state belongs to other data or another context.
+        """
+        for key, value in self.state_dict().items():
+            if key not in state:
+                raise UserError(f'the position in the data is damaged: "{key}" is missing')
+            if key not in ("epoch", "index", "seed") and state[key] != value:
+                raise UserError(
+                    f"the run was started with {key} = {state[key]}, now it is {value}",
+                    self.shards.folder,
+                    "resume with the same data and context",
+                )
+        self.seed, self.epoch, self.index = int(state["seed"]), int(state["epoch"]), int(state["index"])
+        self._rows = islice(self._epoch_rows(self.epoch), self.index, None)
+
+
+def evaluation_batches(
+    shards: TokenShards,
+    *,
+    batch_size: int,
+    context: int,
+    max_tokens: int | None = None,
+    isolate_documents: bool = False,
+) -> Iterator[Batch]:
+    """Batches for scoring, in order: every token but the first (of each document, if isolated) is a label once.
+
+    The last row may be padded (seq_ids -1, labels `IGNORE`) and the last batch may have fewer rows.
+
+    Args:
+        max_tokens: score at most so many tokens from the beginning; None for all.
+
+    Raises:
+        UserError: there is no token to score.
+    """
+    pieces: Iterable[Piece]
+    if isolate_documents:
+        cut = _Pieces(shards, context)
+        pieces = (cut(number) for number in range(len(cut)))
+    else:
+        last = shards.num_tokens - 1
+        pieces = (Piece(start, min(context, last - start)) for start in range(0, last, context))
+    rows = (
+        pack_rows(_limited(pieces, max_tokens), context)
+        if isolate_documents
+        else ([piece] for piece in _limited(pieces, max_tokens))
+    )
+    some = False
+    while chunk := list(islice(rows, batch_size)):
+        some = True
+        padded = any(sum(piece.length for piece in row) < context for row in chunk)
+        yield _batch(shards, chunk, context, isolate_documents or padded)
+    if not some:
+        raise UserError(f"the data has {shards.num_tokens} tokens, too few to score", shards.folder)
+
+
+def _limited(pieces: Iterable[Piece], max_tokens: int | None) -> Iterator[Piece]:
+    """Pieces up to a total length."""
+    left = max_tokens
+    for piece in pieces:
+        if left is not None and left <= 0:
+            return
+        yield piece if left is None else Piece(piece.start, min(piece.length, left))
+        left = None if left is None else left - piece.length

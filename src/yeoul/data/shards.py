@@ -1,0 +1,324 @@
+"""Tokenised documents on disk, memory-mapped: `tokens.bin`, `offsets.npy` and `meta.json` in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from yeoul.errors import UserError
+
+FORMAT_VERSION = 1
+_DAMAGED = "delete the folder and prepare the data again"
+EncodeBatch = Callable[[list[str]], list[list[int]]]
+Progress = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardMeta:
+    """What `meta.json` says.
+
+    Attributes:
+        tokens, documents: how many; `tokens` counts the end-of-sequence token after each document.
+        bytes: UTF-8 bytes of the text of the documents.
+        eos_id, vocab_size, fingerprint: of the tokenizer.
+        source_key: what the caller says that the documents come from; None is never reused.
+        val_fraction, seed: how documents were divided between training and validation.
+    """
+
+    version: int
+    tokens: int
+    documents: int
+    bytes: int
+    eos_id: int
+    vocab_size: int
+    fingerprint: str
+    source_key: str | None
+    val_fraction: float
+    seed: int
+
+
+def _dtype(vocab_size: int) -> np.dtype[Any]:
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class TokenShards:
+    """Documents as token ids, each followed by the end-of-sequence id, memory-mapped read-only."""
+
+    def __init__(self, folder: Path, meta: ShardMeta, tokens: np.ndarray, offsets: np.ndarray) -> None:
+        self.folder, self.meta = folder, meta
+        self.tokens = tokens
+        """(num_tokens,) uint16 or uint32."""
+        self.offsets = offsets
+        """(num_documents + 1,) int64: where each document begins, and the end."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> TokenShards:
+        """Open a folder that `build_shards` wrote.
+
+        Raises:
+            UserError: not there, damaged, or cut off.
+        """
+        folder = Path(folder)
+        meta = _read_meta(folder)
+        path = folder / "tokens.bin"
+        dtype = _dtype(meta.vocab_size)
+        expected = meta.tokens * dtype.itemsize
+        try:
+            size = path.stat().st_size
+            if size != expected:
+                raise UserError(f"the token file has {size} bytes instead of {expected}", path, _DAMAGED)
+            tokens = np.memmap(path, dtype=dtype, mode="r", shape=(meta.tokens,))
+            offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"the token folder is damaged: {error}", folder, _DAMAGED) from error
+        if offsets.dtype != np.int64 or offsets.shape != (meta.documents + 1,) or offsets[-1] != meta.tokens:
+            raise UserError("the table of documents does not fit the tokens", folder / "offsets.npy", _DAMAGED)
+        return cls(folder, meta, tokens, offsets)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, the end-of-sequence token of each document included."""
+        return self.meta.tokens
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the text."""
+        return self.meta.bytes
+
+    @property
+    def num_documents(self) -> int:
+        return self.meta.documents
+
+    @property
+    def eos_id(self) -> int:
+        return self.meta.eos_id
+
+    def document(self, index: int) -> np.ndarray:
+        """Ids of one document, its end-of-sequence id included: (n,) uint16 or uint32, read-only."""
+        if not 0 <= index < self.num_documents:
+            raise IndexError(f"document {index} of {self.num_documents}")
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+
+def _read_meta(folder: Path) -> ShardMeta:
+    path = folder / "meta.json"
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        if isinstance(values, dict) and values.get("version", FORMAT_VERSION) != FORMAT_VERSION:
+            raise UserError(f"the token folder has format {values['version']}, not {FORMAT_VERSION}", path, _DAMAGED)
+        return ShardMeta(**{field.name: values[field.name] for field in fields(ShardMeta)})
+    except FileNotFoundError as error:
+        raise UserError("this is no folder of tokens: it has no meta.json", folder) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError("the description of the tokens is damaged", path, _DAMAGED) from error
+
+
+class _Writer:
+    """One split while it is being written."""
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.dtype = folder, dtype
+        self.file: IO[bytes] = (folder / "tokens.bin").open("wb")
+        self.ends: list[int] = [0]
+        self.bytes = 0
+
+    def add(self, ids: np.ndarray, num_bytes: int) -> None:
+        self.file.write(ids.astype(self.dtype).tobytes())
+        self.ends.append(self.ends[-1] + len(ids))
+        self.bytes += num_bytes
+
+    def finish(self, **meta: Any) -> None:
+        _sync_and_close(self.file)
+        with (self.folder / "offsets.npy").open("wb") as file:
+            np.save(file, np.asarray(self.ends, dtype=np.int64), allow_pickle=False)
+            _sync_and_close(file)
+        values = ShardMeta(tokens=self.ends[-1], documents=len(self.ends) - 1, bytes=self.bytes, **meta)
+        with (self.folder / "meta.json").open("wb") as file:
+            file.write(json.dumps(asdict(values), indent=2).encode())
+            _sync_and_close(file)
+
+
+def _sync_and_close(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+
+
+def _draw(seed: int, index: int) -> float:
+    """A number in [0, 1) that depends on nothing but the seed and the document's index."""
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _encoded(
+    documents: Iterable[str], encode_batch: EncodeBatch, eos_id: int, vocab_size: int, batch: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """(ids with the end-of-sequence id, UTF-8 bytes) of each document, encoded in batches."""
+    stream = iter(documents)
+    while texts := list(islice(stream, batch)):
+        for text, ids in zip(texts, encode_batch(texts), strict=True):
+            row = np.asarray([*ids, eos_id], dtype=np.int64)
+            if row.min() < 0 or row.max() >= vocab_size:
+                raise ValueError(f"the tokenizer gave ids outside 0 ... {vocab_size - 1}")
+            yield row, len(text.encode())
+
+
+def _write_splits(
+    rows: Iterable[tuple[np.ndarray, int]],
+    train: _Writer,
+    val: _Writer | None,
+    val_fraction: float,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    """Divide documents by the hash of their index.
+
+    The first document is always for training. So that validation gets one of few documents, the one nearest to being
+    drawn is held back until another is drawn.
+    """
+    held: tuple[float, tuple[np.ndarray, int]] | None = None
+    tokens = num_bytes = 0
+    for index, row in enumerate(rows):
+        tokens, num_bytes = tokens + len(row[0]), num_bytes + row[1]
+        draw = _draw(seed, index)
+        if val is None or index == 0:
+            train.add(*row)
+        elif draw < val_fraction:
+            val.add(*row)
+            if held:
+                train.add(*held[1])
+                held = None
+        elif len(val.ends) == 1 and (held is None or draw < held[0]):
+            if held:
+                train.add(*held[1])
+            held = (draw, row)
+        else:
+            train.add(*row)
+        if progress and (index + 1) % 1000 == 0:
+            progress(index + 1, tokens, num_bytes)
+    if held and val is not None:
+        val.add(*held[1])
+    if len(train.ends) == 1:
+        raise UserError("there is no text in the data")
+    if progress:
+        progress(len(train.ends) + (len(val.ends) if val else 1) - 2, tokens, num_bytes)
+
+
+def build_shards(
+    documents: Iterable[str],
+    encode_batch: EncodeBatch,
+    eos_id: int,
+    vocab_size: int,
+    fingerprint: str,
+    folder: str | Path,
+    val_fraction: float = 0.0,
+    *,
+    seed: int = 0,
+    source_key: str | None = None,
+    progress: Progress | None = None,
+    batch_documents: int = 1000,
+) -> tuple[TokenShards, TokenShards | None]:
+    """Encode documents into `folder/train` and `folder/val`, or reuse what lies there.
+
+    The folder appears whole or not at all: it is written beside, fsynced and renamed.
+
+    Args:
+        documents: texts; not touched when the shards are reused.
+        encode_batch: texts -> ids without special tokens.
+        eos_id: written after each document.
+        vocab_size: ids are stored as uint16 up to 65,536, else as uint32.
+        fingerprint: of the tokenizer.
+        folder: where to; replaced when it holds other shards.
+        val_fraction: share of documents for validation, by a hash of the index with `seed`; above zero it gets at
+            least one of two or more documents.
+        source_key: shards with an equal key, tokenizer and division are reused; None never reuses.
+        progress: called every 1,000 documents and at the end with documents, tokens and bytes so far.
+
+    Returns:
+        training shards, and validation shards or None.
+
+    Raises:
+        UserError: no text; the folder is in use for something else.
+    """
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"the share for validation is {val_fraction}, not from 0 to below 1", "val_fraction")
+    folder = Path(folder)
+    meta = dict(
+        version=FORMAT_VERSION,
+        eos_id=eos_id,
+        vocab_size=vocab_size,
+        fingerprint=fingerprint,
+        source_key=source_key,
+        val_fraction=val_fraction,
+        seed=seed,
+    )
+    if source_key is not None and (found := _reusable(folder, meta)):
+        return found
+    if folder.exists() and not _is_ours(folder):
+        raise UserError("the folder for the tokens holds something else", folder, "name another folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        train = _Writer(partial / "train", _dtype(vocab_size))
+        val = _Writer(partial / "val", _dtype(vocab_size)) if val_fraction > 0 else None
+        rows = _encoded(documents, encode_batch, eos_id, vocab_size, batch_documents)
+        _write_splits(rows, train, val, val_fraction, seed, progress)
+        train.finish(**meta)
+        if val is not None and len(val.ends) > 1:
+            val.finish(**meta)
+        elif val is not None:
+            val.file.close()
+            shutil.rmtree(val.folder)
+        _replace(partial, folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"cannot write the tokens: {error.strerror or error}", folder) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return _open_splits(folder)
+
+
+def _open_splits(folder: Path) -> tuple[TokenShards, TokenShards | None]:
+    return TokenShards.open(folder / "train"), (TokenShards.open(folder / "val") if (folder / "val").exists() else None)
+
+
+def _reusable(folder: Path, meta: dict[str, Any]) -> tuple[TokenShards, TokenShards | None] | None:
+    """The shards in the folder if they are whole and were made in the same way."""
+    try:
+        train, val = _open_splits(folder)
+    except UserError:
+        return None  # what is damaged is made again
+    if val is None and train.num_documents > 1 and meta["val_fraction"] > 0:
+        return None
+    return (train, val) if all(getattr(train.meta, key) == value for key, value in meta.items()) else None
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nothing in the folder would be missed: it is empty or holds shards."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {"train", "val"}
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Rename a finished folder into its place; a rename over a full folder is not possible, so move it aside."""
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+    partial.rename(folder)
+    handle = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,61 @@
+"""What each part of a converted model is worth: its score with parts of its attention taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from yeoul.data.batch import Batch
+from yeoul.evaluate.perplexity import LMScore, score
+from yeoul.model.decoder import Decoder
+from yeoul.model.dijiang import DiJiangAttention
+
+
+@contextmanager
+def parts(model: Decoder, *, linear: bool = True, window: bool = True) -> Iterator[Decoder]:
+    """The model with the linear part or the softmax window of its DiJiang layers switched off meanwhile.
+
+    With both off these layers give nothing, which is the model without attention (in the layers that were converted).
+    """
+    layers = [block.self_attn for block in model.layers if isinstance(block.self_attn, DiJiangAttention)]
+    before = [(layer.linear_enabled, layer.window_enabled) for layer in layers]
+    try:
+        for layer in layers:
+            layer.linear_enabled, layer.window_enabled = linear, window
+        yield model
+    finally:
+        for layer, (was_linear, was_window) in zip(layers, before, strict=True):
+            layer.linear_enabled, layer.window_enabled = was_linear, was_window
+
+
+def ablations(
+    model: Decoder,
+    batches: Callable[[], Iterable[Batch]],
+    byte_lengths: Sequence[int] | None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> dict[str, LMScore]:
+    """Scores of a converted model, whole and with parts removed.
+
+    Args:
+        model: with DiJiang layers.
+        batches: makes the same batches each time it is called.
+        byte_lengths: as for `score`.
+        dtype: as for `score`.
+
+    Returns:
+        "converted", and where the model has a window "without the linear part" and "without the window"; always
+        "without attention".
+    """
+    has_window = any(isinstance(b.self_attn, DiJiangAttention) and b.self_attn.window for b in model.layers)
+    wanted = {"converted": (True, True)}
+    if has_window:
+        wanted |= {"without the linear part": (False, True), "without the window": (True, False)}
+    wanted["without attention"] = (False, False)
+    result = {}
+    for name, (linear, window) in wanted.items():
+        with parts(model, linear=linear, window=window):
+            result[name] = score(model, batches(), byte_lengths, dtype=dtype)
+    return result

@@ -1,0 +1,211 @@
+"""A batch of prompts in flight through one model and one cache.
+
+Prefill in chunks, then one column of tokens a step; rows that are done leave the batch.
+Shapes: B rows in flight, T columns, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from yeoul.data.padding import pad_batch
+from yeoul.errors import UserError
+from yeoul.infer.sample import SamplingParams, row_generators, sample, seen_tokens
+
+if TYPE_CHECKING:
+    from yeoul.model.cache import Cache
+    from yeoul.model.decoder import Decoder
+
+PREFILL_CHUNK = 2048
+"""Columns of a prompt that go through the model at once: bounds the memory of long prompts."""
+
+FinishReason = Literal["eos", "stop", "length", "cancelled"]
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence in flight: `ids` are its new tokens, `limit` how many it may get."""
+
+    index: int
+    prompt: list[int]
+    limit: int
+    ids: list[int]
+    finish_reason: FinishReason | None = None
+    seconds: float = 0.0
+    cache_bytes: int = 0
+
+
+class Generation:
+    """A batch of prompts in flight.
+
+    Args:
+        model: on any device, in any dtype; dropout is off while it runs.
+        prompts: token ids, at least one each; different lengths are padded on the left.
+        eos_ids: tokens that end a sequence, unless `params.ignore_eos`.
+        pad_id: any valid token; it is masked.
+        vocab_size: only ids below it are drawn (a model's table is often longer than its tokenizer's).
+        rows: numbers of the prompts, for their seeds and messages; 0, 1, ... by default.
+        cache: what an earlier generation left, for one prompt that begins with the `cached` ids in it.
+
+    Raises:
+        UserError: a prompt is empty, or longer than the model's context.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        eos_ids: Collection[int] = (),
+        pad_id: int = 0,
+        vocab_size: int | None = None,
+        rows: Sequence[int] | None = None,
+        cache: Cache | None = None,
+        cached: int = 0,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        self.model, self.params, self.pad_id, self.prefill_chunk = model, params, pad_id, prefill_chunk
+        self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
+        self.eos_ids = frozenset() if params.ignore_eos else frozenset(eos_ids)
+        self.device = model.output_weight.device
+        indices = list(range(len(prompts))) if rows is None else list(rows)
+        self.rows = [self._row(i, list(ids)) for i, ids in zip(indices, prompts, strict=True)]
+        self.generators = row_generators(params.seed, indices)
+        self.seen: Tensor | None = None
+        if params.repetition_penalty != 1:
+            self.seen = seen_tokens(prompts, self.vocab_size, self.device)
+        self.cache, self._cached = cache, cached
+        self._tokens: Tensor | None = None  # (B,) drawn, not yet read by the model
+        self._batch = list(self.rows)  # the rows of the cache, in order
+        self._fed = 0  # drawn tokens that the model has read, of each row
+        self._start = time.perf_counter()
+        self.prefill_seconds = 0.0
+
+    def _row(self, index: int, prompt: list[int]) -> Row:
+        config = self.model.config
+        if not prompt:
+            raise UserError("the prompt is empty", where=f"prompt {index + 1}")
+        if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+            raise UserError(
+                f"the prompt has a token beyond the model's {config.vocab_size}",
+                where=f"prompt {index + 1}", fix="use the tokenizer that the model was trained with",
+            )  # fmt: skip
+        limit = self.params.max_tokens
+        if config.bounded_context is not None:
+            limit = min(limit, config.bounded_context - len(prompt))
+            if limit < 1:
+                raise UserError(
+                    f"context longer than the model's: the prompt has {len(prompt)} tokens, "
+                    f"prompt and answer together may have {config.bounded_context}",
+                    where=f"prompt {index + 1}", fix="shorten the prompt",
+                )  # fmt: skip
+        return Row(index, prompt, limit, [])
+
+    @property
+    def cached_ids(self) -> list[int]:
+        """The ids in the cache of a batch of one: all but the last one drawn."""
+        (row,) = self.rows
+        return row.prompt + row.ids[: self._fed]
+
+    def finish(self, row: Row, reason: FinishReason) -> None:
+        """Takes a row out of the batch, from the next step on."""
+        row.finish_reason = reason
+        row.seconds = time.perf_counter() - self._start
+        row.cache_bytes = self.cache.nbytes() if self.cache is not None else 0
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Row, int]]:
+        """One more token for every working row; those that ended with it have their `finish_reason`.
+
+        The end-of-text token is returned, but not appended to the row's ids. [] when all rows are done.
+        """
+        if not self.rows:
+            return []
+        logits = self._prefill() if self._tokens is None else self._decode()
+        if logits is None:
+            return []
+        tokens = sample(logits[:, : self.vocab_size], self.params, self.generators, self.seen)  # (B,)
+        if self.seen is not None:
+            self.seen.scatter_(1, tokens[:, None], True)
+        self._tokens = tokens
+        drawn = list(zip(self._batch, tokens.tolist(), strict=True))
+        for row, token in drawn:
+            if token in self.eos_ids:
+                self.finish(row, "eos")
+                continue
+            row.ids.append(token)
+            if len(row.ids) >= row.limit:
+                self.finish(row, "length")
+        return drawn
+
+    def _prefill(self) -> Tensor:
+        """Reads the prompts, equal ones once; returns the logits (B, V) behind their last tokens."""
+        distinct = list(dict.fromkeys(tuple(row.prompt) for row in self.rows))
+        ids, mask = pad_batch([list(p[self._cached :]) for p in distinct], self.pad_id, side="left")
+        T, padding = ids.shape[1], ids.shape[1] - int(mask.sum(1).min())
+        cache = self.cache if self.cache is not None else self.model.new_cache(len(distinct))
+        # the first chunk reaches into every row, so that no row of a chunk is nothing but padding
+        end = min(T, max(self.prefill_chunk, padding + 1))
+        start = 0
+        while end < T:
+            self._read(ids, mask, cache, start, end, last=False)
+            start, end = end, min(T, end + self.prefill_chunk)
+        logits = self._read(ids, mask, cache, start, end, last=True)
+        if not bool(torch.isfinite(logits).all()):
+            raise UserError("the model answers with numbers that are not finite", fix="load it with --dtype float32")
+        if len(distinct) < len(self.rows):
+            place = {prompt: i for i, prompt in enumerate(distinct)}
+            index = torch.tensor([place[tuple(row.prompt)] for row in self.rows], device=self.device)
+            cache.reorder(index)
+            logits = logits.index_select(0, index)
+        self.cache = cache
+        self.prefill_seconds = time.perf_counter() - self._start
+        return logits
+
+    def _read(self, ids: Tensor, mask: Tensor, cache: Cache, start: int, end: int, last: bool) -> Tensor:
+        """Sends columns start..end of the padded prompts through the model; logits (B, V) if the last."""
+        columns, part = ids[:, start:end].to(self.device), mask[:, start:end]
+        padded = None if bool(part.all()) else part.to(self.device)
+        if last:
+            return self._logits(columns, padded, cache)
+        return self.model.hidden(columns, padded, cache=cache)
+
+    def _decode(self) -> Tensor | None:
+        """Drops rows that are done, reads the tokens drawn last; logits (B, V), or None if no row is left."""
+        assert self._tokens is not None and self.cache is not None
+        keep = [i for i, row in enumerate(self._batch) if row.finish_reason is None]
+        if not keep:
+            return None
+        if len(keep) < len(self._batch):
+            index = torch.tensor(keep, device=self.device)
+            self.cache.reorder(index)
+            self._tokens = self._tokens.index_select(0, index)
+            self.seen = None if self.seen is None else self.seen.index_select(0, index)
+            self.generators = [self.generators[i] for i in keep]
+            self._batch = [self._batch[i] for i in keep]
+        logits = self._logits(self._tokens[:, None], None, self.cache)
+        self._fed += 1
+        return logits
+
+    def _logits(self, ids: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
+        """Logits (B, V) behind the last of (B, T) ids."""
+        return self.model(ids, mask, cache=cache, logits_to_keep=1)[:, -1]
+
+
+@contextlib.contextmanager
+def evaluating(model: Decoder) -> Iterator[None]:
+    """Dropout off inside, as before outside."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

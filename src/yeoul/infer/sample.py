@@ -1,0 +1,157 @@
+"""From logits to the next token: small pure functions that compose.
+
+Every function takes logits (B, V) and returns new logits (B, V) in which the tokens ruled out are -inf.
+`sample` puts them together in the order that transformers uses: repetition penalty, temperature, top-k,
+top-p, min-p, draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from yeoul.infer.params import SamplingParams
+
+ROUNDING = 1e-7  # what fp32 logits cannot tell apart in a probability
+HEAD = 1024  # top-p first looks among so many tokens: sorting a large vocabulary costs more than a small model
+
+
+def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Makes seen tokens less likely: divides positive logits by the penalty, multiplies negative ones.
+
+    CTRL (Keskar et al. 2019, section 4.1) in the form that transformers gave it for negative logits.
+
+    Args:
+        logits: (B, V).
+        seen: (B, V) bool, True where the token stands in the prompt or in the answer so far.
+        penalty: above 1 discourages, below 1 encourages.
+    """
+    penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, penalised, logits)
+
+
+def temperature(logits: Tensor, value: float) -> Tensor:
+    """Divides (B, V) logits by a temperature above 0."""
+    return logits / value
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """Keeps the k likeliest tokens of each row of (B, V); of equals at the edge, the lowest ids."""
+    if k <= 0 or k >= logits.shape[-1]:
+        return logits
+    return _keep(logits, logits.topk(k, dim=-1).values[:, -1:], k)
+
+
+def _keep(logits: Tensor, edge: Tensor, count: Tensor | int) -> Tensor:
+    """Keeps `count` tokens, (B, 1) or a number for all rows; the least of them has the logit `edge`."""
+    above, level = logits > edge, logits == edge
+    room = count - above.sum(-1, keepdim=True)
+    return logits.masked_fill(~(above | (level & (level.cumsum(-1) <= room))), -math.inf)
+
+
+def top_p(logits: Tensor, p: float) -> Tensor:
+    """Keeps the smallest set of tokens of each row of (B, V) whose probability reaches p, at least one token.
+
+    Nucleus sampling (Holtzman et al. 2020). Of equally likely tokens the lower ids come first. "Reaches"
+    allows for the rounding of fp32 logits (1e-7): 0.5 + 0.3 reaches 0.8.
+    """
+    if p >= 1:
+        return logits
+    total = logits.double().logsumexp(-1, keepdim=True)
+    vocab_size = logits.shape[-1]
+    size = min(HEAD, vocab_size)
+    while True:
+        ordered = logits.topk(size, dim=-1).values
+        probability = (ordered.double() - total).exp()
+        before = probability.cumsum(-1) - probability  # what the likelier tokens have together
+        count = (before < p - ROUNDING).sum(-1, keepdim=True).clamp_min(1)
+        if size == vocab_size or bool((count < size).all()):
+            return _keep(logits, ordered.gather(-1, count - 1), count)
+        size = vocab_size
+
+
+def min_p(logits: Tensor, share: float) -> Tensor:
+    """Keeps tokens of (B, V) at least `share` as probable as the likeliest (Nguyen et al. 2024)."""
+    if share <= 0:
+        return logits
+    floor = logits.amax(-1, keepdim=True) + (math.log(share) - (0 if share == 1 else ROUNDING))
+    return logits.masked_fill(logits < floor, -math.inf)
+
+
+def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draws one token a row from softmax(logits): the distribution function's inverse at a uniform number.
+
+    One double from each row's own generator and nothing else, so a row's draws do not depend on its
+    neighbours, on the vocabulary or on the device.
+
+    Args:
+        logits: (B, V); -inf is never drawn.
+        generators: B generators on the CPU.
+    Returns:
+        (B,) int64.
+    """
+    uniform = torch.stack([torch.rand((), dtype=torch.float64, generator=g) for g in generators])
+    reached = logits.double().softmax(-1).cumsum(-1)
+    total = reached[:, -1:]
+    # strictly below the total, else the search could end behind the last token that has any probability
+    target = torch.minimum(uniform.to(logits.device)[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(reached, target, right=True).squeeze(-1)
+
+
+def shape_logits(logits: Tensor, params: SamplingParams, seen: Tensor | None = None) -> Tensor:
+    """The logits (B, V) fp32 from which `sample` draws: everything except the draw."""
+    logits = logits.float()
+    if params.repetition_penalty != 1:
+        if seen is None:
+            raise ValueError("a repetition penalty needs the tokens seen so far")
+        logits = repetition_penalty(logits, seen, params.repetition_penalty)
+    if params.temperature == 0:
+        return logits
+    # a tiny temperature must not overflow: only differences from the largest logit matter
+    logits = temperature(logits - logits.amax(-1, keepdim=True), params.temperature)
+    logits = top_k(logits, params.top_k)
+    logits = top_p(logits, params.top_p)
+    return min_p(logits, params.min_p)
+
+
+def sample(
+    logits: Tensor,
+    params: SamplingParams,
+    generators: Sequence[torch.Generator],
+    seen: Tensor | None = None,
+) -> Tensor:
+    """The next token of each row.
+
+    Args:
+        logits: (B, V), any float type; computed in fp32 (probabilities in fp64).
+        params: temperature 0 takes the largest logit (after the repetition penalty), whatever the rest says.
+        generators: one a row, see `row_generators`; not read at temperature 0.
+        seen: (B, V) bool, see `seen_tokens`; needed for a repetition penalty only.
+    Returns:
+        (B,) int64.
+    """
+    logits = shape_logits(logits, params, seen)
+    return logits.argmax(-1) if params.temperature == 0 else draw(logits, generators)
+
+
+def row_generators(seed: int | None, rows: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator for each row: row i draws with seed + i; without a seed, with fresh entropy."""
+    generators = [torch.Generator() for _ in rows]
+    for row, generator in zip(rows, generators, strict=True):
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed + row)
+    return generators
+
+
+def seen_tokens(sequences: Sequence[Sequence[int]], vocab_size: int, device: torch.device | str = "cpu") -> Tensor:
+    """(B, V) bool: which tokens each of B lists of ids contains."""
+    seen = torch.zeros(len(sequences), vocab_size, dtype=torch.bool)
+    for row, ids in enumerate(sequences):
+        inside = [i for i in set(ids) if i < vocab_size]
+        seen[row, torch.tensor(inside, dtype=torch.int64)] = True
+    return seen.to(device)

@@ -1,0 +1,211 @@
+"""What a layer remembers between calls: keys and values, a rolling window of them, or a linear state."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from yeoul.ops.linear_attention import LinearState
+
+
+class LayerCache:
+    """Memory of one layer. Tensors hang on attributes, so that `nbytes`, `reorder` and `reset` serve every kind."""
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def nbytes(self) -> int:
+        """Bytes of what is remembered."""
+        return sum(t.numel() * t.element_size() for t in self._tensors().values())
+
+    def reorder(self, index: Tensor) -> None:
+        """Keeps the given rows, (B',) int64, in that order."""
+        for name, tensor in self._tensors().items():
+            setattr(self, name, tensor.index_select(0, index))
+
+
+class KVCache(LayerCache):
+    """All keys and values so far; grows by doubling, so that a step costs no copy of the past."""
+
+    def __init__(self) -> None:
+        self.k: Tensor | None = None  # (B, G, capacity, D)
+        self.v: Tensor | None = None
+        self.valid: Tensor | None = None  # (B, capacity) bool; None while no padding has been seen
+        self.length = 0
+
+    def nbytes(self) -> int:
+        """Bytes of the columns in use, without the room kept for growth."""
+        if self.k is None or not self.length:
+            return 0
+        return super().nbytes() * self.length // self.k.shape[2]
+
+    def _grow(self, tensor: Tensor, room: int, dim: int) -> Tensor:
+        size = list(tensor.shape)
+        size[dim] = room
+        larger = tensor.new_zeros(size)
+        larger.narrow(dim, 0, self.length).copy_(tensor.narrow(dim, 0, self.length))
+        return larger
+
+    def extend(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Appends (B, G, T, D) keys and values; returns all so far, and which columns are tokens (None: all)."""
+        (B, G, T, D), start = k.shape, self.length
+        end = start + T
+        if self.k is None or self.v is None:
+            self.k, self.v = k.new_zeros(B, G, end, D), v.new_zeros(B, G, end, D)
+        if end > self.k.shape[2]:
+            room = max(end, min(2 * start, start + 4096), 64)
+            self.k, self.v = self._grow(self.k, room, 2), self._grow(self.v, room, 2)
+        if mask is not None and self.valid is None and not bool(mask.all()):
+            self.valid = torch.ones(B, self.k.shape[2], dtype=torch.bool, device=k.device)
+        self.k[:, :, start:end], self.v[:, :, start:end] = k, v
+        if self.valid is not None:
+            if self.valid.shape[1] < self.k.shape[2]:
+                self.valid = F.pad(self.valid, (0, self.k.shape[2] - self.valid.shape[1]), value=True)
+            if mask is not None:
+                self.valid[:, start:end] = mask
+        self.length = end
+        valid = None if self.valid is None else self.valid[:, :end]
+        return self.k[:, :, :end], self.v[:, :, :end], valid
+
+
+class WindowCache(LayerCache):
+    """The last w keys and values, in a ring: column c lies in slot c mod w."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.k: Tensor | None = None  # (B, G, w, D)
+        self.v: Tensor | None = None
+        self.valid: Tensor | None = None  # (B, w) bool: the slot holds a token
+        self.length = 0
+        self.padded = 0  # pushes until the last padded column has left the ring
+
+    def _allocate(self, k: Tensor) -> None:
+        B, G, _, D = k.shape
+        self.k, self.v = k.new_zeros(B, G, self.window, D), k.new_zeros(B, G, self.window, D)
+        self.valid = torch.zeros(B, self.window, dtype=torch.bool, device=k.device)
+
+    def extend(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Appends (B, G, T, D); returns the w columns before and the new ones, oldest first, and which are tokens.
+
+        Returns:
+            keys and values (B, G, w + T, D), valid (B, w + T) bool.
+        """
+        (B, _, T, _), w = k.shape, self.window
+        if self.k is None:
+            self._allocate(k)
+        assert self.k is not None and self.v is not None and self.valid is not None
+        turn = -(self.length % w)
+        new = torch.ones(B, T, dtype=torch.bool, device=k.device) if mask is None else mask
+        keys = torch.cat((self.k.roll(turn, 2), k), dim=2)
+        values = torch.cat((self.v.roll(turn, 2), v), dim=2)
+        valid = torch.cat((self.valid.roll(turn, 1), new), dim=1)
+        self.length += T
+        turn = self.length % w
+        self.k, self.v = keys[:, :, -w:].roll(turn, 2), values[:, :, -w:].roll(turn, 2)
+        self.valid = valid[:, -w:].roll(turn, 1)
+        recent = min(self.length, w)
+        self.padded = 0 if bool(valid[:, -recent:].all()) else w
+        return keys, values, valid
+
+    def push(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Writes one token, (B, G, D), in place of the oldest.
+
+        Returns:
+            The column that left, (k, v, valid): each (B, G, D), valid (B,) bool or None where it surely was a token;
+            None while the ring still had room.
+        """
+        if self.k is None:
+            self._allocate(k[:, :, None])
+        assert self.k is not None and self.v is not None and self.valid is not None
+        slot, left = self.length % self.window, None
+        if self.length >= self.window:
+            valid = self.valid[:, slot].clone() if self.padded else None
+            left = self.k[:, :, slot].clone(), self.v[:, :, slot].clone(), valid
+        self.k[:, :, slot], self.v[:, :, slot] = k, v
+        if self.length < self.window or self.padded:
+            self.valid[:, slot] = True
+        self.length += 1
+        self.padded = max(0, self.padded - 1)
+        return left
+
+    def columns(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values in use, (B, G, up to w, D), in the order of the slots; valid (B, up to w), None: all."""
+        assert self.k is not None and self.v is not None and self.valid is not None
+        used = min(self.length, self.window)
+        valid = self.valid[:, :used] if self.padded else None
+        return self.k[:, :, :used], self.v[:, :, :used], valid
+
+
+class StateCache(LayerCache):
+    """The state of linear attention: constant size, fp32."""
+
+    def __init__(self) -> None:
+        self.s: Tensor | None = None  # (B, G, M, D)
+        self.z: Tensor | None = None  # (B, G, M)
+
+    @property
+    def state(self) -> LinearState | None:
+        """The state so far; None before the first token."""
+        return None if self.s is None or self.z is None else LinearState(self.s, self.z)
+
+    @state.setter
+    def state(self, value: LinearState) -> None:
+        self.s, self.z = value
+
+
+class HybridCache(LayerCache):
+    """A window of keys and values, and the state of what has left it."""
+
+    def __init__(self, window: int) -> None:
+        self.window = WindowCache(window)
+        self.linear = StateCache()
+
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return self.window.nbytes() + self.linear.nbytes()
+
+    def reorder(self, index: Tensor) -> None:
+        """Keeps the given rows, (B',) int64, in that order."""
+        self.window.reorder(index)
+        self.linear.reorder(index)
+
+
+class Cache:
+    """The memory of a whole model: one `LayerCache` a layer, and where each row's text stands."""
+
+    def __init__(self, layers: list[LayerCache], next_position: Tensor) -> None:
+        self.layers = layers
+        self.next_position = next_position  # (B, 1) int64
+        self.length = 0  # columns seen, padding included
+        self.aligned = True  # no padding so far: every row stands at position `length`
+
+    def nbytes(self) -> int:
+        """Bytes remembered by all layers."""
+        return sum(layer.nbytes() for layer in self.layers)
+
+    def reorder(self, index: Tensor) -> None:
+        """Keeps the given rows, (B',) int64, in that order: drops finished sequences, or follows beams."""
+        for layer in self.layers:
+            layer.reorder(index)
+        self.next_position = self.next_position.index_select(0, index)
+
+    def advance(self, mask: Tensor | None, columns: int) -> Tensor | None:
+        """Takes note of new columns; returns their positions (B, T), or None where all rows stand at `length`."""
+        if mask is not None and mask.dim() == 2 and not bool(mask.all()):
+            if not bool(mask[:, -1].all()):
+                raise ValueError("with a cache, padding must be on the left: the last column of a row is padding")
+            self.aligned = False
+        start = self.length
+        self.length += columns
+        if self.aligned:
+            self.next_position = self.next_position.new_full(self.next_position.shape, self.length)
+            return None if start == 0 else torch.arange(start, self.length, device=self.next_position.device)[None]
+        if mask is None:
+            steps = torch.arange(columns, device=self.next_position.device)[None]
+            positions = self.next_position + steps
+            self.next_position = self.next_position + columns
+            return positions
+        positions = self.next_position + (mask.long().cumsum(1) - 1).clamp_min(0)
+        self.next_position = self.next_position + mask.long().sum(1, keepdim=True)
+        return positions

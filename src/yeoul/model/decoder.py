@@ -1,0 +1,208 @@
+"""The decoder, top to bottom: ids -> embeddings -> blocks -> logits."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from yeoul.model.attention import Layout, ProjectedAttention, SlidingAttention, SoftmaxAttention
+from yeoul.model.cache import Cache, LayerCache
+from yeoul.model.config import ModelConfig
+from yeoul.model.dijiang import DiJiangAttention
+from yeoul.model.layers import make_mlp, make_norm, rotary_table, sinusoidal_table, table_length
+from yeoul.model.official import OfficialDiJiangAttention
+
+
+def make_attention(config: ModelConfig, layer: int) -> ProjectedAttention:
+    """The attention of one layer."""
+    H, G, D = config.heads
+    projections = dict(
+        hidden_size=config.hidden_size, num_heads=H, num_kv_heads=G, head_dim=D,
+        bias=config.attention_bias, output_bias=config.attention_output_bias,
+    )  # fmt: skip
+    kind = config.attention[layer]
+    if kind == "softmax":
+        return SoftmaxAttention(**projections)  # type: ignore[arg-type]
+    if kind == "sliding":
+        return SlidingAttention(window=config.window, **projections)
+    if kind == "dijiang-official":
+        return OfficialDiJiangAttention(length=config.max_position_embeddings, **projections)
+    window = config.window if kind == "hybrid" else 0
+    return DiJiangAttention(**projections, window=window, feature_map=config.feature_map)  # type: ignore[arg-type]
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention, then MLP; in parallel for GPT-NeoX."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = make_norm(config)
+        self.self_attn = make_attention(config, layer)
+        self.post_attention_layernorm = make_norm(config)
+        self.mlp = make_mlp(config)
+        self.parallel = config.parallel_residual
+
+    def forward(self, x: Tensor, layout: Layout, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, hidden) -> (B, T, hidden)."""
+        return self.finish(x, self.self_attn(self.input_layernorm(x), layout, cache))
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the block: adds what attention gave, (B, T, hidden), and the MLP."""
+        if self.parallel:
+            return x + attended + self.mlp(self.post_attention_layernorm(x))
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Backbone(nn.Module):
+    """Embeddings, blocks and final norm, under the names that transformers' Llama gives them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.positions == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = make_norm(config)
+
+
+class Decoder(nn.Module):
+    """A GPT: token ids (B, T) to logits (B, T, V)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.model = Backbone(config)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, initializer_range) weights, residual outputs smaller by sqrt(2 layers) (GPT-2), zero biases."""
+        if self.output_weight.is_meta:
+            return
+        std = self.config.initializer_range
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                residual = name.endswith(("o_proj", "down_proj"))
+                nn.init.normal_(module.weight, std=std / math.sqrt(2 * self.config.num_layers) if residual else std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=std)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return list(self.model.layers)  # type: ignore[arg-type]
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, hidden): the unembedding, tied to the embedding or not."""
+        return self.model.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.output_weight.device
+
+    def num_parameters(self) -> int:
+        """Parameters, tied ones once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def new_cache(self, batch_size: int = 1) -> Cache:
+        """An empty cache for so many rows; give it to `forward` with each further piece of the text."""
+        start = torch.zeros(batch_size, 1, dtype=torch.int64, device=self.device)
+        return Cache([block.self_attn.new_cache() for block in self.layers], start)
+
+    def layout(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor | None, seq_ids: Tensor | None,
+                cache: Cache | None) -> Layout:  # fmt: skip
+        """Masks, positions and rotary tables for all layers. A mask without padding is dropped: it costs speed."""
+        T, config = input_ids.shape[1], self.config
+        if mask is not None:
+            mask = mask.bool()
+            if bool(mask.all()):
+                mask = None
+        if cache is not None:
+            if seq_ids is not None:
+                raise ValueError("packed sequences have no cache")
+            positions = cache.advance(mask, T)
+            end = cache.length
+        elif positions is None and mask is not None:
+            positions = (mask.long().cumsum(1) - 1).clamp_min(0)
+            end = T
+        else:
+            end = T if positions is None else int(positions.max()) + 1
+        cos = sin = None
+        if config.positions == "rotary":
+            assert config.rotary_dim is not None
+            rows = table_length(end, config.max_position_embeddings)
+            cos, sin = rotary_table(rows, config.rotary_dim, config.rope_theta, input_ids.device)
+            cos, sin = (t[:T][None, None] if positions is None else t[positions][:, None] for t in (cos, sin))
+        return Layout(mask=mask, seq_ids=seq_ids, cos=cos, sin=sin, positions=positions)
+
+    def embed(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
+        """(B, T, hidden): tokens, and positions where they are added."""
+        x, config = self.model.embed_tokens(input_ids), self.config
+        if config.positions in ("rotary", "none"):
+            return x
+        T = input_ids.shape[1]
+        last = T if positions is None else int(positions.max()) + 1
+        if last > config.max_position_embeddings:
+            raise ValueError(f"{last} positions, but the model has {config.max_position_embeddings}")
+        if config.positions == "learned":
+            table = self.model.embed_positions.weight
+        else:  # embeddings are scaled as in Vaswani and others 2017, section 3.4, so that the table does not drown them
+            x = x * math.sqrt(config.hidden_size)
+            table = sinusoidal_table(config.max_position_embeddings, config.hidden_size, input_ids.device).to(x.dtype)
+        return x + (table[:T] if positions is None else table[positions])
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        seq_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm, (B, T, hidden); arguments as `forward`."""
+        layout = self.layout(input_ids, attention_mask, positions, seq_ids, cache)
+        x = self.embed(input_ids, layout.positions)
+        for i, block in enumerate(self.model.layers):
+            if self.gradient_checkpointing and self.training and cache is None:
+                x = checkpoint(block, x, layout, use_reentrant=False)
+            else:
+                x = block(x, layout, None if cache is None else cache.layers[i])
+        return self.model.norm(x)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) -> logits (..., V) in fp32."""
+        return torch.matmul(hidden, self.output_weight.to(hidden.dtype).T).float()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        seq_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
+        """Logits (B, T, V) fp32.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T), 1 for tokens, 0 for padding on either side (with a cache: on the left).
+            positions: (B, T) int64, position of each token in its own sequence; None follows mask and cache.
+            seq_ids: (B, T) int64, packed sequences of a row that must not see one another; -1 is padding.
+            cache: from `new_cache`; is appended to.
+            logits_to_keep: only the last so many positions; 0 means all.
+        """
+        h = self.hidden(input_ids, attention_mask, positions=positions, seq_ids=seq_ids, cache=cache)
+        return self.unembed(h[:, -logits_to_keep:])

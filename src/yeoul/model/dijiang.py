@@ -1,0 +1,357 @@
+"""DiJiang: softmax attention turned linear by frequency-domain features (arXiv 2403.19928).
+
+The kernel exp(q.k) is the mean over Gaussian w of exp(w.q - |q|^2/2) exp(w.k - |k|^2/2). DiJiang draws the directions
+of w from the rows of an orthonormal discrete cosine transform and its radii by quasi-Monte Carlo, and weights each
+feature (equations 12 to 15 of the paper, "WDCF"). Features are handled as logarithms here until attention needs them,
+so that the shift of a query cancels exactly and a window of softmax can share one normalisation with the linear part.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yeoul.model.attention import Layout, ProjectedAttention, window_prefix
+from yeoul.model.cache import HybridCache, LayerCache, StateCache
+from yeoul.model.config import FeatureMapConfig
+from yeoul.ops.linear_attention import LinearState, linear_attention
+from yeoul.ops.window import window_terms
+
+MAX_LOG_FEATURE = 50.0
+"""Keys' log-features are cut here: e^50 times a million positions still fits fp32."""
+TINY = 1e-30
+"""Least denominator: features of the exponential kernel span e^-60 ... e^50, so a usual epsilon would cut real ones."""
+
+
+@functools.lru_cache(maxsize=32)
+def dct_matrix(size: int) -> Tensor:
+    """Orthonormal DCT-II matrix (size, size) fp32: row i is the i-th frequency (Ahmed, Natarajan, Rao 1974)."""
+    n = torch.arange(size, dtype=torch.float64)
+    matrix = torch.cos(math.pi / size * (n[None] + 0.5) * n[:, None]) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix.float()
+
+
+def quasi_random(count: int, config: FeatureMapConfig, stream: int) -> Tensor:
+    """`count` points in (0, 1), (count,) float64, by the sequence that the configuration names.
+
+    Args:
+        count: number of points.
+        config: `sequence` and `seed` are read.
+        stream: index of an independent scrambling: one for each head.
+    """
+    seed = config.seed * 1_000_003 + stream
+    generator = torch.Generator().manual_seed(seed)
+    if config.sequence == "random":
+        points = torch.rand(count, dtype=torch.float64, generator=generator)
+    elif config.sequence == "stratified":
+        strata = torch.randperm(count, generator=generator).double()
+        points = (strata + torch.rand(count, dtype=torch.float64, generator=generator)) / count
+    else:
+        points = torch.quasirandom.SobolEngine(1, scramble=True, seed=seed).draw(count, dtype=torch.float64)[:, 0]
+    return points.clamp(1e-6, 1 - 1e-6)
+
+
+def chi_quantile(u: Tensor, degrees: int) -> Tensor:
+    """Inverse distribution function of the norm of a Gaussian vector; u and result of any shape, float64.
+
+    Bisection on the regularised incomplete gamma function: P(|w| <= r) = P(degrees / 2, r^2 / 2).
+    """
+    low, high = torch.zeros_like(u), torch.full_like(u, math.sqrt(degrees) + 8)
+    shape = torch.full_like(u, degrees / 2)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = torch.special.gammainc(shape, middle**2 / 2) < u
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+class FrequencyFeatureMap(nn.Module):
+    """Log-features of queries and keys, one map for each key-value head (weighted DCF, section 3.3 of the paper).
+
+    With x' = x D^(-1/4), directions c_i (rows of the DCT) and frequencies t_i:
+    log phi_i(x) = log w_i + t_i c_i . x' - |x'|^2 / 2 (kernel "exp"), so that phi(q) . phi(k) estimates
+    exp(q.k / sqrt(D)); with `pairs` each frequency also appears with -t_i. Kernel "softmax" normalises the features of
+    a vector to sum 1 and gives each head one learned mass instead.
+
+    Parameters or buffers (fp32): frequencies (G, F), log_weights (G, M), directions (G, D, F) where they are learned.
+    """
+
+    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig) -> None:
+        super().__init__()
+        self.config, self.head_dim, self.num_kv_heads = config, head_dim, num_kv_heads
+        self.features = config.size(head_dim)
+        self.count = self.features // 2 if config.pairs else self.features  # frequencies F
+        trained = config.learn
+        G = num_kv_heads
+        self.frequencies = nn.Parameter(torch.empty(G, self.count), requires_grad="frequencies" in trained)
+        self.log_weights = nn.Parameter(torch.empty(G, self.features), requires_grad="weights" in trained)
+        if "directions" in trained:
+            self.directions = nn.Parameter(torch.empty(G, head_dim, self.count))
+        if config.kernel == "softmax":
+            self.log_mass = nn.Parameter(torch.empty(G))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Frequencies from the quasi-random sequence, equal weights, DCT directions; nothing on the meta device."""
+        if self.frequencies.is_meta:
+            return
+        with torch.no_grad():
+            for g in range(self.num_kv_heads):
+                u = quasi_random(self.count, self.config, g)
+                if self.config.radii == "chi":
+                    radii = chi_quantile(u, self.head_dim)
+                else:
+                    radii = math.sqrt(2) * torch.erfinv(2 * u - 1)
+                self.frequencies[g] = radii
+            self.log_weights.fill_(-math.log(self.features) / 2)
+            if "directions" in self.config.learn:
+                self.directions.copy_(self._dct())
+            if self.config.kernel == "softmax":
+                self.log_mass.fill_(math.log(self.features) / 2)
+
+    def _dct(self) -> Tensor:
+        """(D, F): rows of the DCT as columns, every one in turn; with fewer frequencies than rows, evenly spread."""
+        rows = torch.arange(self.count)
+        if self.count < self.head_dim:
+            rows = rows * self.head_dim // self.count
+        return dct_matrix(self.head_dim)[rows % self.head_dim].T
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, T, D), H a multiple of G, to log-features (B, H, T, M), in fp32 (fp64 for fp64 inputs)."""
+        B, H, T, D = x.shape
+        G = self.num_kv_heads
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x = x.to(wide) * D**-0.25
+        directions = self.directions if "directions" in self.config.learn else self._dct().to(x.device)
+        frequencies = directions.to(wide) * self.frequencies.to(wide)[:, None]  # (G, D, F)
+        rows = x.view(B, G, H // G * T, D)
+        projected = torch.matmul(rows, frequencies)  # (B, G, H/G * T, F)
+        if self.config.pairs:
+            projected = torch.cat((projected, -projected), dim=-1)
+        logs = projected + self.log_weights.to(wide)[:, None]
+        if self.config.kernel == "softmax":
+            logs = logs.log_softmax(-1) + self.log_mass.to(wide)[:, None, None]
+        else:
+            logs = logs - rows.square().sum(-1, keepdim=True) / 2
+        return logs.view(B, H, T, self.features)
+
+
+class DiJiangAttention(ProjectedAttention):
+    """Linear attention with frequency-domain features, with or without a softmax window; for any model, causal or not.
+
+    With `window` w > 0 the last w positions are attended to by softmax and everything before them by the linear part;
+    both are summed as estimates of the same exp(q.k / sqrt(D)) and normalised once. Training, prefill and decoding
+    compute the same function.
+
+    Args:
+        hidden_size: width of input and output.
+        num_heads: query heads H.
+        num_kv_heads: key-value heads G, each with one state; None means H.
+        head_dim: D; None means hidden_size / num_heads.
+        window: w; 0 means linear attention alone.
+        causal: False lets every position see all others (vision, audio, encoders); it excludes a window and decay.
+        feature_map: the features and what of them is trained.
+        bias: biases of the query, key and value projections.
+        output_bias: bias of the output projection; None means as `bias`.
+    """
+
+    linear_enabled = True
+    """False computes the window alone: what the linear part is worth is measured so."""
+    window_enabled = True
+    """False computes the linear part alone."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        *,
+        window: int = 0,
+        causal: bool = True,
+        feature_map: FeatureMapConfig | None = None,
+        bias: bool = False,
+        output_bias: bool | None = None,
+    ) -> None:
+        super().__init__(
+            hidden_size=hidden_size, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
+            bias=bias, output_bias=output_bias,
+        )  # fmt: skip
+        config = feature_map or FeatureMapConfig()
+        if not causal and (window or config.decay != "none"):
+            raise ValueError("a window and a decay have a direction: they need causal=True")
+        self.window, self.causal = window, causal
+        self.feature_map = FrequencyFeatureMap(self.head_dim, self.num_kv_heads, config)
+        if config.decay != "none":
+            self.decay_logit = nn.Parameter(torch.empty(self.num_kv_heads), requires_grad=config.decay == "learned")
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Decay: half-lives spread over the heads from 32 to 2,048 positions in powers, as RetNet's are."""
+        if hasattr(self, "decay_logit") and not self.decay_logit.is_meta:
+            with torch.no_grad():
+                half_lives = torch.logspace(math.log2(32), math.log2(2048), self.num_kv_heads, base=2)
+                self.decay_logit.copy_(torch.log(math.log(2) / half_lives))
+
+    @classmethod
+    def from_softmax(
+        cls, layer: ProjectedAttention, *, window: int = 0, feature_map: FeatureMapConfig | None = None
+    ) -> Self:
+        """A linear layer that has taken over (shares) the projections of a softmax layer."""
+        new = cls(
+            layer.hidden_size, layer.num_heads, layer.num_kv_heads, layer.head_dim,
+            window=window, feature_map=feature_map,
+        )  # fmt: skip
+        new.q_proj, new.k_proj, new.v_proj, new.o_proj = layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj
+        return new.to(layer.q_proj.weight.device)
+
+    @property
+    def log_decay(self) -> Tensor | None:
+        """Log-decay of each key-value head, (G,) fp32, below 0; None where the state does not decay."""
+        return -self.decay_logit.exp() if hasattr(self, "decay_logit") else None
+
+    def new_cache(self) -> StateCache | HybridCache:
+        """A linear state, and with a window the ring of its keys and values."""
+        return HybridCache(self.window) if self.window else StateCache()
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout | None = None,
+        cache: LayerCache | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, hidden) -> (B, T, hidden).
+
+        Args:
+            x: hidden states.
+            layout: positions, padding and packing, where a model has made them.
+            cache: memory from `new_cache`, appended to.
+            attention_mask: (B, T), 1 for tokens and 0 for padding: in place of a layout.
+        """
+        if layout is None and attention_mask is not None:
+            layout = Layout(mask=attention_mask.bool())
+        return super().forward(x, layout, cache)
+
+    def _query_features(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Features with their largest at 1, (B, H, T, M), and the shift that was taken out, (B, H, T, 1)."""
+        logs = self.feature_map(q)
+        shift = logs.detach().amax(-1, keepdim=True)
+        return torch.exp(logs - shift), shift
+
+    def _key_features(self, k: Tensor) -> Tensor:
+        return torch.exp(self.feature_map(k).clamp_max(MAX_LOG_FEATURE))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
+        """See `ProjectedAttention.mix`."""
+        if self.window:
+            if isinstance(cache, HybridCache) and q.shape[2] == 1 and layout.mask is None:
+                return self._decode_hybrid(q, k, v, cache)
+            return self._hybrid(q, k, v, layout, cache)
+        if not self.linear_enabled:
+            return torch.zeros_like(q)
+        features, _ = self._query_features(q)
+        keys = self._key_features(k)
+        shared: dict[str, Any] = dict(eps=TINY, mask=layout.mask, seq_ids=layout.seq_ids)
+        if not self.causal:
+            return linear_attention(features, keys, v, causal=False, **shared).to(q.dtype)
+        memory = cache if isinstance(cache, StateCache) else None
+        out, state = linear_attention(
+            features, keys, v, self.log_decay, mode="recurrent" if memory and q.shape[2] == 1 else "chunked",
+            initial_state=memory.state if memory else None, return_state=True, **shared,
+        )  # fmt: skip
+        if memory:
+            memory.state = state
+        return out.to(q.dtype)
+
+    def _hybrid(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
+        """Window and linear part over whole sequences. Key t of the linear part is the one that leaves the window
+        at query t: the keys shifted by w."""
+        T = q.shape[2]
+        if isinstance(cache, HybridCache):
+            keys, values, valid = cache.window.extend(k, v, layout.mask)
+            key_ids = None
+        else:
+            keys, values, valid, key_ids = window_prefix(k, v, self.window, layout)
+        numerator, denominator, top = window_terms(
+            q, keys, values, self.window, self.scale, valid=valid, seq_ids=layout.seq_ids, key_seq_ids=key_ids
+        )
+        left = valid[:, :T]  # (B or 1, T): a token leaves the window at this column
+        if layout.seq_ids is not None and key_ids is not None:
+            left = left & (key_ids[:, :T] == layout.seq_ids)
+        features, shift = self._query_features(q)
+        key_features = self._key_features(keys[:, :, :T]) * left[:, None, :, None]
+        log_decay = self.log_decay
+        if log_decay is not None:
+            log_decay = (log_decay[None, :, None] * left[:, None]).expand(q.shape[0], -1, -1)
+        initial = cache.linear.state if isinstance(cache, HybridCache) else None
+        outgoing = F.pad(values[:, :, :T].to(numerator.dtype), (0, 1), value=1.0)  # ones give the denominator
+        terms, state = linear_attention(
+            features, key_features, outgoing, log_decay, normalize=False, seq_ids=layout.seq_ids,
+            initial_state=None if initial is None else _with_ones(initial), return_state=True,
+        )  # fmt: skip
+        if isinstance(cache, HybridCache):
+            cache.linear.state = LinearState(state.s[..., :-1].contiguous(), state.s[..., -1].contiguous())
+        return self._join(numerator, denominator, top, terms[..., :-1], terms[..., -1:], shift).to(q.dtype)
+
+    def _join(self, window: Tensor, window_sum: Tensor, top: Tensor, linear: Tensor, linear_sum: Tensor,
+              shift: Tensor) -> Tensor:  # fmt: skip
+        """One normalisation for both parts: their shifts are brought to the larger of the two."""
+        common = torch.maximum(top, shift)
+        a = torch.exp(top - common) * self.window_enabled
+        b = torch.exp(shift - common) * self.linear_enabled
+        return (a * window + b * linear) / (a * window_sum + b * linear_sum).clamp_min(TINY)
+
+    def _decode_hybrid(self, q: Tensor, k: Tensor, v: Tensor, cache: HybridCache) -> Tensor:
+        """One token: (B, H, 1, D). What leaves the ring enters the state."""
+        (B, H, _, D), G = q.shape, self.num_kv_heads
+        wide = torch.promote_types(q.dtype, torch.float32)
+        gone = cache.window.push(k[:, :, 0], v[:, :, 0])
+        if gone is not None:
+            self._absorb(*gone, cache.linear)
+        keys, values, valid = cache.window.columns()
+        rows = q.view(B, G, H // G, D)
+        scores = torch.matmul(rows, keys.transpose(-1, -2)).to(wide) * self.scale  # (B, G, R, w)
+        if valid is not None:
+            scores = scores.masked_fill(~valid[:, None, None], -torch.inf)
+        top = scores.amax(-1, keepdim=True)
+        weights = torch.exp(scores - top)
+        window = torch.matmul(weights.to(values.dtype), values).to(wide)
+        window_sum = weights.sum(-1, keepdim=True)
+        state = cache.linear.state
+        if state is None:
+            return (window / window_sum).view(B, H, 1, D).to(q.dtype)
+        features, shift = self._query_features(q)
+        features = features.view(B, G, H // G, -1)
+        linear, linear_sum = torch.matmul(features, state.s), torch.matmul(features, state.z[..., None])
+        out = self._join(window, window_sum, top, linear, linear_sum, shift.view(B, G, H // G, 1))
+        return out.view(B, H, 1, D).to(q.dtype)
+
+    def _absorb(self, k: Tensor, v: Tensor, valid: Tensor | None, linear: StateCache) -> None:
+        """Adds a key and a value, (B, G, D), that have left the window to the state."""
+        features = self._key_features(k[:, :, None])[:, :, 0]  # (B, G, M)
+        if valid is not None:
+            features = features * valid[:, None, None]
+        increment = features[..., None] * v.to(features.dtype)[:, :, None]
+        if linear.s is None or linear.z is None:
+            linear.s, linear.z = increment, features
+            return
+        decay = self.log_decay
+        if decay is not None:
+            factor = decay.exp()[None, :, None].expand(k.shape[0], -1, 1)
+            if valid is not None:
+                factor = torch.where(valid[:, None, None], factor, 1.0)
+            linear.s, linear.z = linear.s * factor[..., None], linear.z * factor
+        linear.s, linear.z = linear.s + increment, linear.z + features
+
+
+def _with_ones(state: LinearState) -> LinearState:
+    """The state of values with a one appended: z is the state of that one."""
+    return LinearState(torch.cat((state.s, state.z[..., None]), dim=-1), state.z)

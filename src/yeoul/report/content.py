@@ -1,0 +1,153 @@
+"""What a report says, as plain values: the page and the plots are made from these and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Role = Literal["teacher", "converted", "ablation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRow:
+    """How good one model is.
+
+    Attributes:
+        role: the softmax model, what became of it, or that with a part taken out.
+        loss: nats per token; `bits_per_byte` is None where byte lengths are unknown.
+        recall: share of right answers to questions about facts told early; None when not asked.
+        note: a few words beside the name.
+    """
+
+    name: str
+    role: Role
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None = None
+    recall: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one step of the run cost and gave: tokens read, seconds taken, and the result in a few words."""
+
+    name: str
+    tokens: int | None = None
+    seconds: float | None = None
+    result: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A line of one panel: x in tokens seen, y the loss.
+
+    Attributes:
+        stage: the panel, "pretrain", "align", "distil", ...
+        name: label of the line, "train" or "validation".
+        unit: of y: "nats per token" unless said otherwise.
+    """
+
+    stage: str
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    unit: str = "nats per token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedPoint:
+    """One model at one context: tokens a second (median, quartiles) and bytes."""
+
+    model: str
+    role: Role
+    context: int
+    prefill: float
+    decode: float
+    decode_low: float
+    decode_high: float
+    cache_bytes: int
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One prompt continued before and after the conversion, with the same settings and seed."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command line and what it does."""
+
+    line: str
+    what: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A whole report; empty parts are left out of the page."""
+
+    title: str = "From softmax to linear time"
+    korean_title: str = "소프트맥스에서 선형 시간으로"
+    parameters: int | None = None
+    stages: tuple[Stage, ...] = ()
+    models: tuple[ModelRow, ...] = ()
+    recall_chance: float | None = None
+    curves: tuple[Curve, ...] = ()
+    speeds: tuple[SpeedPoint, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    sample_settings: str = ""
+    configuration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    machine: tuple[tuple[str, str], ...] = ()
+    reproduce: tuple[Command, ...] = ()
+    next_steps: tuple[Command, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def row(self, role: Role) -> ModelRow | None:
+        """The first model of this role."""
+        return next((row for row in self.models if row.role == role), None)
+
+    def longest(self) -> tuple[SpeedPoint, SpeedPoint] | None:
+        """Softmax and converted model at the longest context that both were measured at."""
+        return next(iter(reversed(self.speed_pairs())), None)
+
+    def speed_pairs(self) -> list[tuple[SpeedPoint, SpeedPoint]]:
+        """(softmax, converted) at every context that both were measured at, ascending."""
+        old = {p.context: p for p in self.speeds if p.role == "teacher"}
+        new = {p.context: p for p in self.speeds if p.role == "converted"}
+        return [(old[c], new[c]) for c in sorted(old.keys() & new.keys())]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line torn by a kill is left out, an absent file is empty."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            lines.append(value)
+    return lines
+
+
+def curves(lines: Sequence[Mapping[str, Any]], stage: str, *, unit: str = "nats per token") -> list[Curve]:
+    """Training and validation curves of one stage from its metrics lines ("kind", "tokens", "loss")."""
+    found = []
+    for kind, name in (("train", "train"), ("val", "validation")):
+        points = [
+            (float(v["tokens"]), float(v["loss"])) for v in lines if v.get("kind") == kind and "loss" in v
+        ]
+        if points:
+            x, y = zip(*points, strict=True)
+            found.append(Curve(stage=stage, name=name, x=x, y=y, unit=unit))
+    return found

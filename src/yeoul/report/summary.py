@@ -1,0 +1,164 @@
+"""The numbers of a report in words: what each step cost and what it gained."""
+
+from __future__ import annotations
+
+from yeoul.report.content import Report, Stage
+
+
+def in_words(report: Report) -> str:
+    """One paragraph; sentences without numbers are left out."""
+    sentences = [_pretraining(report), _conversion(report), _speed(report), _parts(report), _recall(report)]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def in_korean(report: Report) -> str:
+    """The whole in one Korean line."""
+    teacher, converted, pair = report.row("teacher"), report.row("converted"), report.longest()
+    parts = []
+    if teacher and converted and teacher.bits_per_byte and converted.bits_per_byte:
+        parts.append(
+            f"바이트당 {teacher.bits_per_byte:.3f}비트에서 {converted.bits_per_byte:.3f}비트로 바뀌고"
+        )
+    if pair:
+        old, new = pair
+        ratio = new.decode / old.decode
+        speed = f"{ratio:.1f}배 빠르며" if ratio >= 1 else f"{1 / ratio:.1f}배 느리며"
+        memory = (
+            f"기억은 {1 / cache_ratio(report):.3g}분의 1입니다"
+            if cache_ratio(report) < 1
+            else "기억은 줄지 않습니다"
+        )
+        parts.append(f"문맥 {new.context:,}토큰에서 생성은 {speed} {memory}")
+    if not parts:
+        return "소프트맥스 어텐션 모델을 선형 시간 모델로 바꾼 기록입니다."
+    text = ", ".join(parts)
+    ending = "" if pair else " 그 밖의 값은 아래 표에 있습니다"
+    return f"소프트맥스 어텐션을 DiJiang 선형 어텐션으로 바꾸면 {text}{ending}."
+
+
+def cache_ratio(report: Report) -> float:
+    """Cache bytes of the converted model over those of softmax at the longest context; 1 when not
+    measured."""
+    pair = report.longest()
+    return pair[1].cache_bytes / max(pair[0].cache_bytes, 1) if pair else 1.0
+
+
+def duration(seconds: float) -> str:
+    """75 -> "1 min 15 s"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def count(number: float) -> str:
+    """1234567 -> "1.23 million"; small numbers in full."""
+    if number >= 1e9:
+        return f"{number / 1e9:.3g} billion"
+    return f"{number / 1e6:.3g} million" if number >= 1e6 else f"{number:,.0f}"
+
+
+def size(count_of_bytes: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if count_of_bytes < 1024:
+            return f"{count_of_bytes:,.0f} B" if unit == "B" else f"{count_of_bytes:,.1f} {unit}"
+        count_of_bytes /= 1024
+    return f"{count_of_bytes:,.1f} GiB"
+
+
+def _stages(report: Report, names: tuple[str, ...]) -> tuple[float, float]:
+    """Tokens and seconds of some stages together."""
+    own: list[Stage] = [stage for stage in report.stages if stage.name in names]
+    return sum(stage.tokens or 0 for stage in own), sum(stage.seconds or 0 for stage in own)
+
+
+def _cost(tokens: float, seconds: float) -> str:
+    return f"{count(tokens)} tokens" + (f" in {duration(seconds)}" if seconds else "")
+
+
+def _pretraining(report: Report) -> str:
+    teacher = report.row("teacher")
+    if teacher is None:
+        return ""
+    tokens, seconds = _stages(report, ("pretrain",))
+    model = f"{count(report.parameters)}-parameter softmax model" if report.parameters else "softmax model"
+    quality = _quality(teacher.bits_per_byte, teacher.perplexity)
+    if not tokens:
+        return f"The {model} stands at {quality}."
+    return f"Pretraining read {_cost(tokens, seconds)} and brought the {model} to {quality}."
+
+
+def _quality(bits: float | None, perplexity: float) -> str:
+    return (
+        f"{bits:.3f} bits per byte (perplexity {perplexity:,.1f})"
+        if bits
+        else f"perplexity {perplexity:,.1f}"
+    )
+
+
+def _conversion(report: Report) -> str:
+    teacher, converted = report.row("teacher"), report.row("converted")
+    if teacher is None or converted is None:
+        return ""
+    tokens, seconds = _stages(report, ("align", "distil", "linearize"))
+    before, _ = _stages(report, ("pretrain",))
+    share = f", {100 * tokens / before:.0f} % of the pretraining," if tokens and before else ""
+    spent = f"Linearizing took {_cost(tokens, seconds)}{share} and left" if tokens else "Linearizing left"
+    text = f"{spent} the DiJiang model at {_quality(converted.bits_per_byte, converted.perplexity)}"
+    if teacher.bits_per_byte and converted.bits_per_byte:
+        change = converted.bits_per_byte - teacher.bits_per_byte
+        words = "worse" if change >= 0 else "better"
+        percent = abs(100 * change / teacher.bits_per_byte)
+        text += f", {abs(change):.3f} bits per byte ({percent:.1f} %) {words} than its teacher"
+        if change < 0 and tokens:
+            text += " (it has read more text by then, which helps it too)"
+    return text + "."
+
+
+def _speed(report: Report) -> str:
+    pair = report.longest()
+    if pair is None:
+        return ""
+    old, new = pair
+    ratio = new.decode / old.decode
+    faster = f"{ratio:.1f} times as fast" if ratio >= 1 else f"at {ratio:.2f} times the speed"
+    memory = f"{size(new.cache_bytes)} against {size(old.cache_bytes)}"
+    text = (
+        f"At {new.context:,} tokens of context it decodes {faster} as softmax attention "
+        f"({new.decode:,.0f} against {old.decode:,.0f} tokens/s) and remembers {memory}"
+    ).replace("speed as softmax", "speed of softmax")
+    if cache_ratio(report) < 1:
+        text += f", 1/{1 / cache_ratio(report):.3g}"
+    slower = [n.context for o, n in report.speed_pairs() if n.decode < o.decode]
+    if slower and ratio >= 1:
+        text += f"; at {max(slower):,} tokens and below softmax is still the faster one"
+    return text + "."
+
+
+def _parts(report: Report) -> str:
+    converted = report.row("converted")
+    if converted is None or converted.bits_per_byte is None:
+        return ""
+    losses = [
+        f"{row.name} {row.bits_per_byte - converted.bits_per_byte:+.3f}"
+        for row in report.models
+        if row.role == "ablation" and row.bits_per_byte is not None
+    ]
+    if not losses:
+        return ""
+    return f"What each part is worth, in bits per byte lost when it is taken out: {'; '.join(losses)}."
+
+
+def _recall(report: Report) -> str:
+    teacher, converted = report.row("teacher"), report.row("converted")
+    if teacher is None or converted is None or teacher.recall is None or converted.recall is None:
+        return ""
+    guess = f" (guessing gives {100 * report.recall_chance:.0f} %)" if report.recall_chance else ""
+    asked = "Asked late for facts that were told early"
+    old, new = f"{100 * teacher.recall:.0f} %", f"{100 * converted.recall:.0f} %"
+    return f"{asked}, the softmax model is right in {old} and the DiJiang model in {new}{guess}."

@@ -1,0 +1,1 @@
+"""Text to ids and back: tokenizer, its training, chat rendering, streaming."""

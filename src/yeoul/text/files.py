@@ -1,0 +1,66 @@
+"""The files of a tokenizer in a Hugging Face folder: found, read whole, and replaced whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from yeoul.errors import UserError
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model")
+"""Either is enough; the first that is there is used."""
+COMPANIONS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def find_folder(path: str | Path) -> Path | None:
+    """The folder with the vocabulary: `path`, or the `model` folder of the run `path`; None when there is none."""
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if any((folder / name).is_file() for name in VOCABULARIES):
+            return folder
+    return None
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """All tokenizer files of a folder.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    files: dict[str, bytes] = {}
+    for name in VOCABULARIES + COMPANIONS:
+        try:
+            files[name] = (folder / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"the file cannot be read: {error.strerror}", folder / name) from None
+    return files
+
+
+def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write tokenizer files beside, fsync, rename; then remove what another tokenizer left here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
+    try:
+        for name, content in files.items():
+            with beside[name].open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in files:
+            beside[name].replace(folder / name)
+    finally:
+        for path in beside.values():
+            path.unlink(missing_ok=True)
+    for name in VOCABULARIES + COMPANIONS:
+        if name not in files:
+            (folder / name).unlink(missing_ok=True)

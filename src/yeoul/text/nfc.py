@@ -1,0 +1,77 @@
+"""NFC as sentencepiece's normalization rules, so that a `tokenizer.model` alone composes what it reads.
+
+sentencepiece replaces, from left to right, the longest match in a finite table, while NFC also sorts runs of
+combining marks of any length. The table here has every spelling of every composed character (so all of
+Hangul, Latin, Greek, kana, ...) and every two marks in the wrong order. It is therefore NFC for text that is
+composed, decomposed (NFD) or spelled in between; what it leaves alone are marks between a letter and the mark
+that composes with it. `tokenizer.json` has the full algorithm, so there Yeoul's own encoding is always NFC.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import unicodedata
+from collections.abc import Iterator
+
+Rules = dict[str, str]
+
+
+def nfc_rules() -> Rules:
+    """All rules, source text to NFC text (about 35,000)."""
+    rules = _hangul_rules()
+    characters = [chr(c) for c in range(1, sys.maxunicode + 1) if not 0xD800 <= c < 0xE000]
+    for character in characters:
+        decomposition = unicodedata.decomposition(character)
+        if decomposition and not decomposition.startswith("<"):  # "<compat> ..." is not canonical
+            for spelling in _spellings(character):
+                rules[spelling] = _nfc(spelling)
+    marks = [character for character in characters if unicodedata.combining(character)]
+    for late, early in itertools.product(marks, marks):
+        same_script = ord(late) >> 8 == ord(early) >> 8
+        wrong = unicodedata.combining(late) > unicodedata.combining(early)
+        if same_script and wrong:
+            rules.setdefault(late + early, early + late)
+    return rules
+
+
+def rules_as_tsv(rules: Rules) -> str:
+    """The text of sentencepiece's `normalization_rule_tsv`: code points in hexadecimal, source, tab, target."""
+    return "".join(f"{_hex(source)}\t{_hex(target)}\n" for source, target in sorted(rules.items()))
+
+
+def _hangul_rules() -> Rules:
+    """Conjoining jamo L+V, LV+T and L+V+T to syllables (Unicode standard, section 3.12)."""
+    rules: Rules = {}
+    for lead, vowel in itertools.product(range(19), range(21)):
+        pair = chr(0x1100 + lead) + chr(0x1161 + vowel)
+        syllable = chr(0xAC00 + (lead * 21 + vowel) * 28)
+        rules[pair] = syllable
+        for tail in range(1, 28):
+            rules[pair + chr(0x11A7 + tail)] = chr(ord(syllable) + tail)
+            rules[syllable + chr(0x11A7 + tail)] = chr(ord(syllable) + tail)
+    return rules
+
+
+def _spellings(character: str) -> Iterator[str]:
+    """Texts canonically equivalent to `character` that are not NFC: marks in any order, partly composed."""
+    full = unicodedata.normalize("NFD", character)
+    for order in set(itertools.permutations(full[1:])):
+        text = full[0] + "".join(order)
+        if unicodedata.normalize("NFD", text) != full:
+            continue
+        for size in range(1, len(text) + 1):
+            prefix = _nfc(text[:size])
+            spelling = prefix + text[size:]
+            if len(prefix) == 1 and _nfc(spelling) != spelling:
+                yield spelling
+    if _nfc(character) != character:
+        yield character
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _hex(text: str) -> str:
+    return " ".join(f"{ord(character):X}" for character in text)

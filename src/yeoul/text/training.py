@@ -1,0 +1,256 @@
+"""Training of SentencePiece tokenizers, and the Hugging Face folder that holds one."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from yeoul.errors import UserError
+from yeoul.text.chat import CHAT_TOKENS, DEFAULT_TEMPLATE
+from yeoul.text.files import replace_files
+from yeoul.text.hf_export import tokenizer_config, tokenizer_json
+from yeoul.text.nfc import nfc_rules, rules_as_tsv
+from yeoul.text.sentencepiece_model import SPACE, Piece, PieceType, read_model, rewrite_model
+from yeoul.text.tokenizer import Tokenizer
+
+PAD, UNKNOWN, BOS, EOS = "<pad>", "<unk>", "<s>", "</s>"
+"""Ids 0 to 3; the chat tokens follow, then the user symbols, the bytes, and what was learned."""
+
+SENTENCE_BYTES = 4000
+"""Longer lines are trained in parts: sentencepiece drops what is longer than its limit."""
+THREADS = 2
+"""Fixed, because the sums of unigram training depend on it."""
+SCORE_STEPS = 256
+"""Unigram scores are rounded to 1/256, so that sums of thousands of them are exact in sentencepiece's
+float32 as in tokenizers' float64, and equally good cuts tie in both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """What is trained.
+
+    Attributes:
+        vocab_size: all ids, special tokens and bytes included.
+        model_type: "bpe" or "unigram".
+        character_coverage: share of the characters of the text that become pieces; the rest are spelled in bytes.
+        byte_fallback: spell unknown characters in UTF-8 bytes (256 ids) instead of losing them as <unk>.
+        normalization: "nfc" composes (decomposed Hangul, accents); "identity" keeps the text as it is.
+        user_symbols: texts that are always one token. Unlike special tokens they are recognised in any text.
+        split_digits: every digit is a token of its own.
+        add_dummy_prefix: put a space before every text, as Llama 2 does.
+        max_sentences: lines that training uses, drawn evenly over the text where it has more.
+        model_max_length: noted in `tokenizer_config.json`.
+    """
+
+    vocab_size: int = 8000
+    model_type: Literal["bpe", "unigram"] = "bpe"
+    character_coverage: float = 0.9995
+    byte_fallback: bool = True
+    normalization: Literal["nfc", "identity"] = "nfc"
+    user_symbols: tuple[str, ...] = ()
+    split_digits: bool = False
+    add_dummy_prefix: bool = False
+    max_sentences: int = 2_000_000
+    model_max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.model_type not in ("bpe", "unigram"):
+            raise UserError(f'there is no tokenizer "{self.model_type}"', "--model-type", "use bpe or unigram")
+        if self.normalization not in ("nfc", "identity"):
+            raise UserError(
+                f'there is no normalization "{self.normalization}"', "--normalization", "use nfc or identity"
+            )
+        if not 0.98 <= self.character_coverage <= 1:
+            raise UserError(
+                "the character coverage must be between 0.98 and 1", "--character-coverage", "use 0.9995"
+            )
+        if self.max_sentences <= 100:
+            raise UserError("the tokenizer needs more than 100 lines", "--max-sentences", "raise it")
+        smallest = len(self.fixed_tokens) + 1
+        if self.vocab_size < smallest:
+            raise UserError(
+                f"a vocabulary of {self.vocab_size:,} has no room beside the {smallest - 1} special tokens and bytes",
+                "--vocab-size",
+                f"use at least {smallest} and room for the characters of the text",
+            )
+        self._check_user_symbols()
+
+    @property
+    def fixed_tokens(self) -> tuple[str, ...]:
+        """Special tokens, user symbols and bytes, in the order of their ids."""
+        own_bytes = tuple(f"<0x{byte:02X}>" for byte in range(256)) if self.byte_fallback else ()
+        return (PAD, UNKNOWN, BOS, EOS, *CHAT_TOKENS, *self.user_symbols, *own_bytes)
+
+    def _check_user_symbols(self) -> None:
+        import unicodedata
+
+        for symbol in self.user_symbols:
+            if not symbol or " " in symbol or SPACE in symbol or "\0" in symbol:
+                problem = "is empty or has a space in it"
+            elif (self.fixed_tokens + (symbol,)).count(symbol) > 2:
+                problem = "is there already"
+            elif self.normalization == "nfc" and unicodedata.normalize("NFC", symbol) != symbol:
+                problem = "is not in NFC"
+            else:
+                continue
+            raise UserError(f'the symbol "{symbol}" {problem}', "--user-symbols", "give another one")
+        if self.user_symbols and self.add_dummy_prefix:
+            raise UserError(
+                "user symbols and a space before every text do not go together",
+                "--add-dummy-prefix",
+                "leave one of them out",
+            )
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: str | Path) -> Tokenizer:
+    """Train on texts and write `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json`.
+
+    The same texts and configuration give the same bytes. Nothing is written unless all of it is.
+
+    Args:
+        texts: documents, read once; their lines are the unit of training.
+        config: what to train.
+        folder: made when missing; tokenizer files in it are replaced.
+
+    Returns:
+        the tokenizer, loaded from `folder`.
+
+    Raises:
+        UserError: no text, or a vocabulary too large or too small for it.
+    """
+    model = _train(texts, config)
+    parsed = read_model(model)
+    files = {
+        "tokenizer.model": model,
+        "tokenizer.json": tokenizer_json(parsed, nfc=config.normalization == "nfc").encode(),
+        "tokenizer_config.json": tokenizer_config(
+            special={"pad_token": PAD, "unk_token": UNKNOWN, "bos_token": BOS, "eos_token": EOS},
+            chat_tokens=CHAT_TOKENS,
+            chat_template=DEFAULT_TEMPLATE,
+            model_max_length=config.model_max_length,
+        ).encode(),
+    }
+    replace_files(Path(folder), files)
+    return Tokenizer.load(folder)
+
+
+def _train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
+    """The serialized sentencepiece model."""
+    from sentencepiece import SentencePieceTrainer
+
+    sentences = _Sentences(texts)
+    output = io.BytesIO()
+    with tempfile.TemporaryDirectory() as scratch:
+        options = _options(config)
+        if config.normalization == "nfc":
+            rules = Path(scratch) / "nfc.tsv"
+            rules.write_text(rules_as_tsv(nfc_rules()), encoding="ascii")
+            options["normalization_rule_tsv"] = str(rules)
+        try:
+            SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=output, **options)
+        except RuntimeError as error:
+            if sentences.failure is not None:
+                raise sentences.failure from None
+            raise _user_error(str(error), config) or error from None
+
+    def score(piece: Piece) -> float:
+        if config.model_type == "bpe" or piece.type != PieceType.NORMAL:
+            return piece.score
+        return math.floor(piece.score * SCORE_STEPS + 0.5) / SCORE_STEPS
+
+    return rewrite_model(output.getvalue(), score)
+
+
+def _options(config: TokenizerConfig) -> dict[str, Any]:
+    """Arguments of sentencepiece's trainer."""
+    # A space must have a piece: spelled in bytes it would come back as "▁". The newline is no accident of the
+    # text either. Unigram needs every character of the special tokens, see hf_export.UNREACHABLE.
+    required = SPACE + "\n"
+    if config.model_type == "unigram":
+        required += "".join(sorted(set("".join(config.fixed_tokens)) - set(required)))
+    return {
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "character_coverage": config.character_coverage,
+        "byte_fallback": config.byte_fallback,
+        "user_defined_symbols": list(config.user_symbols),
+        "control_symbols": list(CHAT_TOKENS),
+        "required_chars": required,
+        "split_digits": config.split_digits,
+        "add_dummy_prefix": config.add_dummy_prefix,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "pad_id": 0,
+        "unk_id": 1,
+        "bos_id": 2,
+        "eos_id": 3,
+        "pad_piece": PAD,
+        "unk_piece": UNKNOWN,
+        "bos_piece": BOS,
+        "eos_piece": EOS,
+        # sentencepiece draws with a fixed seed
+        "input_sentence_size": config.max_sentences,
+        "shuffle_input_sentence": True,
+        "max_sentence_length": 4 * SENTENCE_BYTES,
+        "num_threads": THREADS,
+        "minloglevel": 3,
+    }
+
+
+class _Sentences:
+    """Lines of texts, none longer than `SENTENCE_BYTES`; remembers what went wrong while reading.
+
+    sentencepiece turns an exception of its iterator into a RuntimeError with a traceback as its text.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = texts
+        self.failure: BaseException | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for text in self.texts:
+                # U+2585 is sentencepiece's own mark for unknown; it drops lines that have it.
+                for line in re.split("[\n\u2585]", text):
+                    yield from _parts(line.encode("utf-8", "replace").decode())
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
+def _parts(line: str) -> Iterator[str]:
+    """Cut a long line before spaces, or anywhere when there are none."""
+    limit = SENTENCE_BYTES // 4
+    while len(line) > limit:
+        cut = line.rfind(" ", 1, limit)
+        cut = cut if cut > 0 else limit
+        yield line[:cut]
+        line = line[cut:]
+    if line:
+        yield line
+
+
+def _user_error(message: str, config: TokenizerConfig) -> UserError | None:
+    """The sentence for sentencepiece's message; None when it is not about the user's input."""
+    if "!sentences_.empty()" in message or "(all_chars_count) > (0)" in message:
+        return UserError("there is no text to train a tokenizer on", "--data", "give a text that is not empty")
+    if match := re.search(r"too high \(\d+\).*?<= (\d+)", message):
+        return UserError(
+            f"the vocabulary of {config.vocab_size:,} is larger than this text allows",
+            "--vocab-size",
+            f"use at most {match[1]}, or give more text",
+        )
+    if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return UserError(
+            f"the vocabulary of {config.vocab_size:,} is too small for the characters of this text",
+            "--vocab-size",
+            f"use more than {match[1]}, or lower --character-coverage",
+        )
+    return None

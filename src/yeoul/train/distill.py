@@ -1,0 +1,112 @@
+"""Losses that make one model follow another: KL to the teacher's logits, and the alignment of its attention layers.
+
+Shapes: N tokens, d and e widths of student and teacher, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from yeoul.data.batch import IGNORE, Batch
+from yeoul.train.loss import Loss, Objective, linear_cross_entropy
+
+_ROWS = 256
+
+
+class _LinearKL(torch.autograd.Function):
+    """Forward computes the loss and the gradients a chunk of rows at a time; backward only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, goal: Tensor, goal_weight: Tensor, temperature: float) -> Tensor:
+        device = hidden.device.type
+        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        exact = torch.float64 if compute == torch.float64 else torch.float32
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device)
+        with torch.autocast(device, enabled=False):
+            h, w = hidden.to(compute), weight.to(compute)
+            g, u = goal.to(compute), goal_weight.to(compute)
+            for start in range(0, h.shape[0], _ROWS):
+                part = slice(start, start + _ROWS)
+                student = ((h[part] @ w.t()).to(exact) / temperature).log_softmax(1)  # (C, V)
+                teacher = ((g[part] @ u.t()).to(exact) / temperature).log_softmax(1)
+                wanted = teacher.exp()
+                total += (wanted * (teacher - student)).sum() * temperature**2
+                gradient = (student.exp_() - wanted).mul_(temperature).to(compute)
+                grad_hidden[part] = gradient @ w
+                grad_weight.add_((gradient.t() @ h[part]).to(exact))
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_total, grad_weight * grad_total, None, None, None
+
+
+def linear_kl(
+    hidden: Tensor, weight: Tensor, goal: Tensor, goal_weight: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """Sum over rows of KL(teacher || student) between softmax(`goal @ goal_weight.T` / temperature) and the student's.
+
+    Multiplied by temperature^2, so that gradients keep their size (Hinton and others 2015, section 2). The logits of
+    all tokens are never held at once; differentiable once in `hidden` and `weight`.
+
+    Args:
+        hidden: (N, d) of the student; weight (V, d).
+        weight: the student's output projection.
+        goal: (N, e) of the teacher; goal_weight (V, e).
+        goal_weight: the teacher's output projection.
+        temperature: above 0.
+    """
+    return cast(Tensor, _LinearKL.apply(hidden, weight, goal.detach(), goal_weight.detach(), temperature))
+
+
+def distillation_objective(teacher: nn.Module, *, kl_weight: float = 1.0, temperature: float = 1.0) -> Objective:
+    """`kl_weight` times KL to the teacher's predictions plus (1 - kl_weight) times cross-entropy with the text.
+
+    The log gets both parts ("kl", "cross_entropy") of what is computed.
+    """
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        student, goal = cast(Any, model), cast(Any, teacher)
+        valid = batch.labels.flatten() != IGNORE
+        count = int(valid.sum())
+        hidden = student.hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids).flatten(0, 1)
+        total, parts = hidden.new_zeros((), dtype=torch.float32), {}
+        if kl_weight > 0:
+            with torch.no_grad():
+                target = goal.hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids).flatten(0, 1)
+            kl = linear_kl(
+                hidden[valid], student.output_weight, target[valid], goal.output_weight, temperature=temperature
+            )
+            total, parts["kl"] = total + kl_weight * kl, float(kl.detach())
+        if kl_weight < 1:
+            entropy, _ = linear_cross_entropy(hidden, student.output_weight, batch.labels.flatten())
+            total, parts["cross_entropy"] = total + (1 - kl_weight) * entropy, float(entropy.detach())
+        return Loss(total=total, count=count, parts=parts)
+
+    return objective
+
+
+LayerErrors = Callable[[nn.Module, Batch], Tensor]
+"""(layers, B, T) squared relative error of every converted layer at every token, with a gradient."""
+
+
+def alignment_objective(errors: LayerErrors) -> Objective:
+    """The mean over layers of their errors, summed over tokens; the log gets each layer's ("layer_0", ...)."""
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        valid = batch.labels != IGNORE
+        by_layer = (errors(model, batch) * valid).sum((1, 2))  # (layers,)
+        parts = {f"layer_{i}": value for i, value in enumerate(by_layer.tolist())}
+        return Loss(total=by_layer.mean(), count=int(valid.sum()), parts=parts)
+
+    return objective

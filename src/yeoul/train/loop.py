@@ -1,0 +1,428 @@
+"""The one training loop: draw, accumulate, normalise once, step, log, save, validate."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+
+from yeoul.data.batch import Batch
+from yeoul.errors import UserError
+from yeoul.train.compute import autocast_dtype, compile_model
+from yeoul.train.config import CHANGEABLE, TrainConfig
+from yeoul.train.interrupt import Interrupted, StopRequests
+from yeoul.train.log import MetricsLog, Progress, TensorBoard, duration, memory_in_use
+from yeoul.train.loss import Objective
+from yeoul.train.optim import Optimizer, learning_rate, trainable_parameters
+from yeoul.train.runstate import (
+    Checkpoints,
+    RunState,
+    disk_full,
+    only_writer,
+    random_state,
+    restore_random_state,
+)
+
+
+class Loader(Protocol):
+    """An endless source of batches whose position can be saved as JSON values."""
+
+    def next_batch(self) -> Batch: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+Validate = Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a finished run came to.
+
+    Attributes:
+        step: optimizer steps done; tokens: positions seen (padding not counted).
+        loss: training loss per token over the last logged interval.
+        validation: values of the last validation, empty without one.
+        best: {"step", "loss"} of the best checkpoint by validation loss, or None.
+        seconds: time spent in steps, over all sessions of the run.
+        checkpoint: folder of the last checkpoint.
+        resumed_from: step at which this call found the run, or None when it began afresh.
+    """
+
+    step: int
+    tokens: int
+    loss: float
+    validation: dict[str, float]
+    best: dict[str, Any] | None
+    seconds: float
+    checkpoint: Path
+    resumed_from: int | None
+
+
+def train(
+    model: nn.Module,
+    loader: Loader,
+    objective: Objective,
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    save_model: Callable[[Path], None],
+    validate: Validate | None = None,
+    name: str = "train",
+    resume: bool = True,
+    identity: Mapping[str, object] | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train those parameters of `model` that require gradients, until the token budget is spent.
+
+    Killed at any moment and called again, it gives the same losses and weights as if it had never stopped.
+    Buffers and frozen parameters are not saved in the run's state: the caller builds them the same each time.
+    They go into `save_model`'s folder.
+
+    Args:
+        model: on its device, in the type its weights are kept in.
+        loader: endless; drawn from `config.accumulate` times a step.
+        objective: loss of one micro-batch as a sum, see `yeoul.train.loss`.
+        run_dir: gets `metrics.jsonl` and `checkpoints/`.
+        save_model: writes the model into the folder it is given; called for each checkpoint.
+        validate: called without gradients and with the model in eval mode; needs the key "loss" to find the
+            best.
+        name: first word of the progress line.
+        resume: go on from the newest checkpoint in `run_dir`; otherwise there must be none.
+        identity: further JSON values (model shape, data fingerprint) that must be the same when resuming.
+        progress: where to show the progress line; standard error by default.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, when the state is saved.
+        UserError: the loss is not finite, the disk is full, the run in `run_dir` has other settings, its
+            checkpoints are damaged, or another process trains there.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    shown = progress or Progress(name, config.steps)
+    with only_writer(run_dir):
+        run = _Run(
+            model, loader, objective, config, run_dir, save_model, validate, dict(identity or {}), shown
+        )
+        was_training = model.training
+        try:
+            run.start(resume)
+            return run.finish() if run.step >= config.steps else run.go()
+        except Interrupted:
+            run.say_how_to_go_on()
+            raise
+        except OSError as error:
+            if not disk_full(error):
+                raise
+            raise UserError(
+                "the disk is full", where=run_dir, fix="free some space and run it again"
+            ) from error
+        finally:
+            run.close()
+            model.train(was_training)
+
+
+class _Run:
+    """A run in progress; `start`, then `go`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Loader,
+        objective: Objective,
+        config: TrainConfig,
+        run_dir: Path,
+        save_model: Callable[[Path], None],
+        validate: Validate | None,
+        identity: dict[str, object],
+        progress: Progress,
+    ) -> None:
+        self.model, self.loader, self.objective, self.config = model, loader, objective, config
+        self.run_dir, self.save_model, self.validate, self.identity = run_dir, save_model, validate, identity
+        self.progress = progress
+        self.device = next(model.parameters()).device
+        self.autocast_to = autocast_dtype(config, self.device)
+        self.optimizer = Optimizer(model, config)
+        self.checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_last)
+        self.metrics = MetricsLog(run_dir / "metrics.jsonl")
+        self.board: TensorBoard | None = None
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.pending: dict[str, float] = {"count": 0.0, "loss": 0.0}  # sums since the last line of metrics
+        self.pending_time, self.pending_tokens = 0.0, 0  # not saved: timings may differ
+        self.loss, self.rate = float("nan"), 0.0
+        self.best: dict[str, Any] | None = None
+        self.validation: dict[str, float] = {}
+        self.resumed_from: int | None = None
+        if hasattr(model, "gradient_checkpointing"):
+            model.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
+        self.uncompile: Callable[[], None] = lambda: None
+        if config.compile:
+            self.uncompile = compile_model(model)
+
+    # -- beginning
+    # -----------------------------------------------------------------------------------------------
+
+    def start(self, resume: bool) -> None:
+        """Begin afresh or from the newest whole checkpoint."""
+        self.checkpoints.clean()
+        if not resume and self.checkpoints.steps():
+            fix = "resume it, choose another folder, or overwrite it"
+            raise UserError("there is a run already", where=self.run_dir, fix=fix)
+        state = self.checkpoints.load_newest(self.progress.say)
+        if state is None:
+            torch.manual_seed(self.config.seed)
+            self.metrics.truncate(0)
+        else:
+            self._restore(state)
+        if self.config.tensorboard:
+            self.board = TensorBoard(self.run_dir / "tensorboard", self.step)
+
+    def _restore(self, state: RunState) -> None:
+        values = state.values
+        self._require_same("setting", values["config"], _plain(asdict(self.config)))
+        self._require_same("part of the run", values["identity"], _plain(self.identity))
+        parameters = trainable_parameters(self.model)
+        shapes = {key: tuple(p.shape) for key, p in parameters.items()}
+        if shapes != {key: tuple(t.shape) for key, t in state.weights.items()}:
+            raise UserError(
+                "the run trains other parameters", where=self.run_dir, fix="choose another folder"
+            )
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(state.weights[key])
+        self.optimizer.load_state_tensors(state.optimizer)
+        self.loader.load_state_dict(values["loader"])
+        restore_random_state(state.rng, state.plain_rng)
+        self.step, self.tokens, self.seconds = values["step"], values["tokens"], values["seconds"]
+        self.pending, self.best = values["pending"], values["best"]
+        self.resumed_from = self.step
+        if self.best and self.best["step"] not in self.checkpoints.steps():
+            self.best = None  # its checkpoint was lost with the damaged ones
+        lines = self.metrics.truncate(self.step)
+        self.loss = next((line["loss"] for line in reversed(lines) if line["kind"] == "train"), self.loss)
+        done = [line for line in lines if line["kind"] == "val" and line["step"] == self.step]
+        if done:
+            self._note_validation({k: v for k, v in done[-1].items() if k not in ("kind", "step", "tokens")})
+        if self.step < self.config.steps:
+            self.progress.say(f"Resuming {self.run_dir} at step {self.step:,} of {self.config.steps:,}.")
+        if not done and self._validates_at(self.step):  # killed between saving and validating
+            self._validate()
+
+    def _require_same(self, what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+        changed = [k for k in before.keys() & now.keys() if k not in CHANGEABLE and before[k] != now[k]]
+        if changed:
+            names = ", ".join(
+                f"{k.replace('_', '-')} ({before[k]} before, {now[k]} now)" for k in sorted(changed)
+            )
+            fix = "give the same values again, or choose another folder"
+            raise UserError(f"the run cannot go on with another {what}: {names}", where=self.run_dir, fix=fix)
+
+    # -- stepping
+    # ------------------------------------------------------------------------------------------------
+
+    def go(self) -> TrainResult:
+        """Step until the budget is spent."""
+        steps = self.config.steps
+        with StopRequests() as stop:
+            self.model.train()
+            while self.step < steps:
+                lr, norm = self._one_step()
+                if self.step % self.config.log_every == 0 or self.step == steps:
+                    self._log(lr, norm)
+                stopping = stop.requested is not None
+                if stopping or self._saves_at(self.step):
+                    self._save()
+                if stopping:
+                    raise Interrupted(cast(int, stop.requested))
+                if self._validates_at(self.step):
+                    stop.at_once = True
+                    self._validate()
+                    stop.at_once = False
+                if self.progress.due() or self.step == steps:
+                    left = (steps - self.step) * self.config.tokens_per_step / max(self.rate, 1e-9)
+                    memory = memory_in_use(self.device)
+                    self.progress.show(self.step, self.loss, lr, self.rate, left, memory)
+        return self.finish()
+
+    def _one_step(self) -> tuple[float, float]:
+        """One optimizer step; returns its learning rate and the norm of its gradient before clipping."""
+        began = time.perf_counter()
+        lr = learning_rate(self.config, self.step)
+        total = torch.zeros((), device=self.device)
+        count, seen = 0, 0
+        parts: dict[str, float] = {}
+        for _ in range(self.config.accumulate):
+            batch = self.loader.next_batch().to(self.device)
+            with torch.autocast(self.device.type, self.autocast_to, enabled=self.autocast_to is not None):
+                loss = self.objective(self.model, batch)
+            loss.total.backward()
+            total += loss.total.detach()
+            count += loss.count
+            seen += batch.input_ids.numel() if batch.seq_ids is None else int((batch.seq_ids >= 0).sum())
+            for key, value in loss.parts.items():
+                parts[key] = parts.get(key, 0.0) + value
+        norm = float(self.optimizer.finish_gradients(count, self.config.grad_clip))
+        summed = float(total)
+        if not (math.isfinite(summed) and math.isfinite(norm)):
+            self._stop_not_finite(summed / max(1, count))
+        self.optimizer.step(lr)
+        self.step += 1
+        self.tokens += seen
+        for key, value in {"count": count, "loss": summed, **parts}.items():
+            self.pending[key] = self.pending.get(key, 0.0) + value
+        self._time(time.perf_counter() - began, seen, summed / max(1, count))
+        return lr, norm
+
+    def _time(self, spent: float, tokens: int, loss: float) -> None:
+        self.seconds += spent
+        self.pending_time += spent
+        self.pending_tokens += tokens
+        now = tokens / max(spent, 1e-9)
+        self.rate = now if self.rate == 0 else 0.9 * self.rate + 0.1 * now
+        self.loss = loss if math.isnan(self.loss) else 0.9 * self.loss + 0.1 * loss
+
+    def _stop_not_finite(self, loss: float) -> None:
+        steps = self.checkpoints.steps()
+        kept = (
+            f"the checkpoint of step {steps[-1]} is untouched" if steps else "no checkpoint was written yet"
+        )
+        fix = f"start again in another folder with a lower --lr or with --dtype float32 ({kept})"
+        what = f"loss or gradient stopped being finite in step {self.step + 1} (loss {loss})"
+        raise UserError(what, where=self.run_dir, fix=fix)
+
+    # -- telling, saving, validating
+    # -----------------------------------------------------------------------------
+
+    def _log(self, lr: float, norm: float) -> None:
+        count = max(1.0, self.pending.pop("count"))
+        means = {key: value / count for key, value in self.pending.items()}
+        self.pending = {"count": 0.0, "loss": 0.0}
+        rate = self.pending_tokens / max(self.pending_time, 1e-9)
+        self.pending_time, self.pending_tokens = 0.0, 0
+        line = {
+            "kind": "train",
+            "step": self.step,
+            "tokens": self.tokens,
+            **means,
+            "lr": lr,
+            "grad_norm": norm,
+        }
+        self._append({**line, "tokens_per_second": round(rate, 1), "seconds": round(self.seconds, 3)})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self.metrics.append(line)
+        if self.board is not None:
+            self.board.append(line)
+
+    def _saves_at(self, step: int) -> bool:
+        every = self.config.save_every
+        return self._validates_at(step) or step == self.config.steps or (every > 0 and step % every == 0)
+
+    def _validates_at(self, step: int) -> bool:
+        if self.validate is None or step == 0:
+            return False
+        every = self.config.eval_every
+        return step == self.config.steps or (every > 0 and step % every == 0)
+
+    def _save(self) -> None:
+        self.metrics.sync()
+        rng, plain_rng = random_state()
+        values = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "pending": self.pending,
+            "best": self.best,
+            "config": _plain(asdict(self.config)),
+            "identity": _plain(self.identity),
+            "loader": self.loader.state_dict(),
+            "optimizer": self.optimizer.layout(),
+        }
+        state = RunState(
+            values=values,
+            weights={key: p.data for key, p in trainable_parameters(self.model).items()},
+            optimizer=self.optimizer.state_tensors(),
+            rng=rng,
+            plain_rng=plain_rng,
+        )
+        self.checkpoints.save(state, self.save_model)
+        # save_model is foreign code: whatever it drew must not change what comes next.
+        restore_random_state(rng, plain_rng)
+        self.checkpoints.prune(self.best["step"] if self.best else None)
+
+    def _validate(self) -> None:
+        assert self.validate is not None
+        rng, plain_rng = random_state()
+        self.model.eval()
+        with torch.no_grad():
+            values = self.validate()
+        self.model.train()
+        # Validating more or less often must not change the training.
+        restore_random_state(rng, plain_rng)
+        self._append({"kind": "val", "step": self.step, "tokens": self.tokens, **values})
+        self._note_validation(values)
+        shown = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
+        self.progress.say(f"Validation at step {self.step:,}: {shown}.")
+
+    def _note_validation(self, values: dict[str, float]) -> None:
+        self.validation = values
+        loss = values.get("loss", float("nan"))
+        if self.best is None or loss < self.best["loss"]:
+            self.best = {"step": self.step, "loss": loss} if math.isfinite(loss) else self.best
+        self.checkpoints.mark_best(self.best)
+        self.checkpoints.prune(self.best["step"] if self.best else None)
+
+    # -- ending
+    # --------------------------------------------------------------------------------------------------
+
+    def say_how_to_go_on(self) -> None:
+        """One line after an interruption."""
+        saved = self.checkpoints.steps()
+        where = (
+            f"step {saved[-1]:,} is saved in {self.checkpoints.path(saved[-1])}"
+            if saved
+            else "nothing is saved yet"
+        )
+        how = "go on" if saved else "begin anew"
+        self.progress.say(
+            f"Stopped at step {self.step:,} of {self.config.steps:,}; {where}. Run the same command again to
+            {how}."
+        )
+
+    def finish(self) -> TrainResult:
+        """The result, said in a line."""
+        if self.resumed_from == self.config.steps:
+            self.progress.say(f"The run in {self.run_dir} is finished already ({self.step:,} steps).")
+        else:
+            self.progress.say(f"Trained {self.tokens:,} tokens in {duration(self.seconds)}.")
+        lines = [line for line in self.metrics.read() if line["kind"] == "train"]
+        return TrainResult(
+            step=self.step,
+            tokens=self.tokens,
+            loss=lines[-1]["loss"] if lines else self.loss,
+            validation=self.validation,
+            best=self.best,
+            seconds=self.seconds,
+            checkpoint=self.checkpoints.path(self.step),
+            resumed_from=self.resumed_from,
+        )
+
+    def close(self) -> None:
+        """Give back files, and forget gradients and the compiled form."""
+        self.progress.end()
+        self.metrics.close()
+        if self.board is not None:
+            self.board.close()
+        self.optimizer.zero_grad()
+        self.uncompile()
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they come back from JSON (tuples become lists), so that equal things compare equal."""
+    return cast(dict[str, Any], json.loads(json.dumps(values, default=str)))

@@ -1,0 +1,153 @@
+"""Learning rates as functions of the step, and optimizers over the parameters that train."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yeoul.errors import UserError
+from yeoul.train.config import TrainConfig
+
+WSD_DECAY = 0.2
+"""Share of the steps in which the warm-up-stable-decay schedule decays (arXiv:2404.06395 finds 10 % to 20 % enough)."""
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Learning rate of step number `step`, counted from 0; nothing else decides it."""
+    steps = config.steps
+    warmup = min(steps, math.ceil(config.warmup * steps))
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    low = config.lr * config.min_lr_ratio
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "cosine":
+        done = (step - warmup) / max(1, steps - 1 - warmup)
+        return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    start = max(warmup, steps - math.ceil(WSD_DECAY * steps))
+    if step < start:
+        return config.lr
+    return config.lr + (low - config.lr) * min(1.0, (step - start + 1) / max(1, steps - start))
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name to parameter, for those with `requires_grad`; a tied parameter appears once, under its first name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+class Optimizer:
+    """One or two torch optimizers over named parameters, seen as one.
+
+    AdamW decays matrices only: not embeddings, nor anything with one dimension. Muon (torch.optim.Muon, with
+        its
+    update scaled to AdamW's RMS, so that one learning rate serves both) takes the weights of hidden linear
+    layers.
+
+    Attributes:
+        names: names of the trained parameters, in the model's order.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self._parameters = trainable_parameters(model)
+        if not self._parameters:
+            raise UserError("no parameter of the model is trainable", fix="unfreeze some of them")
+        self.names = list(self._parameters)
+        embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+        linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+        linear -= embeddings | {id(getattr(model, "output_weight", None))}
+        muon, decayed, plain = [], [], []
+        for parameter in self._parameters.values():
+            if config.optimizer == "muon" and id(parameter) in linear:
+                muon.append(parameter)
+            elif parameter.ndim >= 2 and id(parameter) not in embeddings:
+                decayed.append(parameter)
+            else:
+                plain.append(parameter)
+        self._optimizers: list[torch.optim.Optimizer] = []
+        groups = [(decayed, config.weight_decay), (plain, 0.0)]
+        if decayed or plain:
+            self._optimizers.append(
+                torch.optim.AdamW(
+                    [{"params": p, "weight_decay": decay} for p, decay in groups if p],
+                    lr=config.lr,
+                    betas=config.betas,
+                    fused=next(iter(self._parameters.values())).device.type in ("cpu", "cuda"),
+                )
+            )
+        if muon:
+            self._optimizers.append(
+                torch.optim.Muon(
+                    muon, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+                )
+            )
+
+        self._owner = {
+            id(p): optimizer
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
+
+    def step(self, lr: float) -> None:
+        """Update the parameters with learning rate `lr`, and forget their gradients."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def zero_grad(self) -> None:
+        """Forget gradients without a step."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def finish_gradients(self, count: int, clip: float) -> Tensor:
+        """Divide summed gradients by `count`, clip their joint norm, and return the norm before clipping (scalar)."""
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        if not gradients:
+            return torch.zeros(())
+        # One multiplication serves both the mean over tokens and the clipping.
+        norm = torch.nn.utils.get_total_norm(gradients) / max(1, count)
+        scale = (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0 else torch.ones_like(norm)
+        torch._foreach_mul_(gradients, (scale / max(1, count)).to(gradients[0].device))
+        return norm
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The optimizers' state as tensors named "parameter|key"."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            for key, value in self._state_of(parameter).items():
+                tensors[f"{name}|{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+        return tensors
+
+    def layout(self) -> list[dict[str, Any]]:
+        """The parameter groups in plain values: kind, scalar settings, and parameters by name."""
+        name_of = {id(p): name for name, p in self._parameters.items()}
+        return [
+            {
+                "optimizer": type(optimizer).__name__,
+                "parameters": [name_of[id(p)] for p in group["params"]],
+                "settings": {k: v for k, v in group.items() if isinstance(v, int | float | bool | str)},
+            }
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+        ]
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_tensors` gave.
+
+        Raises:
+            ValueError: a tensor belongs to no trained parameter.
+        """
+        for full_name, tensor in tensors.items():
+            name, _, key = full_name.rpartition("|")
+            if name not in self._parameters:
+                raise ValueError(f"optimizer state for {name!r}, which is not trained here")
+            parameter = self._parameters[name]
+            self._state_of(parameter)[key] = tensor.to(parameter.device, copy=True)
+
+    def _state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
+        return self._owner[id(parameter)].state[parameter]

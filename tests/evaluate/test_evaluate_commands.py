@@ -1,0 +1,85 @@
+"""`yeoul evaluate` and `yeoul bench` on a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from yeoul.commands import bench, evaluate
+from yeoul.commands.corpus import save_folder, token_shards
+from yeoul.errors import UserError
+from yeoul.model.config import ModelConfig
+from yeoul.model.decoder import Decoder
+
+TEXT = "강가에 작은 마을이 있었다. 아이들은 물가에서 놀았다.\n" * 60
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """A run as `yeoul pretrain` leaves it: model/ with a tokenizer, data/val."""
+    from yeoul.text.training import TokenizerConfig, train_tokenizer
+
+    out = tmp_path_factory.mktemp("run")
+    (out / "text.txt").write_text("\n\n".join(f"{n}. {TEXT}" for n in range(8)), encoding="utf-8")
+    train_tokenizer([TEXT], TokenizerConfig(vocab_size=320), out / "tokenizer")
+    from yeoul.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(out / "tokenizer")
+    shape = dict(hidden_size=16, num_layers=1, num_heads=2, max_position_embeddings=128)
+    model = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))
+    (out / "model").mkdir()
+    save_folder(model, tokenizer, out / "model")
+    token_shards(str(out / "text.txt"), out / "data", tokenizer, val_fraction=0.5)
+    return out
+
+
+def test_evaluate_scores_the_text_put_aside(run_folder, capsys):
+    assert evaluate.run(evaluate.Config(str(run_folder), by_position=True, json=True, max_tokens=400)) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["tokens"] == 400 and values["context"] == 128
+    assert values["bits_per_byte"] == pytest.approx(
+        values["loss"] * 400 / 0.6931472 / values["bytes"], rel=1e-5
+    )
+    assert sum(b["tokens"] for b in values["by_position"]) == 400
+
+
+def test_evaluate_prints_words(run_folder, capsys):
+    config = evaluate.Config(str(run_folder), data=str(run_folder / "text.txt"), max_tokens=100, context=32)
+    assert evaluate.run(config) == 0
+    assert "bits per byte" in capsys.readouterr().out
+
+
+def test_evaluate_names_what_is_wrong(run_folder):
+    with pytest.raises(UserError, match="longer than the model's 128 positions"):
+        evaluate.run(evaluate.Config(str(run_folder), context=129))
+    with pytest.raises(UserError, match="no text to score"):
+        evaluate.run(evaluate.Config(str(run_folder / "model")))
+    with pytest.raises(UserError, match="--batch-size"):
+        evaluate.Config("x", batch_size=0)
+
+
+def test_bench_measures_and_writes_json(run_folder, tmp_path, capsys):
+    config = bench.Config(
+        (str(run_folder), str(run_folder / "model")),
+        contexts=(16, 200),
+        steps=1,
+        turns=2,
+        out=tmp_path / "new" / "b.json",
+    )
+    assert bench.run(config) == 0
+    assert "200" in capsys.readouterr().out
+    values = json.loads((tmp_path / "new" / "b.json").read_text(encoding="utf-8"))
+    assert len(values["records"]) == 4 and len(values["parameters"]) == 2
+
+
+def test_bench_names_models_by_what_differs():
+    assert bench.short_names(("runs/a", "runs/b/")) == ["a", "b"]
+    assert bench.short_names(("x/a", "y/a")) == ["x/a", "y/a"]
+    assert bench.short_names(("a", "a")) == ["a (1)", "a (2)"]
+
+
+def test_bench_names_what_is_wrong():
+    with pytest.raises(UserError, match="--turns"):
+        bench.Config(("x",), turns=0)
+    with pytest.raises(UserError, match="no model"):
+        bench.Config(())

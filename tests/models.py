@@ -1,0 +1,47 @@
+"""Small models of every kind, and the measure of agreement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yeoul.model.config import ModelConfig
+from yeoul.model.decoder import Decoder
+
+VOCAB = 101
+KINDS: dict[str, dict[str, Any]] = {
+    "softmax": dict(attention=("softmax",)),
+    "classic": dict(norm="layernorm", positions="sinusoidal", mlp="gelu", attention_bias=True, mlp_bias=True),
+    "learned": dict(positions="learned", num_kv_heads=4, tie_embeddings=False),
+    "no-positions": dict(positions="none", parallel_residual=True),
+    "partial-rotary": dict(rotary_dim=4),
+    "sliding": dict(attention=("sliding",)),
+    "dijiang": dict(attention=("dijiang",)),
+    "dijiang-decay": dict(attention=("dijiang",), feature_map=dict(decay="learned", features=12)),
+    "dijiang-bounded": dict(
+        attention=("dijiang",), feature_map=dict(kernel="softmax", pairs=False, radii="normal", learn=("weights",))
+    ),
+    "hybrid": dict(attention=("hybrid",)),
+    "hybrid-decay": dict(attention=("hybrid",), feature_map=dict(decay="fixed", sequence="stratified")),
+    "hybrid-bounded": dict(attention=("hybrid",), feature_map=dict(kernel="softmax")),
+    "mixed": dict(attention=("softmax", "hybrid", "sliding"), num_layers=3),
+}
+
+
+def rms_ratio(value: Tensor, reference: Tensor) -> float:
+    """RMS of the difference over RMS of the reference."""
+    value, reference = value.double(), reference.double()
+    return float((value - reference).square().mean().sqrt() / reference.square().mean().sqrt())
+
+
+def make(kind: str) -> Decoder:
+    """A small random model by kind, with weights large enough for attention to be sharp."""
+    torch.manual_seed(1)
+    settings = dict(num_layers=2, num_kv_heads=2) | KINDS[kind]
+    config = ModelConfig(
+        vocab_size=VOCAB, hidden_size=64, num_heads=4, window=5, max_position_embeddings=128,
+        initializer_range=0.15, **settings,
+    )  # fmt: skip
+    return Decoder(config).eval()
