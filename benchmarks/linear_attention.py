@@ -2,9 +2,10 @@
 
     python benchmarks/linear_attention.py --out docs/benchmarks/linear_attention.json
 
-Both are timed in turns in one process (median, and the quartiles as spread). Peak memory is what the resident
-set of a fresh process grew by during one call, its inputs being there before. The last lines are ratios, of the
-longest to the shortest length and of the two methods. float32, random inputs: speed does not depend on them.
+All methods and lengths are timed in turns in one process (median, and quartiles as spread). Peak memory is what
+the resident set of a fresh process grew by during one call, its inputs being there before. The last lines are
+ratios, of the longest to the shortest length and of the two methods. float32, random inputs: speed does not
+depend on them. On a machine that does other work, `--threads 1`: two threads wait for each other.
 """
 
 from __future__ import annotations
@@ -33,9 +34,7 @@ PASSES = ("forward", "forward+backward")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--positions", type=int, nargs="+", default=[2048, 4096, 8192, 16384])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--heads", type=int, default=8)
@@ -108,34 +107,37 @@ def peak_in_fresh_process(arguments: list[str], method: str, which: str, t: int)
 
 
 def measure(options: argparse.Namespace, arguments: list[str]) -> list[dict[str, Any]]:
+    """One record for each method, pass and length. A turn runs all of them, so that ratios are of the same time."""
     methods = METHODS[:1] if options.no_softmax else METHODS
+    keys = [(m, w, t) for t in options.positions for m in methods for w in PASSES]
+    calls = {key: make_call(options, *key) for key in keys}
+    seconds: dict[tuple[str, str, int], list[float]] = {key: [] for key in keys}
+    for turn in range(options.turns + 1):  # the first one warms up
+        for key, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                seconds[key].append(time.perf_counter() - start)
+    calls.clear()
     records = []
-    for t in options.positions:
-        calls = {(m, w): make_call(options, m, w, t) for m in methods for w in PASSES}
-        seconds: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-        for turn in range(options.turns + 1):  # the first one warms up
-            for key, call in calls.items():
-                start = time.perf_counter()
-                call()
-                if turn:
-                    seconds[key].append(time.perf_counter() - start)
-        calls.clear()
-        for (method, which), times in seconds.items():
-            low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
-            record = {
+    for (method, which, t), times in seconds.items():
+        low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
+        peak = peak_in_fresh_process(arguments, method, which, t)
+        records.append(
+            {
                 "method": method,
                 "pass": which,
                 "positions": t,
                 "seconds": median,
                 "seconds_quartiles": [low, high],
-                "peak_bytes": peak_in_fresh_process(arguments, method, which, t),
+                "peak_bytes": peak,
             }
-            records.append(record)
-            print(
-                f"{method:8} {which:17} {t:6} positions  {median * 1e3:10.1f} ms "
-                f"[{low * 1e3:.1f}, {high * 1e3:.1f}]  peak {record['peak_bytes'] / 2**20:8.1f} MiB",
-                flush=True,
-            )
+        )
+        print(
+            f"{method:8} {which:17} {t:6} positions  {median * 1e3:10.1f} ms "
+            f"[{low * 1e3:.1f}, {high * 1e3:.1f}]  peak {peak / 2**20:8.1f} MiB",
+            flush=True,
+        )
     return records
 
 
@@ -169,9 +171,7 @@ def main() -> None:
         method, which, t = options.peak_of
         print(measure_peak(options, method, which, int(t)))
         return
-    shape = (
-        f"batch {options.batch}, {options.heads} heads of {options.head_size}, {options.features} features"
-    )
+    shape = f"batch {options.batch}, {options.heads} heads of {options.head_size}, {options.features} features"
     print(f"{runtime.cpu_name()}, {threads} thread(s), torch {torch.__version__}, float32, {shape}")
     records = measure(options, arguments)
     summary = ratios(records)

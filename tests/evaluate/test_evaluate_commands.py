@@ -21,7 +21,7 @@ def run_folder(tmp_path_factory) -> Path:
 
     out = tmp_path_factory.mktemp("run")
     (out / "text.txt").write_text("\n\n".join(f"{n}. {TEXT}" for n in range(8)), encoding="utf-8")
-    train_tokenizer([TEXT], TokenizerConfig(vocab_size=320), out / "tokenizer")
+    train_tokenizer([TEXT], TokenizerConfig(vocab_size=300), out / "tokenizer")
     from yeoul.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(out / "tokenizer")

@@ -42,9 +42,7 @@ def definition(
             if log_decay is None:
                 rates = [0.0] * t
             else:
-                rates = (
-                    log_decay[row, group] if log_decay.dim() == 3 else log_decay[group].expand(t)
-                ).tolist()
+                rates = (log_decay[row, group] if log_decay.dim() == 3 else log_decay[group].expand(t)).tolist()
             decay = partial(_decay, rates, tokens)
 
             for i in tokens:

@@ -51,8 +51,8 @@ def example() -> Report:
             ModelRow(
                 name="DiJiang", role="converted", loss=3.0, perplexity=20.1, bits_per_byte=0.95, recall=0.5
             ),
-            ModelRow(name="window only", role="ablation", loss=3.3, perplexity=27.1, bits_per_byte=1.05),
-            ModelRow(name="no attention", role="ablation", loss=5.0, perplexity=148.0, bits_per_byte=1.6),
+            ModelRow(name="without the linear part", role="ablation", loss=3.3, perplexity=27.1, bits_per_byte=1.05),
+            ModelRow(name="without attention", role="ablation", loss=5.0, perplexity=148.0, bits_per_byte=1.6),
         ),
         recall_chance=0.25,
         curves=(
@@ -163,7 +163,7 @@ def test_summary_says_the_numbers():
     assert "0.040 bits per byte (4.4 %) worse than its teacher" in words
     assert "At 8,192 tokens of context it decodes 6.1 times as fast" in words and "1/28" in words
     assert "at 512 tokens and below softmax is still the faster one" in words
-    assert "window only +0.100; no attention +0.650" in words
+    assert "without the linear part +0.100; without attention +0.650" in words
     assert "60 %" in words and "guessing gives 25 %" in words
     korean = in_korean(example())
     assert "0.910비트에서 0.950비트" in korean and "6.1배" in korean and "28분의 1" in korean

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from toy import VOCAB, ToyLoader, toy_config, toy_model, untimed
 
+from train.toy import VOCAB, ToyLoader, toy_config, toy_model, untimed
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
 from yeoul.train.log import MetricsLog

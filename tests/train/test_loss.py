@@ -1,8 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from toy import ToyLoader, toy_model
 
+from train.toy import ToyLoader, toy_model
 from yeoul.train.loss import language_model_objective, linear_cross_entropy
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from torch import nn
-from toy import toy_config, toy_model
 
+from train.toy import toy_config, toy_model
 from yeoul.errors import UserError
 from yeoul.train.config import TrainConfig
 from yeoul.train.optim import Optimizer, learning_rate

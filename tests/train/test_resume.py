@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy import ToyLoader, toy_config, toy_model, untimed
 
+from train.toy import ToyLoader, toy_config, toy_model, untimed
 from yeoul.errors import UserError
 from yeoul.train import runstate
 from yeoul.train.interrupt import Interrupted

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from toy import ToyLoader, toy_config, toy_model
 
+from train.toy import ToyLoader, toy_config, toy_model
 from yeoul.errors import UserError
 from yeoul.train import runstate
 from yeoul.train.loop import train

@@ -347,6 +347,7 @@ def _report(config: Config, state: dict[str, Any], clock: Any) -> int:
     report = Report(
         **found,
         parameters=state["parameters"],
+        seconds=clock.elapsed(),
         recall_chance=recall["teacher"]["chance"],
         samples=tuple(Sample(**values) for values in state["texts"]),
         sample_settings=f"Temperature {SAMPLING['temperature']}, top-p {SAMPLING['top_p']}, "

@@ -41,7 +41,7 @@ def preparation_of(config: Config) -> dict[str, Any]:
 
 
 def check_run(config: Config, preparation: dict[str, Any]) -> None:
-    """Raises UserError when --out holds a run that must not go on or was made of something else; writes nothing."""
+    """Refuse a run in --out that must not go on or was made of something else; writes nothing."""
     from yeoul.train.runstate import Checkpoints
 
     out = config.out
@@ -102,11 +102,15 @@ def tokenizer_of(config: Config, preparation: dict[str, Any]) -> Tokenizer:
     if config.tokenizer is not None:
         return Tokenizer.load(config.tokenizer)
     folder = config.out / "tokenizer"
-    origin = {key: preparation[key] for key in ("data", "vocab_size", "model_type")}
+    origin = {key: preparation[key] for key in ("data", "vocab_size", "model_type", "character_coverage")}
     if _read_record(folder / "made_from.json") == origin and Tokenizer.exists(folder):
         return Tokenizer.load(folder)
+    wanted = TokenizerConfig(
+        vocab_size=config.vocab_size,
+        model_type=config.model_type,
+        character_coverage=config.character_coverage,
+    )
     print(f"Training a tokenizer of {config.vocab_size:,} pieces ...", flush=True)
-    wanted = TokenizerConfig(vocab_size=config.vocab_size, model_type=config.model_type)
     texts = read_documents(config.data, text_column=config.text_column, join_by=config.join_by)
 
     def write(target: Path) -> None:
@@ -125,9 +129,7 @@ def shards_of(
     from yeoul.data.shards import build_shards
 
     if tokenizer.eos_id is None:
-        raise UserError(
-            "the tokenizer has no end-of-sequence token", where=config.tokenizer, fix="train another one"
-        )
+        raise UserError("the tokenizer has no end-of-sequence token", where=config.tokenizer, fix="train another one")
     eos = tokenizer.eos_id
 
     def build(spec: str, folder: Path, fraction: float, key: str) -> tuple[TokenShards, TokenShards | None]:

@@ -65,6 +65,8 @@ class Config:
     """Vocabulary of the tokenizer that is trained."""
     model_type: Literal["bpe", "unigram"] = "bpe"
     """Kind of the tokenizer that is trained."""
+    character_coverage: float = 0.9995
+    """Share of the text's characters that become pieces of that tokenizer; the rest are spelled in bytes."""
 
     preset: str = "10m"
     """Size of the model by name: 1m, 3m, 5m, 10m, 15m, 30m, 125m, 350m, 1b or gpt-classic."""
@@ -289,11 +291,7 @@ def _finish(config: Config, model: Decoder, tokenizer: Tokenizer, result: TrainR
         replace_folder(folder, lambda target: _save(model, tokenizer, target))
     print(f"\nTraining loss {result.loss:.4f} after {result.tokens:,} tokens.")
     if result.validation:
-        print(
-            "Validation: "
-            + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in result.validation.items())
-            + "."
-        )
+        print("Validation: " + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in result.validation.items()) + ".")
     print(f"The model is in {folder}. Next:")
     print(f'  yeoul generate {config.out} "옛날 옛적에"')
     print(f"  yeoul linearize {config.out} --data {config.data} --out {config.out}-dijiang", flush=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from yeoul.report.content import Curve, Role, Sample, SpeedPoint, Stage
     from yeoul.text.tokenizer import Tokenizer
 
+UNITS = {"align": "relative error of a layer", "distil": "KL to the teacher, nats"}
 NAMES = {"teacher": "softmax", "converted": "DiJiang"}
 
 
@@ -39,7 +40,7 @@ def collect(pretrained: Path | None, linear: Path) -> dict[str, Any]:
         stages += [_pretrain_stage(lines)]
     for folder in sorted((linear / "stages").glob("*-*")):
         name = folder.name.split("-", 1)[1]
-        unit = "relative error of a layer" if name == "align" else "nats per token"
+        unit = UNITS.get(name, "nats per token")
         train = [
             c for c in curves(read_metrics(folder / "metrics.jsonl"), name, unit=unit) if c.name == "train"
         ]

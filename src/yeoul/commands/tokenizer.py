@@ -121,7 +121,7 @@ def run_train(config: TrainConfig) -> int:
 
 
 def run_inspect(config: InspectConfig) -> int:
-    """Print the tokenizer's own figures, the pieces of --text and the fit to --data, as far as they are wanted."""
+    """Print the pieces of --text and the fit to --data, or without either the tokenizer's own figures."""
     from yeoul.data.records import read_documents
     from yeoul.text.inspection import corpus_fit, pieces_of
     from yeoul.text.tokenizer import Tokenizer

@@ -29,6 +29,7 @@ TINY = 1e-30
 
 
 @functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is kept here serves training too
 def dct_matrix(size: int) -> Tensor:
     """Orthonormal DCT-II matrix (size, size) fp32: row i is the i-th frequency (Ahmed, Natarajan, Rao 1974)."""
     n = torch.arange(size, dtype=torch.float64)
@@ -130,7 +131,7 @@ class FrequencyFeatureMap(nn.Module):
         x = x.to(wide) * D**-0.25
         directions = self.directions if "directions" in self.config.learn else self._dct().to(x.device)
         frequencies = directions.to(wide) * self.frequencies.to(wide)[:, None]  # (G, D, F)
-        rows = x.view(B, G, H // G * T, D)
+        rows = x.reshape(B, G, H // G * T, D)
         projected = torch.matmul(rows, frequencies)  # (B, G, H/G * T, F)
         if self.config.pairs:
             projected = torch.cat((projected, -projected), dim=-1)

@@ -18,6 +18,7 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 
 @functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept here serves training too
 def rotary_table(length: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary positions (Su and others 2021), each (length, dim / 2) fp32."""
     inverse = theta ** (-torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
@@ -43,6 +44,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def sinusoidal_table(length: int, dim: int, device: torch.device) -> Tensor:
     """Fixed positions of Vaswani and others 2017 (section 3.5): (length, dim) fp32, sines even, cosines odd."""
     inverse = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)

@@ -15,7 +15,7 @@ from yeoul.ops.inputs import sum_dtype
 NUMBERS_ON_CPU = 1 << 21
 NUMBERS_ELSEWHERE = 1 << 28
 
-# States of the chunks of a block follow from one another in one matrix product, whose cost grows with K squared.
+# The states of a block's chunks follow from one another in one matrix product: its cost grows with K squared.
 MOST_CHUNKS = 64
 
 
@@ -115,9 +115,7 @@ class Blocks:
         full = self.length(start) == n * self.c
         nothing = self.log_decay is None and self.segment is None
         # The same for every block of as many chunks.
-        steady = nothing or (
-            full and self.segment is None and self.log_decay is not None and self.log_decay.dim() == 1
-        )
+        steady = nothing or (full and self.segment is None and self.log_decay is not None and self.log_decay.dim() == 1)
         if steady and n in self._steady:
             return self._steady[n]
         if nothing:

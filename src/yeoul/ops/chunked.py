@@ -130,9 +130,7 @@ def _gradients(ctx: Any, d_out: Tensor, d_s: Tensor, d_z: Tensor) -> tuple[Tenso
     return d_q, d_k, d_v, d_decay, d_state[..., :-1], d_state[..., -1], None, None, None, None, None
 
 
-def _d_rows(
-    blocks: Blocks, start: int, d_out: Tensor, out: Tensor, under: Tensor, eps: float | None
-) -> Tensor:
+def _d_rows(blocks: Blocks, start: int, d_out: Tensor, out: Tensor, under: Tensor, eps: float | None) -> Tensor:
     """Gradient of [N, n], (B, G, K, R * C, D + 1), from that of N / max(n, eps)."""
     d_out = blocks.queries(d_out, start)
     if eps is None:

@@ -105,8 +105,7 @@ def prepare(
     if log_decay is not None:
         if log_decay.shape not in ((g,), (b, g, t)):
             raise ValueError(
-                f"log_decay must have shape (G,) = ({g},) or (B, G, T) = ({b}, {g}, {t}), "
-                f"not {tuple(log_decay.shape)}"
+                f"log_decay must have shape (G,) = ({g},) or (B, G, T) = ({b}, {g}, {t}), not {tuple(log_decay.shape)}"
             )
         if not log_decay.is_floating_point():
             raise ValueError(f"log_decay must be floating point, not {log_decay.dtype}")
@@ -134,21 +133,16 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
         if not x.is_floating_point():
             raise ValueError(f"{name} must be floating point, not {x.dtype}")
     if k.shape[:3] != v.shape[:3]:
-        raise ValueError(
-            f"k and v must agree in (B, G, T): k has {tuple(k.shape)} and v has {tuple(v.shape)}"
-        )
+        raise ValueError(f"k and v must agree in (B, G, T): k has {tuple(k.shape)} and v has {tuple(v.shape)}")
     if (q.shape[0], q.shape[2], q.shape[3]) != (k.shape[0], k.shape[2], k.shape[3]):
         raise ValueError(f"q and k must agree in B, T and M: q has {tuple(q.shape)}, k has {tuple(k.shape)}")
     if k.shape[1] == 0 or q.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(
-            f"the number of query heads must be a multiple of that of key-value heads: "
-            f"{q.shape[1]} and {k.shape[1]}"
+            f"the number of query heads must be a multiple of that of key-value heads: {q.shape[1]} and {k.shape[1]}"
         )
 
 
-def _sequences(
-    mask: Tensor | None, seq_ids: Tensor | None, b: int, t: int
-) -> tuple[Tensor | None, Tensor | None]:
+def _sequences(mask: Tensor | None, seq_ids: Tensor | None, b: int, t: int) -> tuple[Tensor | None, Tensor | None]:
     """Number the sequences of each row from 0 in order and find the padding: (segment, valid)."""
     for name, x in (("mask", mask), ("seq_ids", seq_ids)):
         if x is not None and x.shape != (b, t):

@@ -3,8 +3,8 @@
     out_i = sum_j<=i exp(g_{j+1} + ... + g_i) (q_i . k_j) v_j / max(sum_j<=i exp(...) (q_i . k_j), eps)
 
 q and k are feature vectors (a kernel's feature map, applied by the caller) and g <= 0 a log-decay. Three
-forms give the same numbers: "quadratic" is this definition, "chunked" for training and prefill, "recurrent" for
-decoding.
+forms give the same numbers: "quadratic" is this definition, "chunked" is for training and prefill, and
+"recurrent" for decoding.
 
 Sources: Katharopoulos et al., "Transformers are RNNs" (2020), section 3; the decay and the chunked form are
 those of Sun et al., "Retentive Network" (2023), section 2.

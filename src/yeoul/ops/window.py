@@ -10,6 +10,7 @@ from torch import Tensor
 
 
 @functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept here serves training too
 def _band(window: int, device: torch.device) -> Tensor:
     """(w, 2w) bool: query i of a block sees the w keys that end with itself, which is key w + i of its two blocks."""
     i = torch.arange(window, device=device)[:, None]

@@ -92,11 +92,19 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A whole report; empty parts are left out of the page."""
+    """A whole report; empty parts are left out of the page.
+
+    Attributes:
+        parameters: of the softmax model; `seconds`: the whole took, more than the stages together.
+        recall_chance: share that guessing gives in the models' `recall`.
+        configuration: title -> setting -> value.
+        reproduce, next_steps: commands to have it again, and to go on.
+    """
 
     title: str = "From softmax to linear time"
     korean_title: str = "소프트맥스에서 선형 시간으로"
     parameters: int | None = None
+    seconds: float | None = None
     stages: tuple[Stage, ...] = ()
     models: tuple[ModelRow, ...] = ()
     recall_chance: float | None = None

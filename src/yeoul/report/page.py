@@ -99,7 +99,7 @@ def highlights(report: Report) -> list[tuple[str, str]]:
                 f"cache at {new.context:,} tokens",
             )
         )
-    seconds = sum(stage.seconds or 0 for stage in report.stages)
+    seconds = report.seconds or sum(stage.seconds or 0 for stage in report.stages)
     if seconds:
         found.append((duration(seconds), "from text to this page"))
     return found

@@ -81,10 +81,14 @@ def loss_curves(report: Report) -> Plot | None:
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(1, len(stages), squeeze=False)[0]
+        unit = ""
         for axes, stage in zip(panels, stages, strict=True):
             own = [curve for curve in report.curves if curve.stage == stage]
             _loss_panel(axes, own)
             axes.set_title(stage)
+            if own[0].unit != unit:
+                unit = own[0].unit
+                axes.set_ylabel(unit)
 
     return Plot(
         name="loss",
@@ -110,7 +114,6 @@ def _loss_panel(axes: Axes, curves: Sequence[Curve]) -> None:
         axes.set_ylim(low - 0.08 * room, top + 0.12 * room)
     _end_labels(axes, [(c.x[-1], c.y[-1], c.name, STAGE_COLOURS.get(c.name, INK)) for c in curves])
     axes.set_xlabel("tokens")
-    axes.set_ylabel(curves[0].unit)
     axes.xaxis.set_major_formatter(_formatter(short))
     axes.locator_params(axis="x", nbins=4)
 

@@ -147,7 +147,7 @@ def _parts(report: Report) -> str:
     losses = [
         f"{row.name} {row.bits_per_byte - converted.bits_per_byte:+.3f}"
         for row in report.models
-        if row.role == "ablation" and row.bits_per_byte is not None
+        if row.role == "ablation" and row.bits_per_byte is not None and row.name.startswith("without")
     ]
     if not losses:
         return ""

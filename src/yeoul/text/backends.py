@@ -1,14 +1,13 @@
 """The two libraries that turn text into ids, behind one interface.
 
-`JsonBackend` reads `tokenizer.json` with tokenizers, `ModelBackend` reads `tokenizer.model` with sentencepiece.
-Neither ever turns text into a special token: whoever wants one puts its id.
+`JsonBackend` reads `tokenizer.json` with tokenizers, `ModelBackend` `tokenizer.model` with sentencepiece. Neither ever turns text into a special token: whoever wants one puts its id.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from yeoul.text.sentencepiece_model import SPACE, PieceType, SentencePieceModel, read_model
@@ -28,7 +27,7 @@ class Decoding(NamedTuple):
 class Backend(Protocol):
     """What `Tokenizer` needs of a library."""
 
-    special: Mapping[str, int]
+    special: dict[str, int]
     """Special tokens and their ids."""
 
     def encode(self, text: str) -> list[int]: ...

@@ -1,7 +1,7 @@
 """A conversation as ids, and which of them a model is trained to say.
 
-Templates are Jinja as in transformers: the same variables, filters and `{% generation %}` blocks, in a sandbox,
-because a template comes with somebody's checkpoint.
+Templates are Jinja as in transformers: the same variables, filters and `{% generation %}` blocks; in a
+sandbox, because a template comes with somebody's checkpoint.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def render_chat(
     """Ids of a conversation by the tokenizer's chat template, and which are trained.
 
     Trained are the assistant's texts with the token that ends each: what the template's `{% generation %}`
-    blocks enclose, else what each assistant message adds after its generation prompt. Special tokens are those
-    that the template writes; in a message the same characters are ordinary text.
+    blocks enclose, else what each assistant message adds after its generation prompt. Special tokens are
+    those that the template writes; in a message the same characters are ordinary text.
 
     Args:
         tokenizer: its template, or `DEFAULT_TEMPLATE` when it has none and knows the tokens of that.
@@ -74,10 +74,8 @@ def render_text(
     return re.sub(f"[{OPEN}{CLOSE}{GUARD}]", "", marked)
 
 
-def render_marked(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool
-) -> str:
-    """The rendered text with `OPEN` and `CLOSE` around what is trained and `GUARD` in harmless look-alikes."""
+def render_marked(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    """The rendered text: `OPEN` and `CLOSE` around what is trained, `GUARD` in look-alikes of special tokens."""
     source = _template_of(tokenizer)
     special = _special_pattern(tokenizer)
     checked = [_checked(message, number, special) for number, message in enumerate(messages, 1)]
@@ -122,15 +120,21 @@ def _checked(message: Message, number: int, special: re.Pattern[str] | None) -> 
 
 
 def _render(source: str, messages: Sequence[Message], prompt: bool, names: Mapping[str, str]) -> str:
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
 
+    fix = "mend or replace it"
     try:
-        template = _compiled(source)
-        return template.render(messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **names)
+        return _compiled(source).render(
+            messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **names
+        )
+    except TemplateSyntaxError as error:
+        where = f"chat template, line {error.lineno}"
+        raise UserError(f"the chat template is damaged: {error.message}", where, fix) from None
     except TemplateError as error:
-        raise UserError(f"the chat template refuses the messages: {str(error).rstrip('.')}", "chat template") from None
+        reason = str(error).rstrip(".")
+        raise UserError(f"the chat template refuses the messages: {reason}", "chat template") from None
     except (TypeError, ValueError, LookupError, OverflowError, RecursionError) as error:
-        raise UserError(f"the chat template fails: {error}", "chat template", "mend or replace it") from None
+        raise UserError(f"the chat template fails: {error}", "chat template", fix) from None
 
 
 @lru_cache(maxsize=8)
@@ -184,9 +188,9 @@ def _added_by_assistant(
 ) -> list[tuple[int, int]]:
     """Places in `text` of the assistant's turns, for templates that do not mark them.
 
-    A turn is what the conversation up to it has more than the conversation before it with a generation prompt.
-    Templates that write a turn differently once others follow (dropping its reasoning, say) break that
-    rule; there the turn is where its content is found.
+    A turn is what the conversation up to it has more than the conversation before it with a generation
+    prompt. Templates that write a turn differently once others follow (dropping its reasoning, say) break
+    that rule; there the turn is where its content is found.
     """
     spans: list[tuple[int, int]] = []
     done = 0
@@ -195,7 +199,7 @@ def _added_by_assistant(
             continue
         before = _render_or_nothing(render, messages[:number], True)
         after = _render_or_nothing(render, messages[: number + 1], False)
-        if before and after and text.startswith(before) and text.startswith(after) and len(before) < len(after):
+        if before and len(before) < len(after) and text.startswith(before) and text.startswith(after):
             start, end = len(before), _end_of_turn(text, len(before), len(after), special)
         else:
             content = message["content"].strip()
@@ -220,30 +224,26 @@ def _render_or_nothing(render: Any, messages: Sequence[Message], prompt: bool) -
 
 def _end_of_turn(text: str, start: int, end: int, special: re.Pattern[str] | None) -> int:
     """Leave out the white space after the token that ends the turn."""
-    last = None
-    for last in special.finditer(text, start, end) if special else ():
-        pass
-    return last.end() if last and not text[last.end() : end].strip() else end
+    ends = [match.end() for match in special.finditer(text, start, end)] if special else []
+    return ends[-1] if ends and not text[ends[-1] : end].strip() else end
 
 
 def _to_ids(tokenizer: Tokenizer, marked: str) -> tuple[list[int], list[bool]]:
-    """Encode the text between special tokens piece by piece; a token is trained when it begins in trained text."""
+    """Encode the text between special tokens; a token is trained when it begins in trained text."""
     special = _special_pattern(tokenizer)
     pattern = re.compile(f"[{OPEN}{CLOSE}]" + (f"|{special.pattern}" if special else ""))
     ids: list[int] = []
     trained: list[bool] = []
-    text, flags, inside, at = "", [], 0, 0
-
-    def encode_text() -> None:
-        found, offsets = tokenizer.encode_with_offsets(text)
-        ids.extend(found)
-        trained.extend(flags[offset] for offset in offsets)
+    text, inside, at = "", 0, 0
+    flags: list[bool] = []  # for every character of `text`
 
     for match in [*pattern.finditer(marked), None]:
         plain = marked[at : match.start() if match else len(marked)].replace(GUARD, "")
         text, flags = text + plain, flags + [inside > 0] * len(plain)
         if match is None or match[0] not in (OPEN, CLOSE):
-            encode_text()
+            found, offsets = tokenizer.encode_with_offsets(text)
+            ids += found
+            trained += [flags[min(offset, len(flags) - 1)] for offset in offsets]
             text, flags = "", []
         if match is None:
             break

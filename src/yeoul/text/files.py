@@ -21,7 +21,7 @@ COMPANIONS = (
 
 
 def find_folder(path: str | Path) -> Path | None:
-    """The folder with the vocabulary: `path`, or the `model` folder of the run `path`; None when there is none."""
+    """The folder with the vocabulary: `path`, or the `model` folder in it; None when there is none."""
     path = Path(path)
     for folder in (path, path / "model"):
         if any((folder / name).is_file() for name in VOCABULARIES):

@@ -1,4 +1,4 @@
-"""A sentencepiece model as `tokenizer.json` and `tokenizer_config.json`, the files that transformers reads."""
+"""A sentencepiece model as `tokenizer.json` and `tokenizer_config.json`, which transformers reads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tokenizer_json(model: SentencePieceModel, *, nfc: bool) -> str:
     if model.add_dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
-    # No piece has a space after something else, so cutting there changes no id; it lets tokenizers cache words.
+    # No piece has a space after something else, so cutting there changes no id; it lets tokenizers cache.
     words = Regex(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
     backend.pre_tokenizer = pre_tokenizers.Split(words, behavior="isolated")
     strip = [decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix else []

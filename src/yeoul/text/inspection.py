@@ -105,9 +105,8 @@ def corpus_fit(tokenizer: Tokenizer, documents: Iterable[str]) -> CorpusFit:
             counts += np.bincount(array, minlength=len(counts))
             split += _split_syllable_tokens(tokenizer, array, broken)
     special, in_bytes = set(tokenizer.special_tokens.values()), tokenizer.byte_ids
-    unused = [
-        i for i in np.flatnonzero(counts == 0).tolist() if i not in special and i not in in_bytes and tokenizer.piece(i)
-    ]
+    never = np.flatnonzero(counts == 0).tolist()
+    unused = [i for i in never if i not in special and i not in in_bytes and tokenizer.piece(i)]
     return CorpusFit(
         documents=seen,
         bytes=size,
@@ -140,7 +139,7 @@ def _count_syllables(text: str) -> int:
 
 
 def _hangul_flags(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """(V,) bool each: tokens of whole characters with a Hangul syllable; tokens with a part of a character."""
+    """(V,) bool each: tokens that hold a whole Hangul syllable; tokens that hold a part of a character."""
     import numpy as np
 
     whole = np.zeros(tokenizer.vocab_size, dtype=bool)

@@ -36,7 +36,7 @@ def nfc_rules() -> Rules:
 
 
 def rules_as_tsv(rules: Rules) -> str:
-    """The text of sentencepiece's `normalization_rule_tsv`: code points in hexadecimal, source, tab, target."""
+    """The text of sentencepiece's `normalization_rule_tsv`: hexadecimal code points, source, tab, target."""
     return "".join(f"{_hex(source)}\t{_hex(target)}\n" for source, target in sorted(rules.items()))
 
 

@@ -15,10 +15,10 @@ JOINER = "\u200d"
 class StreamDecoder:
     """Text of a growing sequence of tokens.
 
-    What `push` returns and what `flush` returns at the end make together exactly `Tokenizer.decode` of the ids.
-    Withheld until it is whole: a character whose UTF-8 bytes come in several tokens; an emoji that a modifier,
-    a joiner or the second half of a flag may still follow; conjoining jamo. An ordinary syllable or letter
-    is shown at once. A push costs the length of its token, whatever came before.
+    What `push` returns and what `flush` returns at the end are together exactly `Tokenizer.decode` of the
+    ids. Withheld until it is whole: a character whose UTF-8 bytes come in several tokens; an emoji that a
+    modifier, a joiner or the second half of a flag may still follow; conjoining jamo. An ordinary syllable or
+    letter is shown at once. A push costs the length of its token, whatever came before.
 
     Args:
         table: bytes of each id, empty for tokens without text.
@@ -57,7 +57,7 @@ class StreamDecoder:
 
 
 def token_bytes(table: Sequence[bytes], token: int) -> bytes:
-    """Bytes of an id; none for an id beyond the tokenizer, which a model with a rounded-up vocabulary may give."""
+    """Bytes of an id; none beyond the vocabulary, where a model with a rounded-up one may end."""
     return table[token] if 0 <= token < len(table) else b""
 
 

@@ -38,7 +38,7 @@ class TokenizerConfig:
     Attributes:
         vocab_size: all ids, special tokens and bytes included.
         model_type: "bpe" or "unigram".
-        character_coverage: share of the characters of the text that become pieces; the rest are spelled in bytes.
+        character_coverage: share of the text's characters that become pieces; the rest are spelled in bytes.
         byte_fallback: spell unknown characters in UTF-8 bytes (256 ids) instead of losing them as <unk>.
         normalization: "nfc" composes (decomposed Hangul, accents); "identity" keeps the text as it is.
         user_symbols: texts that are always one token. Unlike special tokens they are recognised in any text.
@@ -61,7 +61,8 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.model_type not in ("bpe", "unigram"):
-            raise UserError(f'there is no tokenizer "{self.model_type}"', "--model-type", "use bpe or unigram")
+            what = f'there is no kind of tokenizer called "{self.model_type}"'
+            raise UserError(what, "--model-type", "use bpe or unigram")
         if self.normalization not in ("nfc", "identity"):
             raise UserError(
                 f'there is no normalization "{self.normalization}"', "--normalization", "use nfc or identity"
@@ -75,7 +76,7 @@ class TokenizerConfig:
         smallest = len(self.fixed_tokens) + 1
         if self.vocab_size < smallest:
             raise UserError(
-                f"a vocabulary of {self.vocab_size:,} has no room beside the {smallest - 1} special tokens and bytes",
+                f"a vocabulary of {self.vocab_size:,} has no room for {smallest - 1} special tokens and bytes",
                 "--vocab-size",
                 f"use at least {smallest} and room for the characters of the text",
             )
@@ -240,7 +241,7 @@ def _parts(line: str) -> Iterator[str]:
 def _user_error(message: str, config: TokenizerConfig) -> UserError | None:
     """The sentence for sentencepiece's message; None when it is not about the user's input."""
     if "!sentences_.empty()" in message or "(all_chars_count) > (0)" in message:
-        return UserError("there is no text to train a tokenizer on", "--data", "give a text that is not empty")
+        return UserError("there is no text to train a tokenizer on", "--data", "give some text")
     if match := re.search(r"too high \(\d+\).*?<= (\d+)", message):
         return UserError(
             f"the vocabulary of {config.vocab_size:,} is larger than this text allows",

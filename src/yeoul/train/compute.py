@@ -22,14 +22,12 @@ def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | N
 
     chosen = resolve_dtype(config.dtype, device)
     if chosen == torch.float16:
-        raise UserError(
-            "training in float16 loses small gradients", where="--dtype", fix="take bfloat16 or float32"
-        )
+        raise UserError("training in float16 loses small gradients", where="--dtype", fix="take bfloat16 or float32")
     return None if chosen == torch.float32 else chosen
 
 
 def compile_model(model: nn.Module) -> Callable[[], None]:
-    """Compile what objectives call: `hidden` where the model has it, else `forward`; returns what undoes it."""
+    """Compile what objectives call, `hidden` where there is one, else `forward`; returns what undoes it."""
     name = "hidden" if hasattr(model, "hidden") else "forward"
     # On the instance and not by wrapping: the names of parameters stay as they are.
     model.__dict__[name] = torch.compile(cast(Any, getattr(model, name)))

@@ -36,7 +36,7 @@ class TrainConfig:
     min_lr_ratio: float = 0.1
     """Last learning rate as a share of the peak."""
     schedule: Schedule = "cosine"
-    """Learning rate after warm-up: cosine, wsd (stable, then linear decay over the last fifth) or constant."""
+    """Learning rate after warm-up: cosine, wsd (stable, linear decay in the last fifth) or constant."""
     warmup: float = 0.02
     """Share of the steps in which the learning rate rises linearly."""
     weight_decay: float = 0.1
@@ -87,9 +87,7 @@ class TrainConfig:
             "dtype": ("auto", "float32", "bfloat16"),
         }
         for name, known in choices.items():
-            _require(
-                getattr(self, name) in known, name, getattr(self, name), f"choose from {', '.join(known)}"
-            )
+            _require(getattr(self, name) in known, name, getattr(self, name), f"choose from {', '.join(known)}")
 
     @property
     def tokens_per_step(self) -> int:

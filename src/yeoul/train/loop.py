@@ -107,9 +107,7 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     shown = progress or Progress(name, config.steps)
     with only_writer(run_dir):
-        run = _Run(
-            model, loader, objective, config, run_dir, save_model, validate, dict(identity or {}), shown
-        )
+        run = _Run(model, loader, objective, config, run_dir, save_model, validate, dict(identity or {}), shown)
         was_training = model.training
         try:
             run.start(resume)
@@ -120,9 +118,7 @@ def train(
         except OSError as error:
             if not disk_full(error):
                 raise
-            raise UserError(
-                "the disk is full", where=run_dir, fix="free some space and run it again"
-            ) from error
+            raise UserError("the disk is full", where=run_dir, fix="free some space and run it again") from error
         finally:
             run.close()
             model.train(was_training)
@@ -190,9 +186,7 @@ class _Run:
         parameters = trainable_parameters(self.model)
         shapes = {key: tuple(p.shape) for key, p in parameters.items()}
         if shapes != {key: tuple(t.shape) for key, t in state.weights.items()}:
-            raise UserError(
-                "the run trains other parameters", where=self.run_dir, fix="choose another folder"
-            )
+            raise UserError("the run trains other parameters", where=self.run_dir, fix="choose another folder")
         with torch.no_grad():
             for key, parameter in parameters.items():
                 parameter.copy_(state.weights[key])
@@ -217,9 +211,7 @@ class _Run:
     def _require_same(self, what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
         changed = [k for k in before.keys() & now.keys() if k not in CHANGEABLE and before[k] != now[k]]
         if changed:
-            names = ", ".join(
-                f"{k.replace('_', '-')} ({before[k]} before, {now[k]} now)" for k in sorted(changed)
-            )
+            names = ", ".join(f"{k.replace('_', '-')} ({before[k]} before, {now[k]} now)" for k in sorted(changed))
             fix = "give the same values again, or choose another folder"
             raise UserError(f"the run cannot go on with another {what}: {names}", where=self.run_dir, fix=fix)
 
@@ -289,9 +281,7 @@ class _Run:
 
     def _stop_not_finite(self, loss: float) -> None:
         steps = self.checkpoints.steps()
-        kept = (
-            f"the checkpoint of step {steps[-1]} is untouched" if steps else "no checkpoint was written yet"
-        )
+        kept = f"the checkpoint of step {steps[-1]} is untouched" if steps else "no checkpoint was written yet"
         fix = f"start again in another folder with a lower --lr or with --dtype float32 ({kept})"
         what = f"loss or gradient stopped being finite in step {self.step + 1} (loss {loss})"
         raise UserError(what, where=self.run_dir, fix=fix)
@@ -384,16 +374,10 @@ class _Run:
     def say_how_to_go_on(self) -> None:
         """One line after an interruption."""
         saved = self.checkpoints.steps()
-        where = (
-            f"step {saved[-1]:,} is saved in {self.checkpoints.path(saved[-1])}"
-            if saved
-            else "nothing is saved yet"
-        )
+        where = f"step {saved[-1]:,} is saved in {self.checkpoints.path(saved[-1])}" if saved else "nothing is saved"
         how = "go on" if saved else "begin anew"
-        self.progress.say(
-            f"Stopped at step {self.step:,} of {self.config.steps:,}; {where}. Run the same command again to
-            {how}."
-        )
+        steps = f"{self.step:,} of {self.config.steps:,}"
+        self.progress.say(f"Stopped at step {steps}; {where}. Run the same command again to {how}.")
 
     def finish(self) -> TrainResult:
         """The result, said in a line."""

@@ -12,7 +12,7 @@ from yeoul.errors import UserError
 from yeoul.train.config import TrainConfig
 
 WSD_DECAY = 0.2
-"""Share of the steps in which the warm-up-stable-decay schedule decays (arXiv:2404.06395 finds 10 % to 20 % enough)."""
+"""Share of the steps in which the schedule "wsd" decays; arXiv:2404.06395 finds 10 % enough."""
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -34,7 +34,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name to parameter, for those with `requires_grad`; a tied parameter appears once, under its first name."""
+    """Name to parameter, for those with `requires_grad`; a tied one appears once, under its first name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -79,9 +79,7 @@ class Optimizer:
             )
         if muon:
             self._optimizers.append(
-                torch.optim.Muon(
-                    muon, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-                )
+                torch.optim.Muon(muon, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
             )
 
         self._owner = {
@@ -105,7 +103,7 @@ class Optimizer:
             parameter.grad = None
 
     def finish_gradients(self, count: int, clip: float) -> Tensor:
-        """Divide summed gradients by `count`, clip their joint norm, and return the norm before clipping (scalar)."""
+        """Divide summed gradients by `count` and clip their joint norm; returns the norm before clipping."""
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         if not gradients:
             return torch.zeros(())

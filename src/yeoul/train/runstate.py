@@ -236,9 +236,7 @@ def disk_errors(target: Path, temporary: Path, earlier: list[int]) -> Iterator[N
             raise UserError("the disk is full", where=target, fix=fix) from error
         if isinstance(error, OSError):
             what = f"cannot write: {error.strerror or error}"
-            raise UserError(
-                what, where=target, fix=f"mend that and run the same command again{kept}"
-            ) from error
+            raise UserError(what, where=target, fix=f"mend that and run the same command again{kept}") from error
         raise
 
 
@@ -322,9 +320,7 @@ def _read_state(folder: Path) -> RunState:
         for name in ("weights", "optimizer", "rng"):
             path = folder / f"{name}.safetensors"
             if path.stat().st_size != values["files"][path.name]:
-                raise DamagedCheckpoint(
-                    f"{path} has {path.stat().st_size} bytes, not {values['files'][path.name]}"
-                )
+                raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, not {values['files'][path.name]}")
             tensors[name] = load_file(path)
         return RunState(values=values, plain_rng=values["rng"], **tensors)
     except FileNotFoundError:

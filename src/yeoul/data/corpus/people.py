@@ -58,7 +58,7 @@ MOMENTS = """
 멀리서 {name}{이} {play.는} 소리가 들렸~.
 {hero}{은} {play.고} 싶었지만 먼저 {study.어야} 했~.
 {name}{은} {building} 앞에서 {errandperson}{을} 기다리고 있었~.
-{errand.고} 오는 길에 {hero}{은} {size} {animal}{을} 보았~.
+{errand.고} 오는 길에 {hero}{은} {size_animal} {animal}{을} 보았~.
 {hero}의 방에는 {color} {item}{과} {size} {toy}{이} 놓여 있었~.
 {parent}께서는 {food}{을} 만드시고 {hero}{은} 옆에서 {help.었}~.
 {hero}{은} {morning.으면서} {play.을} 생각만 했~.
