@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def rms_ratio(value: Tensor, reference: Tensor) -> float:
     """RMS of the difference over RMS of the reference."""
     value, reference = value.double(), reference.double()
-    return float((value - reference).square().mean().sqrt() / reference.square().mean().sqrt())
+    return ((value - reference).square().mean().sqrt() / reference.square().mean().sqrt()).item()
 
 
 def make(kind: str) -> Decoder:

@@ -29,7 +29,9 @@ HEADINGS = {
 }
 PROMPTS = ("옛날 옛적에", "어느 추운 겨울날", "아이는 강가에서", "오늘 저녁에는")
 SAMPLING: dict[str, Any] = {"max_tokens": 72, "temperature": 0.7, "top_p": 0.95}
-VOCAB = 4000
+TEXT: dict[str, Any] = {"data": "builtin:5MB", "val_fraction": 0.02, "batch_size": 8, "context": 256}
+"""The text, what of it is put aside, and the shape of a training step."""
+TOKENIZER_TEXT, VOCAB = "builtin:2MB", 4000
 QUESTIONS = 40
 
 
@@ -210,10 +212,10 @@ def _text(config: Config, state: dict[str, Any], clock: Any) -> int:
     from yeoul.train.runstate import replace_folder
 
     plan = state["plan"]
-    plan |= {"data": "builtin:5MB", "val_fraction": 0.02, "batch_size": 8, "context": 256}
+    plan |= TEXT
     folder = config.out / "tokenizer"
     with _logged(config):
-        texts = read_documents("builtin:2MB")
+        texts = read_documents(TOKENIZER_TEXT)
         replace_folder(
             folder, lambda new: _nothing(train_tokenizer(texts, TokenizerConfig(vocab_size=VOCAB), new))
         )

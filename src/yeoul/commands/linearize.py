@@ -138,6 +138,7 @@ def run(config: Config) -> int:
             f"the context of {context:,} is longer than the model's {teacher.config.max_position_embeddings:,} positions",
             "--context",
         )
+    settings = plan(config, context)
     teacher.requires_grad_(False)
     student = convert(teacher, conversion(config))
     if config.out.exists() and not config.out.is_dir():
@@ -158,7 +159,7 @@ def run(config: Config) -> int:
         shards, batch_size=config.batch_size, context=context, seed=config.seed + stage
     )
     try:
-        stages = _train_stages(config, context, teacher, student, tokenizer, make_loader, batches)
+        stages = _train_stages(config, settings, teacher, student, tokenizer, make_loader, batches)
     except Interrupted as stop:
         return stop.exit_code
     replace_folder(config.out / "model", lambda folder: save_folder(student, tokenizer, folder))
@@ -211,7 +212,7 @@ def plan(config: Config, context: int) -> dict[Stage, TrainConfig]:
 
 def _train_stages(
     config: Config,
-    context: int,
+    settings_of: dict[Stage, TrainConfig],
     teacher: Decoder,
     student: Decoder,
     tokenizer: Tokenizer,
@@ -233,7 +234,7 @@ def _train_stages(
     }
     dtype = runtime.resolve_dtype(config.dtype, teacher.device)
     results: dict[str, Any] = {}
-    for number, (stage, settings) in enumerate(plan(config, context).items(), start=1):
+    for number, (stage, settings) in enumerate(settings_of.items(), start=1):
         (train_only_maps if stage == "align" else train_everything)(student)
         print(f"Stage {number}, {stage}: {settings.tokens:,} tokens in {settings.steps:,} steps.", flush=True)
         result = train(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MARGIN = 0.88
 """Share of the time that is planned; the rest is for a machine that becomes slower meanwhile."""
+SIZES = ("3m", "5m")
+"""Presets to choose from, smallest first."""
 WRITING, REPORT = 12.0, 8.0
 """Seconds reserved for samples and questions, and for the report, on a slow machine."""
 
@@ -81,7 +83,7 @@ def plan_pretraining(
     from yeoul.train.loss import language_model_objective
 
     chosen: dict[str, Any] = {}
-    for size in ("3m", "5m"):
+    for size in SIZES:
         trial = make({"preset": size})
         model = Decoder(model_config(trial, vocab_size=vocab_size))
         seconds = seconds_per_token(model, language_model_objective, trial.train)

@@ -1,6 +1,7 @@
 """The two libraries that turn text into ids, behind one interface.
 
-`JsonBackend` reads `tokenizer.json` with tokenizers, `ModelBackend` `tokenizer.model` with sentencepiece. Neither ever turns text into a special token: whoever wants one puts its id.
+`JsonBackend` reads `tokenizer.json` with tokenizers, `ModelBackend` reads `tokenizer.model` with sentencepiece.
+Neither ever turns text into a special token: whoever wants one puts its id.
 """
 
 from __future__ import annotations

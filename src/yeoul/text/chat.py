@@ -66,9 +66,7 @@ def render_chat(
     return _to_ids(tokenizer, marked)
 
 
-def render_text(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False
-) -> str:
+def render_text(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
     """What the template writes for a conversation, as `apply_chat_template(..., tokenize=False)` gives it."""
     marked = render_marked(tokenizer, messages, add_generation_prompt=add_generation_prompt)
     return re.sub(f"[{OPEN}{CLOSE}{GUARD}]", "", marked)
@@ -95,9 +93,7 @@ def _template_of(tokenizer: Tokenizer) -> str:
         return tokenizer.chat_template
     if all(token in tokenizer.special_tokens for token in CHAT_TOKENS):
         return DEFAULT_TEMPLATE
-    raise UserError(
-        "the tokenizer has no chat template", "chat_template.jinja", "add one to the model's folder"
-    )
+    raise UserError("the tokenizer has no chat template", "chat_template.jinja", "add one to the model's folder")
 
 
 def _special_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:

@@ -26,9 +26,7 @@ class StreamDecoder:
         strip_first_space: whether one space at the very beginning belongs to the tokenizer.
     """
 
-    def __init__(
-        self, table: Sequence[bytes], *, space_mark: bool = False, strip_first_space: bool = False
-    ) -> None:
+    def __init__(self, table: Sequence[bytes], *, space_mark: bool = False, strip_first_space: bool = False) -> None:
         self._table = table
         self._space_mark = space_mark
         self._strip_first_space = strip_first_space
@@ -96,10 +94,7 @@ def _extends(character: str) -> bool:
     """Joiner, variation selector, skin tone, keycap, tag."""
     code = ord(character)
     return (
-        code in (0x200D, 0x20E3)
-        or 0xFE00 <= code <= 0xFE0F
-        or 0x1F3FB <= code <= 0x1F3FF
-        or 0xE0020 <= code <= 0xE007F
+        code in (0x200D, 0x20E3) or 0xFE00 <= code <= 0xFE0F or 0x1F3FB <= code <= 0x1F3FF or 0xE0020 <= code <= 0xE007F
     )
 
 

@@ -68,9 +68,7 @@ class TokenizerConfig:
                 f'there is no normalization "{self.normalization}"', "--normalization", "use nfc or identity"
             )
         if not 0.98 <= self.character_coverage <= 1:
-            raise UserError(
-                "the character coverage must be between 0.98 and 1", "--character-coverage", "use 0.9995"
-            )
+            raise UserError("the character coverage must be between 0.98 and 1", "--character-coverage", "use 0.9995")
         if self.max_sentences <= 100:
             raise UserError("the tokenizer needs more than 100 lines", "--max-sentences", "raise it")
         smallest = len(self.fixed_tokens) + 1

@@ -1,0 +1,45 @@
+"""Texts and tokenizers that the tests of this room share."""
+
+from __future__ import annotations
+
+import lzma
+from itertools import islice
+from pathlib import Path
+
+from yeoul.text.tokenizer import Tokenizer
+
+KINDS = [("bpe", "nfc"), ("bpe", "identity"), ("unigram", "nfc"), ("unigram", "identity")]
+NAMES = ["미나", "준호", "서연", "도윤", "하은", "지우"]
+PLACES = ["시장", "바다", "학교", "도서관", "숲", "강가", "역"]
+ACTIONS = ["걸었다", "웃었다", "노래했다", "기다렸다", "책을 읽었다", "밥을 먹었다", "돌아왔다"]
+
+
+def small_corpus() -> list[str]:
+    """A few hundred lines that need no data from outside."""
+    lines = [
+        f"{name}는 {place}에서 {number}시에 {action}. 그리고 {number * 7 % 13}번 더 {action}!"
+        for name in NAMES
+        for place in PLACES
+        for number, action in enumerate(ACTIONS, 1)
+    ]
+    english = [
+        "The quick brown fox jumps over the lazy dog.",
+        "a  b   c\td",
+        "def f(x):\n    return x + 1\n",
+        "ㅋㅋㅋㅋ ㅠㅠ",
+    ]
+    return lines + english * 20
+
+
+def without_json(folder: Path, target: Path) -> Tokenizer:
+    """The tokenizer of `folder` as sentencepiece runs it."""
+    target.mkdir(exist_ok=True)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (target / name).write_bytes((folder / name).read_bytes())
+    return Tokenizer.load(target)
+
+
+def reviews(shared: Path, count: int, part: str = "valid") -> list[str]:
+    path = shared / "data" / "reviews" / f"{part}.tsv.xz"
+    with lzma.open(path, "rt", encoding="utf-8", newline="\n") as file:
+        return [line.rstrip("\n").split("\t", 4)[4] for line in islice(file, 1, count + 1)]
