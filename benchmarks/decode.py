@@ -25,9 +25,7 @@ from yeoul.model.decoder import Decoder
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="10m", choices=sorted(PRESETS), help="shape of the model")
     parser.add_argument("--vocab-size", type=int, default=8000)
     parser.add_argument("--context", type=int, nargs="+", default=[16384], help="tokens in the cache")

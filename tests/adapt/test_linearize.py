@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import VOCAB, make, rms_ratio
 
+from models import VOCAB, make, rms_ratio
 from yeoul.adapt.linearize import Alignment, Conversion, convert, converted_layers, train_everything, train_only_maps
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
@@ -106,12 +106,12 @@ def test_everything_is_trained_but_what_the_configuration_freezes() -> None:
 def test_distillation_towards_itself_is_free_and_towards_another_is_not() -> None:
     teacher, data = make("softmax"), batch()
     own = distillation_objective(teacher)(teacher, data)
-    assert abs(float(own.total)) < 1e-3 and own.count == data.labels.numel()
+    assert abs(own.total.item()) < 1e-3 and own.count == data.labels.numel()
     other = make("hybrid")
     loss = distillation_objective(teacher, kl_weight=0.5)(other, data)
     assert set(loss.parts) == {"kl", "cross_entropy"}
     expected = 0.5 * loss.parts["kl"] + 0.5 * loss.parts["cross_entropy"]
-    assert float(loss.total) == pytest.approx(expected, rel=1e-5)
+    assert loss.total.item() == pytest.approx(expected, rel=1e-5)
 
 
 @torch.no_grad()
@@ -129,7 +129,9 @@ def test_parts_removed_are_what_they_say() -> None:
     assert all(block.self_attn.linear_enabled and block.self_attn.window_enabled for block in student.layers)
 
 
-def test_the_command_converts_resumes_and_leaves_its_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_converts_resumes_and_leaves_its_evidence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from yeoul.cli import main
 
     walk = f"--context 48 --batch-size 4 --val-tokens 2000 --out {tmp_path}"
@@ -145,6 +147,9 @@ def test_the_command_converts_resumes_and_leaves_its_evidence(tmp_path: Path, ca
     capsys.readouterr()
     assert main(linearize.split()) == 0  # finished stages are passed
     assert capsys.readouterr().err.count("finished already") == len(result["stages"])
+    assert main([*linearize.split(), "--overwrite"]) == 0  # begins afresh
+    assert "finished already" not in capsys.readouterr().err
+    assert "overwrite: true" not in (tmp_path / "linear" / "config.yaml").read_text()
     from yeoul import generate, load
 
     model, tokenizer = load(tmp_path / "linear")

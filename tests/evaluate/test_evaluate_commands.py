@@ -37,9 +37,7 @@ def test_evaluate_scores_the_text_put_aside(run_folder, capsys):
     assert evaluate.run(evaluate.Config(str(run_folder), by_position=True, json=True, max_tokens=400)) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["tokens"] == 400 and values["context"] == 128
-    assert values["bits_per_byte"] == pytest.approx(
-        values["loss"] * 400 / 0.6931472 / values["bytes"], rel=1e-5
-    )
+    assert values["bits_per_byte"] == pytest.approx(values["loss"] * 400 / 0.6931472 / values["bytes"], rel=1e-5)
     assert sum(b["tokens"] for b in values["by_position"]) == 400
 
 

@@ -53,9 +53,7 @@ def test_equals_cross_entropy_at_any_chunk(monkeypatch, chunk):
     expected = float(reference(model, data).sum() / valid.numel())
     assert result.loss == pytest.approx(expected, rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(expected), rel=1e-6)
-    assert result.bits_per_byte == pytest.approx(
-        expected * valid.numel() / math.log(2) / int(valid.sum()), rel=1e-6
-    )
+    assert result.bits_per_byte == pytest.approx(expected * valid.numel() / math.log(2) / int(valid.sum()), rel=1e-6)
     assert "by_position" not in result.as_dict()
 
 

@@ -13,6 +13,10 @@ class Letters:
 
     alphabet = "abcdefghij ?."
     vocab_size, eos_id, bos_id, pad_id, unk_id = 14, 13, None, 0, None
+    stop_ids, add_bos = (13,), False
+
+    def token_bytes(self, token):
+        return self.decode([token]).encode()
 
     def encode(self, text, *, bos=False, eos=False):
         return [self.alphabet.index(c) for c in text]
@@ -37,9 +41,7 @@ class LetterStream:
 
 def model() -> Decoder:
     torch.manual_seed(0)
-    return Decoder(
-        ModelConfig(vocab_size=14, hidden_size=16, num_layers=1, num_heads=2, max_position_embeddings=64)
-    )
+    return Decoder(ModelConfig(vocab_size=14, hidden_size=16, num_layers=1, num_heads=2, max_position_embeddings=64))
 
 
 def items() -> list[dict[str, str]]:
@@ -79,8 +81,8 @@ def test_a_model_that_learned_the_answers_scores_one_by_both_methods():
     labels = ids[:, 1:].clone()
     labels[:, : len(items()[0]["prompt"]) - 1] = IGNORE
     untrained = score_recall(net, tokenizer, items(), method="rank", candidates=3)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-2)
-    for _ in range(150):
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    for _ in range(250):
         loss = torch.nn.functional.cross_entropy(net(ids[:, :-1]).flatten(0, 1), labels.flatten())
         optimizer.zero_grad()
         loss.backward()

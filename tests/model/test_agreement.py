@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import KINDS, VOCAB, make, rms_ratio
 from torch import Tensor
 
+from models import KINDS, VOCAB, make, rms_ratio
 from yeoul.model.decoder import Decoder
 
 LIMIT = 1e-5

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from models import make, rms_ratio
 from torch import nn
 
-from yeoul.model.attention import SoftmaxAttention
+from models import make, rms_ratio
+from yeoul.model import dijiang
+from yeoul.model.attention import Layout, SoftmaxAttention
 from yeoul.model.cache import StateCache
 from yeoul.model.config import FeatureMapConfig
 from yeoul.model.dijiang import DiJiangAttention, FrequencyFeatureMap, chi_quantile, dct_matrix, quasi_random
@@ -72,8 +73,6 @@ def test_layer_equals_its_definition(kernel: str, window: int) -> None:
     """Weights exp(q.k / sqrt(D)) inside the window, phi(q).phi(k) before it, one normalisation."""
     layer = DiJiangAttention(32, 4, 2, window=window, feature_map=FeatureMapConfig(kernel=kernel))
     x = torch.randn(1, 19, 32) * 2
-    from yeoul.model.attention import Layout
-
     q, k, v = layer.project(x, Layout())
     k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
     logs_q, logs_k = layer.feature_map(q), layer.feature_map(k.view(1, 2, 2, 19, 8)[:, :, 0])
@@ -98,15 +97,13 @@ def test_pitfall_3_large_keys_and_queries_neither_overflow_nor_vanish() -> None:
         assert y.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
 
 
-def test_pitfall_6_window_and_state_share_one_scale() -> None:
+def test_pitfall_6_window_and_state_share_one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adding a constant to all of a query's scores, in both parts, changes nothing: the mix does not depend on it."""
     layer = DiJiangAttention(32, 4, window=4)
     q, k, v = (torch.randn(1, 4, 20, 8) for _ in range(3))
-    from yeoul.model.attention import Layout
-
     wanted = layer.mix(q, k, v, Layout(), None)
-    original = layer._query_features
-    layer._query_features = lambda x: (original(x)[0] * 0.125, original(x)[1] + math.log(8))  # type: ignore[method-assign]
+    original = dijiang._shifted
+    monkeypatch.setattr(dijiang, "_shifted", lambda logs: (original(logs)[0] / 8, original(logs)[1] + math.log(8)))
     torch.testing.assert_close(layer.mix(q, k, v, Layout(), None), wanted, atol=1e-5, rtol=1e-4)
 
 
@@ -129,8 +126,6 @@ def test_pitfall_8_denominator_in_place_of_a_norm() -> None:
     for window in (0, 4):
         layer = DiJiangAttention(32, 4, window=window, feature_map=FeatureMapConfig(decay="fixed"))
         q, k = torch.randn(2, 4, 30, 8), torch.randn(2, 4, 30, 8)
-        from yeoul.model.attention import Layout
-
         out = layer.mix(q, k, torch.ones(2, 4, 30, 8), Layout(), None)
         torch.testing.assert_close(out, torch.ones_like(out), atol=1e-5, rtol=0)
 

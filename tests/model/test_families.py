@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from models import KINDS, make, rms_ratio
 from safetensors.torch import load_file, save_file
 
+from models import KINDS, make, rms_ratio
 from yeoul.errors import UserError
 from yeoul.model.checkpoint import load_config, load_model, load_weights, save_model
 from yeoul.model.config import PRESETS, ModelConfig, preset

@@ -12,6 +12,7 @@ from yeoul.config import parse_flags
 from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.report import plots
 from yeoul.train.config import TrainConfig
 from yeoul.train.loss import language_model_objective
 
@@ -98,7 +99,7 @@ def test_a_small_demo_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "VOCAB", 1300)
     monkeypatch.setattr(demo, "QUESTIONS", 2)
     monkeypatch.setattr(demo, "SAMPLING", {**demo.SAMPLING, "max_tokens": 4})
-    monkeypatch.setattr(plan, "SIZES", ("1m",))
+    monkeypatch.setattr(plan, "SHAPES", (("1m", 2, 2e-3),))
     monkeypatch.setattr(plan, "speed_contexts", lambda forward, limit: ([16, 64], 1.0))
     whole = plan.plan_pretraining
     few = {"val_tokens": 400, "pretrain_tokens": 128 * 6, "eval_every": 3, "log_every": 1}
@@ -113,6 +114,7 @@ def test_a_small_demo_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     monkeypatch.setattr(demo, "QUESTIONS", 2)
     monkeypatch.setattr(demo, "SAMPLING", {**demo.SAMPLING, "max_tokens": 4})
+    monkeypatch.setattr(plots, "available", lambda: False)  # drawing is tested elsewhere
     assert demo.run(config) == 0
     said = capsys.readouterr().out
     assert "[3/5]" in said and "done before" in said and "What to try next" in said

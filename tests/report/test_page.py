@@ -45,12 +45,8 @@ def example() -> Report:
             Stage(name="distil", tokens=140_000, seconds=25.0),
         ),
         models=(
-            ModelRow(
-                name="softmax", role="teacher", loss=2.9, perplexity=18.2, bits_per_byte=0.91, recall=0.6
-            ),
-            ModelRow(
-                name="DiJiang", role="converted", loss=3.0, perplexity=20.1, bits_per_byte=0.95, recall=0.5
-            ),
+            ModelRow(name="softmax", role="teacher", loss=2.9, perplexity=18.2, bits_per_byte=0.91, recall=0.6),
+            ModelRow(name="DiJiang", role="converted", loss=3.0, perplexity=20.1, bits_per_byte=0.95, recall=0.5),
             ModelRow(name="without the linear part", role="ablation", loss=3.3, perplexity=27.1, bits_per_byte=1.05),
             ModelRow(name="without attention", role="ablation", loss=5.0, perplexity=148.0, bits_per_byte=1.6),
         ),
@@ -73,9 +69,7 @@ def example() -> Report:
         ),
         speeds=tuple(speeds),
         samples=(
-            Sample(
-                prompt="옛날 옛적에", before=" <b>토끼</b>가 살았습니다.", after=" & 거북이가 ```살았어요```."
-            ),
+            Sample(prompt="옛날 옛적에", before=" <b>토끼</b>가 살았습니다.", after=" & 거북이가 ```살았어요```."),
         ),
         sample_settings="temperature 0.8, seed 0",
         configuration={"model": {"hidden_size": 256, "attention": ("softmax",) * 5, "tie": True, "kv": None}},
@@ -138,9 +132,7 @@ def test_plots_are_valid_deterministic_and_inline_without_clashing_ids():
     for plot in first:
         root = ET.fromstring(plots.inline(plot))
         own = [e.get("id") for e in root.iter() if e.get("id")]
-        targets = {
-            v[1:] for e in root.iter() for k, v in e.attrib.items() if k.endswith("href") and v[0] == "#"
-        }
+        targets = {v[1:] for e in root.iter() for k, v in e.attrib.items() if k.endswith("href") and v[0] == "#"}
         assert targets <= set(own)
         ids += own
     assert len(ids) == len(set(ids))
@@ -171,9 +163,7 @@ def test_summary_says_the_numbers():
 
 def test_summary_admits_what_did_not_work():
     report = example()
-    slow = [
-        replace(p, decode=100.0) if p.role == "converted" else p for p in report.speeds if p.context < 4096
-    ]
+    slow = [replace(p, decode=100.0) if p.role == "converted" else p for p in report.speeds if p.context < 4096]
     words = in_words(replace(report, speeds=tuple(slow)))
     assert "decodes at 0.51 times the speed of softmax" in words and "still the faster" not in words
     assert "2.0배 느리며" in in_korean(replace(report, speeds=tuple(slow)))

@@ -13,7 +13,7 @@ from yeoul.text.training import TokenizerConfig, train_tokenizer
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
-    """Folders of tokenizers of 700 pieces, by (model_type, normalization)."""
+    """Folders of tokenizers of 560 pieces, by (model_type, normalization)."""
     root = tmp_path_factory.mktemp("tokenizers")
     folders = {}
     for kind in KINDS:
@@ -35,7 +35,12 @@ def tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-@pytest.fixture(params=KINDS, ids="-".join)
+@pytest.fixture(scope="session", params=KINDS, ids="-".join)
 def any_folder(request: pytest.FixtureRequest, trained: dict[tuple[str, str], Path]) -> Path:
     """Each kind in turn."""
     return trained[request.param]
+
+
+@pytest.fixture(scope="session")
+def any_tokenizer(any_folder: Path) -> Tokenizer:
+    return Tokenizer.load(any_folder)

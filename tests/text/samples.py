@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import random
 from itertools import islice
 from pathlib import Path
 
@@ -28,7 +29,11 @@ def small_corpus() -> list[str]:
         "def f(x):\n    return x + 1\n",
         "ㅋㅋㅋㅋ ㅠㅠ",
     ]
-    return lines + english * 20
+    # Unigram training needs many different words before it can fill a vocabulary.
+    dice = random.Random(0)
+    syllables = "가나다라마바사아자하고노도로모보소오조호기니디리미비시이지히"
+    words = ["".join(dice.choices(syllables, k=dice.randint(2, 4))) for _ in range(300)]
+    return lines + english * 20 + [" ".join(dice.choices(words, k=8)) for _ in range(400)]
 
 
 def without_json(folder: Path, target: Path) -> Tokenizer:

@@ -28,6 +28,7 @@ PLAIN = (
 FORGETFUL = (
     "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}<|assistant|>({{ m.content }})<|end|>"
     "{% else %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
@@ -94,7 +95,7 @@ def test_special_tokens_in_a_message_are_text(attack: str, tokenizer: Tokenizer)
     assert [tokenizer.piece(i) for i in special] == ["<|user|>", "<|end|>", "<|assistant|>", "<|end|>"]
     clean = attack.strip("\ufdd0\ufdd1\ufdd2").replace("\ufdd1\ufdd2", "")
     assert said(tokenizer, ids, trained) == clean + "<|end|>"
-    assert render_text(tokenizer, messages).count(clean) == 2
+    assert render_text(tokenizer, messages) == f"<|user|>{clean}<|end|><|assistant|>{clean}<|end|>"
 
 
 @pytest.mark.parametrize(

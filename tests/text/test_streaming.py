@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yeoul.text.streaming import StreamDecoder
 from yeoul.text.tokenizer import Tokenizer
 
-QUICK = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=200, deadline=None)
 FAMILY = "👩‍👩‍👧‍👦"
 
 
@@ -23,20 +22,18 @@ def pushes(tokenizer: Tokenizer, ids: list[int], **options: bool) -> list[str]:
 
 @QUICK
 @given(text=st.text(max_size=60))
-def test_any_text(any_folder: Path, text: str) -> None:
-    tokenizer = Tokenizer.load(any_folder)
-    ids = tokenizer.encode(text)
-    shown = pushes(tokenizer, ids)
-    assert "".join(shown) == tokenizer.decode(ids)
-    assert "".join(shown).count("\ufffd") == tokenizer.decode(ids).count("\ufffd")
+def test_any_text(any_tokenizer: Tokenizer, text: str) -> None:
+    ids = any_tokenizer.encode(text)
+    shown = pushes(any_tokenizer, ids)
+    assert "".join(shown) == any_tokenizer.decode(ids)
+    assert "".join(shown).count("\ufffd") == any_tokenizer.decode(ids).count("\ufffd")
 
 
 @QUICK
 @given(ids=st.lists(st.integers(0, 600), max_size=60), special=st.booleans())
-def test_any_ids(any_folder: Path, ids: list[int], special: bool) -> None:
-    tokenizer = Tokenizer.load(any_folder)
-    shown = pushes(tokenizer, ids, skip_special=special)
-    assert "".join(shown) == tokenizer.decode(ids, skip_special=special)
+def test_any_ids(any_tokenizer: Tokenizer, ids: list[int], special: bool) -> None:
+    shown = pushes(any_tokenizer, ids, skip_special=special)
+    assert "".join(shown) == any_tokenizer.decode(ids, skip_special=special)
 
 
 @pytest.mark.parametrize("text", ["뷁", "🙂", "漢", FAMILY, "🇰🇷", "☺️", "👍🏽", "❤️‍🔥", "\u1112\u1161\u11ab"])

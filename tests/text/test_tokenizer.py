@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -148,5 +149,6 @@ def test_an_unknown_decoder_is_refused(tmp_path: Path) -> None:
 def test_no_torch_and_nothing_heavy_at_import() -> None:
     code = "import sys, yeoul.text.tokenizer, yeoul.text.training, yeoul.text.chat, yeoul.text.inspection;"
     code += "print([m for m in ('torch', 'tokenizers', 'sentencepiece', 'jinja2', 'numpy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert done.stdout.strip() == "[]"

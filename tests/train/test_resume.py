@@ -92,9 +92,8 @@ def _assert_same_run(one: Path, other: Path) -> None:
 def test_killed_at_twenty_moments_equals_undisturbed(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     _train(tmp_path / "warm", tokens=24)  # torch's lazy imports happen here and not in every child
-    began = time.monotonic()
     assert _exit_of(_in_child(lambda: _train(undisturbed))) == 0
-    whole = time.monotonic() - began
+    checkpoints = runstate.Checkpoints(killed / "checkpoints", 2)
     chance = random.Random(7)
     deaths, steps_at_death = 0, []
     for life in range(20):
@@ -103,10 +102,14 @@ def test_killed_at_twenty_moments_equals_undisturbed(tmp_path):
             child = _in_child(lambda number=number: (_die_at_disk_call(number), _train(killed)))
         else:
             child = _in_child(lambda: _train(killed))
-            time.sleep(chance.uniform(0.0, whole / 15))
+            # By progress and not by the clock alone, so that a quick machine does not finish first.
+            goal = max(checkpoints.steps(), default=0) + chance.choice((0, 2, 4, 6))
+            while max(checkpoints.steps(), default=0) < goal:
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0.0, 0.01))
             os.kill(child, signal.SIGKILL)
         deaths += _exit_of(child) == -signal.SIGKILL
-        steps_at_death.append(max(runstate.Checkpoints(killed / "checkpoints", 2).steps(), default=0))
+        steps_at_death.append(max(checkpoints.steps(), default=0))
     assert deaths == 20 and len(set(steps_at_death)) > 5, (deaths, steps_at_death)
     assert _exit_of(_in_child(lambda: _train(killed))) == 0
     _assert_same_run(undisturbed, killed)

@@ -39,7 +39,9 @@ class Conversion:
         """The converted model's description."""
         for layer in self.keep_softmax:
             if not 0 <= layer < config.num_layers:
-                raise UserError(f"there is no layer {layer}: the model has 0 to {config.num_layers - 1}", "--keep-softmax")
+                raise UserError(
+                    f"there is no layer {layer}: the model has 0 to {config.num_layers - 1}", "--keep-softmax"
+                )
         kinds = tuple(
             self.attention if kind == "softmax" and layer not in self.keep_softmax else kind
             for layer, kind in enumerate(config.attention)

@@ -1,5 +1,4 @@
-"""`yeoul demo`: from text to a linear-time language model and a report, in minutes, with nothing but this
-command."""
+"""`yeoul demo`: from text to a linear-time language model and a report, in minutes."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ HEADINGS = {
 }
 PROMPTS = ("옛날 옛적에", "어느 추운 겨울날", "아이는 강가에서", "오늘 저녁에는")
 SAMPLING: dict[str, Any] = {"max_tokens": 72, "temperature": 0.7, "top_p": 0.95}
-TEXT: dict[str, Any] = {"data": "builtin:5MB", "val_fraction": 0.02, "batch_size": 8, "context": 256}
-"""The text, what of it is put aside, and the shape of a training step."""
+TEXT: dict[str, Any] = {"data": "builtin:5MB", "val_fraction": 0.02, "batch_size": 1, "context": 256}
+"""The text, what of it is put aside, and the shape of a training step until it is planned."""
 TOKENIZER_TEXT, VOCAB = "builtin:2MB", 4000
 QUESTIONS = 40
 
@@ -71,7 +70,7 @@ def run(config: Config) -> int:
         print(f"The demo in {config.out} is finished; its report is {config.out / 'report.html'}.")
         print(f"Begin afresh with: {_command(config)} --overwrite")
         return 0
-    runtime.set_threads()
+    runtime.set_threads(state["plan"].get("threads"))
     clock = Clock(config.minutes * 60, spent=dict(state["seconds"]), estimates=dict(state["estimates"]))
     with contextlib.suppress(OSError):
         (config.out / "demo.log").unlink()
@@ -170,8 +169,9 @@ def _pretrain_config(config: Config, plan: dict[str, Any]) -> pretrain.Config:
             tokens=plan.get("pretrain_tokens", 10_000),
             batch_size=plan["batch_size"],
             context=plan["context"],
-            lr=plan.get("lr", 3e-3),
+            lr=plan.get("lr", 2e-3),
             warmup=0.05,
+            betas=(0.9, 0.999),  # small batches are noisy
             seed=config.seed,
             log_every=plan.get("log_every", 2),
             eval_every=plan.get("eval_every", 0),
@@ -187,24 +187,20 @@ def _linear_config(config: Config, plan: dict[str, Any]) -> linearize.Config:
         data=plan["data"],
         out=config.out / "linear",
         tokens=plan.get("linear_tokens", 10_000),
-        window=32,
-        batch_size=plan["batch_size"],
+        window=16,
+        batch_size=2 * plan["batch_size"],
         context=plan["context"],
-        align_lr=1e-2,
-        lr=1e-3,
-        finetune_lr=5e-4,
         seed=config.seed,
         val_fraction=plan["val_fraction"],
         val_tokens=plan["val_tokens"],
         contexts=tuple(plan["contexts"]),
-        log_every=1,
+        log_every=plan.get("linear_log_every", 1),
         save_every=50,
     )
 
 
 def _text(config: Config, state: dict[str, Any], clock: Any) -> int:
-    """Train the tokenizer and store the built-in corpus as tokens, where `yeoul pretrain` will look for
-    them."""
+    """Train the tokenizer and store the corpus as tokens where `yeoul pretrain` will look for them."""
     from yeoul.commands.corpus import token_shards
     from yeoul.data.records import read_documents
     from yeoul.text.tokenizer import Tokenizer
@@ -214,11 +210,12 @@ def _text(config: Config, state: dict[str, Any], clock: Any) -> int:
     plan = state["plan"]
     plan |= TEXT
     folder = config.out / "tokenizer"
+
+    def write(new: Path) -> None:
+        train_tokenizer(read_documents(TOKENIZER_TEXT), TokenizerConfig(vocab_size=VOCAB), new)
+
     with _logged(config):
-        texts = read_documents(TOKENIZER_TEXT)
-        replace_folder(
-            folder, lambda new: _nothing(train_tokenizer(texts, TokenizerConfig(vocab_size=VOCAB), new))
-        )
+        replace_folder(folder, write)
         tokenizer = Tokenizer.load(folder)
         shards, _ = token_shards(
             plan["data"], config.out / "pretrain" / "data", tokenizer, val_fraction=plan["val_fraction"]
@@ -228,16 +225,11 @@ def _text(config: Config, state: dict[str, Any], clock: Any) -> int:
     return 0
 
 
-def _nothing(_: object) -> None:
-    """`replace_folder` wants a function that returns nothing."""
-
-
 def _say_text(shards: TokenShards, tokenizer: Tokenizer) -> None:
     ratio = shards.num_bytes / max(1, shards.num_tokens)
     print(
         f"      {shards.num_documents:,} documents, {shards.num_bytes / 1e6:.1f} MB of Korean, "
-        f"{shards.num_tokens:,} tokens "
-        f"of a vocabulary of {tokenizer.vocab_size:,} ({ratio:.1f} bytes a token)"
+        f"{shards.num_tokens:,} tokens of a vocabulary of {tokenizer.vocab_size:,} ({ratio:.1f} bytes each)"
     )
 
 
@@ -258,15 +250,10 @@ def _pretrain(config: Config, state: dict[str, Any], clock: Any) -> int:
         )
     with _logged(config):
         code = pretrain.run(_pretrain_config(config, plan))
-    scores = [
-        line for line in read_metrics(config.out / "pretrain" / "metrics.jsonl") if line.get("kind") == "val"
-    ]
-    if not code and scores:
-        last = scores[-1]
-        print(
-            f"      perplexity {last['perplexity']:.2f}, "
-            f"{last['bits_per_byte']:.3f} bits per byte of held-out text"
-        )
+    lines = read_metrics(config.out / "pretrain" / "metrics.jsonl")
+    if not code:
+        last = [line for line in lines if line["kind"] == "val"][-1]
+        print(f"      perplexity {last['perplexity']:.2f}, {last['bits_per_byte']:.3f} bits per byte of held-out text")
     return code
 
 
@@ -338,26 +325,23 @@ def _report(config: Config, state: dict[str, Any], clock: Any) -> int:
     out, recall = config.out, state["recall"]
     found = collect(out / "pretrain", out / "linear")
     found["models"] = tuple(
-        replace(row, recall=recall[row.role]["accuracy"]) if row.role in recall else row
-        for row in found["models"]
+        replace(row, recall=recall[row.role]["accuracy"]) if row.role in recall else row for row in found["models"]
     )
     result = f"{VOCAB:,} pieces, {state['plan']['corpus_tokens']:,} tokens of text"
     first = Stage(name="text", seconds=state["seconds"]["text"], result=result)
     found["stages"] = (first, *found["stages"])
-    before = _pretrain_config(config, state["plan"])
-    after = _linear_config(config, state["plan"])
+    again = Path(f"{out}-again")
+    before = replace(_pretrain_config(config, state["plan"]), out=again / "pretrain")
+    after = replace(_linear_config(config, state["plan"]), model=str(again / "pretrain"), out=again / "linear")
     report = Report(
         **found,
         parameters=state["parameters"],
         seconds=clock.elapsed(),
         recall_chance=recall["teacher"]["chance"],
         samples=tuple(Sample(**values) for values in state["texts"]),
-        sample_settings=f"Temperature {SAMPLING['temperature']}, top-p {SAMPLING['top_p']}, "
-        f"seed {config.seed}.",
+        sample_settings=f"Temperature {SAMPLING['temperature']}, top-p {SAMPLING['top_p']}, seed {config.seed}.",
         reproduce=(
-            Command(
-                line=f"{_command(config)} --overwrite", what="The whole of it, as much as the time allows"
-            ),
+            Command(line=f"{_command(config)} --overwrite", what="The whole of it, as much as the time allows"),
             Command(
                 line=command_line("pretrain", before, ("data",)),
                 what="Or step by step, with the same budgets",

@@ -30,8 +30,7 @@ class Config:
     """Model: a Hugging Face folder, a run's folder, or an id on the hub."""
     _: KW_ONLY
     data: str | None = None
-    """Text: a file, a folder, a hub data set, "builtin" or "builtin:1MB"; what the run put aside when not
-    given."""
+    """Text: a file, a folder, a hub data set or "builtin"; what the run put aside when not given."""
     text_column: str | None = None
     """Column of tables and JSON objects that holds the text; found by its usual names when not given."""
     join_by: str | None = None
@@ -95,9 +94,7 @@ def _context(config: Config, model: Decoder) -> int:
     longest = model.config.bounded_context
     context = config.context or min(model.config.max_position_embeddings, 2048)
     if longest is not None and context > longest:
-        raise UserError(
-            f"the context of {context:,} is longer than the model's {longest:,} positions", "--context"
-        )
+        raise UserError(f"the context of {context:,} is longer than the model's {longest:,} positions", "--context")
     return context
 
 
@@ -120,9 +117,7 @@ def _shards(config: Config, tokenizer: Tokenizer, folder: Path) -> tuple[TokenSh
     return shards, str(kept)
 
 
-def _score(
-    config: Config, model: Decoder, tokenizer: Tokenizer, shards: TokenShards, context: int
-) -> LMScore:
+def _score(config: Config, model: Decoder, tokenizer: Tokenizer, shards: TokenShards, context: int) -> LMScore:
     from yeoul import runtime
     from yeoul.commands.corpus import held_out
     from yeoul.evaluate.perplexity import score
@@ -166,8 +161,7 @@ def describe(values: dict[str, Any]) -> str:
     """The scores as text."""
     bits = "not known" if values["bits_per_byte"] is None else f"{values['bits_per_byte']:.4f}"
     lines = [
-        f"{values['data']}: {values['tokens']:,} tokens, "
-        f"{values['bytes'] or 0:,} bytes, context {values['context']:,}",
+        f"{values['data']}: {values['tokens']:,} tokens, {values['bytes'] or 0:,} bytes, context {values['context']:,}",
         f"loss            {values['loss']:.4f} nats per token",
         f"perplexity      {values['perplexity']:,.3f}",
         f"bits per byte   {bits}",
@@ -187,7 +181,6 @@ def describe(values: dict[str, Any]) -> str:
             "",
             f"recall ({r['method']})   {100 * r['accuracy']:.1f} % +- {100 * r['stderr']:.1f} "
             f"of {r['questions']} questions, "
-            f"guessing gives {100 * r['chance']:.0f} %"
-            + (f", {r['skipped']} did not fit" if r["skipped"] else ""),
+            f"guessing gives {100 * r['chance']:.0f} %" + (f", {r['skipped']} did not fit" if r["skipped"] else ""),
         ]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, replace
@@ -122,42 +123,39 @@ def run(config: Config) -> int:
     """Linearize; the exit code is 0, or 130 or 143 where a signal stopped it with everything saved."""
     from yeoul import load, runtime
     from yeoul.adapt.linearize import convert
-    from yeoul.commands.corpus import held_out, save_folder, token_shards
+    from yeoul.commands.corpus import held_out, save_folder
+    from yeoul.commands.preparation import removed_on_user_error, shards_of
     from yeoul.config import save_config
     from yeoul.data.loader import PackedLoader
     from yeoul.train.interrupt import Interrupted
-    from yeoul.train.runstate import forget_run, replace_folder
+    from yeoul.train.runstate import replace_folder
 
+    if config.out.exists() and not config.out.is_dir():
+        raise UserError("this is a file, not a folder", f"--out {config.out}")
     runtime.set_threads()
     teacher, tokenizer = load(config.model, device=config.device, dtype="float32")
     if tokenizer is None:
         raise UserError("the model's folder has no tokenizer", config.model)
-    context = config.context or min(teacher.config.max_position_embeddings, 2048)
-    if context > teacher.config.max_position_embeddings:
-        raise UserError(
-            f"the context of {context:,} is longer than the model's {teacher.config.max_position_embeddings:,} positions",
-            "--context",
-        )
+    longest = teacher.config.max_position_embeddings
+    context = config.context or min(longest, 2048)
+    if context > longest:
+        raise UserError(f"the context of {context:,} is longer than the model's {longest:,} positions", "--context")
     settings = plan(config, context)
     teacher.requires_grad_(False)
     student = convert(teacher, conversion(config))
-    if config.out.exists() and not config.out.is_dir():
-        raise UserError("this is a file, not a folder", f"--out {config.out}")
-    if config.overwrite and config.out.exists():
-        forget_run(config.out)
-    fraction = 0.0 if config.val_data else config.val_fraction
-    columns: dict[str, Any] = {"text_column": config.text_column, "join_by": config.join_by}
-    config.out.mkdir(parents=True, exist_ok=True)
-    save_config(config, config.out / "config.yaml")
-    shards, val = token_shards(config.data, config.out / "data", tokenizer, val_fraction=fraction, **columns)
-    if config.val_data:
-        val, _ = token_shards(config.val_data, config.out / "val_data", tokenizer, **columns)
-    if val is None:
-        raise UserError("there is no text to validate on", "--val-fraction", "put a share aside or give --val-data")
+    with removed_on_user_error(config.out):
+        shards, val = shards_of(config, tokenizer)
+        if val is None:
+            raise UserError("there is no text to validate on", "--val-fraction", "put a share aside or give --val-data")
+        make_loader = lambda stage: PackedLoader(  # noqa: E731
+            shards, batch_size=config.batch_size, context=context, seed=config.seed + stage
+        )
+        make_loader(0)  # too little text is said before anything is written
+    if config.overwrite:
+        shutil.rmtree(config.out / "stages", ignore_errors=True)
+    # Never saved as true: the file given back as --config must not throw the run away.
+    save_config(replace(config, overwrite=False), config.out / "config.yaml")
     batches = held_out(val, batch_size=config.batch_size, context=context, max_tokens=config.val_tokens)
-    make_loader = lambda stage: PackedLoader(  # noqa: E731
-        shards, batch_size=config.batch_size, context=context, seed=config.seed + stage
-    )
     try:
         stages = _train_stages(config, settings, teacher, student, tokenizer, make_loader, batches)
     except Interrupted as stop:
@@ -309,5 +307,7 @@ def score_table(scores: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'model':<{width}}  {'loss':>8}  {'perplexity':>10}  {'bits/byte':>9}  {'against teacher':>15}"]
     for name, s in scores.items():
         bits = "-" if s["bits_per_byte"] is None else f"{s['bits_per_byte']:.4f}"
-        lines.append(f"{name:<{width}}  {s['loss']:>8.4f}  {s['perplexity']:>10.3f}  {bits:>9}  {s['loss'] - first:>+15.4f}")
+        lines.append(
+            f"{name:<{width}}  {s['loss']:>8.4f}  {s['perplexity']:>10.3f}  {bits:>9}  {s['loss'] - first:>+15.4f}"
+        )
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
     from yeoul.train.config import TrainConfig
     from yeoul.train.loss import Objective
 
-MARGIN = 0.88
+PRETRAINING = 0.7
+"""Share of the training time that makes the softmax model; linearizing needs less."""
+MARGIN = 0.92
 """Share of the time that is planned; the rest is for a machine that becomes slower meanwhile."""
-SIZES = ("3m", "5m")
-"""Presets to choose from, smallest first."""
-WRITING, REPORT = 12.0, 8.0
+SHAPES = (("3m", 1, 2e-3), ("3m", 2, 2e-3), ("3m", 4, 2e-3), ("3m", 8, 2e-3), ("5m", 8, 2e-3))
+"""Presets, batch sizes and learning rates to choose from, for growing budgets."""
+MANY_STEPS = 1500
+"""From so many steps on, the next shape is better."""
+WRITING, REPORT = 10.0, 5.0
 """Seconds reserved for samples and questions, and for the report, on a slow machine."""
 
 
@@ -76,32 +81,35 @@ def minutes(seconds: float) -> str:
 def plan_pretraining(
     make: Callable[[dict[str, Any]], pretrain.Config], plan: dict[str, Any], clock: Clock, vocab_size: int
 ) -> dict[str, Any]:
-    """Size, tokens, validation and contexts that fit: 60 % of the training time for this, the rest for
-    linearizing."""
+    """Size, batch, tokens, validation and contexts that fit: `PRETRAINING` of the training time is for this.
+
+    Few tokens are best read in small batches, because what counts then is the number of steps; where there is
+    time for many steps, larger batches and a larger model make better use of it.
+    """
     from yeoul.commands.pretrain import model_config
     from yeoul.model.decoder import Decoder
     from yeoul.train.loss import language_model_objective
 
     chosen: dict[str, Any] = {}
-    for size in SIZES:
-        trial = make({"preset": size})
+    threads = 0
+    for size, batch_size, lr in SHAPES:
+        shape = {"preset": size, "batch_size": batch_size, "lr": lr}
+        trial = make(shape)
         model = Decoder(model_config(trial, vocab_size=vocab_size))
-        seconds = seconds_per_token(model, language_model_objective, trial.train)
+        measure = partial(seconds_per_token, model, language_model_objective, trial.train)
+        threads, seconds = (threads, measure()) if chosen else fastest_threads(measure)
         forward = seconds / 3
         contexts, speed_seconds = speed_contexts(forward, 0.1 * clock.budget)
         val_tokens = int(min(60_000, max(4_000, 0.01 * clock.budget / forward)))
         scoring = 6 * val_tokens * forward * 1.3 + speed_seconds
         validating = 3 * val_tokens * forward
-        training = max(
-            0.1 * clock.budget, clock.remaining() - scoring - 2 * validating - WRITING - REPORT - 6
-        )
-        share = 0.6 * training
-        tokens = _whole_steps(share / seconds, trial.train, least=20)
-        if chosen and tokens < 1.5 * plan["corpus_tokens"]:
-            break  # the larger model would read too little
+        other = scoring + 2 * validating + WRITING + REPORT + 6
+        training = max(0.1 * clock.budget, clock.remaining() - other)
+        tokens = _whole_steps(PRETRAINING * training / seconds, trial.train, least=20)
         steps = tokens // trial.train.tokens_per_step
         chosen = {
-            "preset": size,
+            **shape,
+            "threads": threads,
             "tokens_per_second": 1 / seconds,
             "pretrain_tokens": tokens,
             "val_tokens": val_tokens,
@@ -112,11 +120,11 @@ def plan_pretraining(
         }
         clock.estimates = {
             "pretrain": time.monotonic() - clock._step_start + tokens * seconds + validating + 2,
-            "linearize": training - share + scoring + validating + 4,
+            "linearize": (1 - PRETRAINING) * training + scoring + validating + 4,
             "write": WRITING,
             "report": REPORT,
         }
-        if tokens < 3 * plan["corpus_tokens"]:
+        if steps < MANY_STEPS:
             break
     return chosen
 
@@ -154,7 +162,25 @@ def plan_linearizing(config: linearize.Config, plan: dict[str, Any], clock: Cloc
     least = 40 * config.batch_size * plan["context"]
     tokens = max(least, int((clock.remaining() - other - WRITING - REPORT) / cost))
     clock.estimates["linearize"] = time.monotonic() - clock._step_start + tokens * cost + other
-    return {"linear_tokens": tokens}
+    steps = tokens // (config.batch_size * plan["context"])
+    return {"linear_tokens": tokens, "linear_log_every": max(1, steps // 300)}
+
+
+def fastest_threads(measure: Callable[[], float]) -> tuple[int, float]:
+    """Sets the number of threads with which `measure` gives least; returns it and what it gives.
+
+    Small models gain little from many threads, and lose much when another job holds one of the cores.
+    """
+    import torch
+
+    most = torch.get_num_threads()
+    results = []
+    for threads in sorted({most, min(4, most), 1}, reverse=True):
+        torch.set_num_threads(threads)
+        results.append((measure(), threads))
+    seconds, threads = min(results)
+    torch.set_num_threads(threads)
+    return threads, seconds
 
 
 def speed_contexts(forward: float, limit: float) -> tuple[list[int], float]:
@@ -165,9 +191,7 @@ def speed_contexts(forward: float, limit: float) -> tuple[list[int], float]:
     """
     best: tuple[list[int], float] = ([256, 512, 1024], 0.0)
     for longest in (2048, 4096, 8192, 16384):
-        contexts = [c for c in (512, 1024, 2048, 4096, 8192, 16384) if longest >= c >= longest // 16][::-1][
-            ::2
-        ][::-1]
+        contexts = [c for c in (512, 1024, 2048, 4096, 8192, 16384) if longest >= c >= longest // 16][::-1][::2][::-1]
         # Softmax attention doubles the cost of a token at about 4,600 tokens of context in models of this
         # size.
         prefill = sum(c * forward * (2.3 + c / 4600) for c in contexts)
@@ -179,8 +203,7 @@ def speed_contexts(forward: float, limit: float) -> tuple[list[int], float]:
 
 
 def seconds_per_token(model: Decoder, objective: Objective, config: TrainConfig, steps: int = 4) -> float:
-    """Seconds that a token takes in training: the median of a few real steps on random tokens, the first left
-    out."""
+    """Seconds that a token takes in training: the median of a few real steps, the first left out."""
     from yeoul.report.content import read_metrics
     from yeoul.train.log import Progress
     from yeoul.train.loop import train

@@ -14,6 +14,7 @@ from yeoul.errors import UserError
 from yeoul.train.config import CHANGEABLE
 
 if TYPE_CHECKING:
+    from yeoul.commands.linearize import Config as LinearizeConfig
     from yeoul.commands.pretrain import Config
     from yeoul.data.shards import TokenShards
     from yeoul.text.tokenizer import Tokenizer
@@ -121,37 +122,13 @@ def tokenizer_of(config: Config, preparation: dict[str, Any]) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def shards_of(
-    config: Config, preparation: dict[str, Any], tokenizer: Tokenizer
-) -> tuple[TokenShards, TokenShards | None]:
+def shards_of(config: Config | LinearizeConfig, tokenizer: Tokenizer) -> tuple[TokenShards, TokenShards | None]:
     """Training and validation tokens, from OUT/data when they are there already."""
-    from yeoul.data.records import read_documents
-    from yeoul.data.shards import build_shards
+    from yeoul.commands.corpus import token_shards
 
-    if tokenizer.eos_id is None:
-        raise UserError("the tokenizer has no end-of-sequence token", where=config.tokenizer, fix="train another one")
-    eos = tokenizer.eos_id
-
-    def build(spec: str, folder: Path, fraction: float, key: str) -> tuple[TokenShards, TokenShards | None]:
-        return build_shards(
-            read_documents(spec, text_column=config.text_column, join_by=config.join_by),
-            tokenizer.encode_batch,
-            eos,
-            tokenizer.vocab_size,
-            tokenizer.fingerprint,
-            folder,
-            fraction,
-            source_key=key,
-            progress=_report_tokens,
-        )
-
+    columns: dict[str, Any] = {"text_column": config.text_column, "join_by": config.join_by}
     if config.val_data is None:
-        return build(config.data, config.out / "data", config.val_fraction, preparation["data"])
-    train, _ = build(config.data, config.out / "data", 0.0, preparation["data"])
-    val, _ = build(config.val_data, config.out / "val_data", 0.0, preparation["val_data"])
+        return token_shards(config.data, config.out / "data", tokenizer, **columns, val_fraction=config.val_fraction)
+    train, _ = token_shards(config.data, config.out / "data", tokenizer, **columns)
+    val, _ = token_shards(config.val_data, config.out / "val_data", tokenizer, **columns)
     return train, val
-
-
-def _report_tokens(documents: int, tokens: int, num_bytes: int) -> None:
-    if documents % 20_000 == 0:
-        print(f"  {documents:,} documents, {tokens:,} tokens ({num_bytes / 1e6:,.0f} MB)", flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -120,7 +119,7 @@ def run(config: Config) -> int:
     runtime.set_threads()
     with removed_on_user_error(config.out):
         tokenizer = tokenizer_of(config, preparation)
-        shards, val_shards = shards_of(config, preparation, tokenizer)
+        shards, val_shards = shards_of(config, tokenizer)
         loader = _loader(config, shards)
     begin(config, preparation)
 
@@ -233,65 +232,48 @@ def _train(
     tokenizer: Tokenizer,
     dtype: torch.dtype,
 ) -> TrainResult:
+    from yeoul.commands.corpus import held_out, save_folder, validation
     from yeoul.train.loop import train
     from yeoul.train.loss import language_model_objective
 
+    settings, validate = config.train, None
+    if val_shards is not None:
+        batches = held_out(
+            val_shards,
+            batch_size=settings.batch_size,
+            context=settings.context,
+            max_tokens=config.val_tokens,
+            isolate_documents=config.isolate_documents,
+        )
+        validate = validation(model, batches, tokenizer, dtype)
     return train(
         model,
         loader,
         language_model_objective,
-        config.train,
+        settings,
         config.out,
-        save_model=lambda folder: _save(model, tokenizer, folder),
-        validate=_validation(config, model, val_shards, tokenizer, dtype),
+        save_model=lambda folder: save_folder(model, tokenizer, folder),
+        validate=validate,
         name="pretrain",
         resume=config.resume,
         identity={**model.config.to_dict(), "tokenizer": tokenizer.fingerprint},
     )
 
 
-def _validation(
-    config: Config, model: Decoder, val_shards: TokenShards | None, tokenizer: Tokenizer, dtype: torch.dtype
-) -> Callable[[], dict[str, float]] | None:
-    from yeoul.data.loader import evaluation_batches
-    from yeoul.evaluate.perplexity import score
-
-    if val_shards is None:
-        return None
-    lengths = tokenizer.byte_lengths()
-
-    def validate() -> dict[str, float]:
-        batches = evaluation_batches(
-            val_shards,
-            batch_size=config.train.batch_size,
-            context=config.train.context,
-            max_tokens=config.val_tokens,
-            isolate_documents=config.isolate_documents,
-        )
-        result = score(model, batches, lengths, dtype=dtype)
-        values = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
-        return {key: value for key, value in values.items() if value is not None}
-
-    return validate
-
-
-def _save(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
-    from yeoul.model.checkpoint import save_model
-
-    save_model(model, folder)
-    tokenizer.save(folder)
-
-
 def _finish(config: Config, model: Decoder, tokenizer: Tokenizer, result: TrainResult) -> None:
     """Leave the finished model in OUT/model and say what can be done with it."""
+    from yeoul.commands.corpus import save_folder
     from yeoul.train.runstate import replace_folder
 
     folder = config.out / "model"
     if result.resumed_from != result.step or not (folder / "config.json").exists():
-        replace_folder(folder, lambda target: _save(model, tokenizer, target))
+        replace_folder(folder, lambda target: save_folder(model, tokenizer, target))
     print(f"\nTraining loss {result.loss:.4f} after {result.tokens:,} tokens.")
     if result.validation:
         print("Validation: " + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in result.validation.items()) + ".")
     print(f"The model is in {folder}. Next:")
     print(f'  yeoul generate {config.out} "옛날 옛적에"')
-    print(f"  yeoul linearize {config.out} --data {config.data} --out {config.out}-dijiang", flush=True)
+    columns = [f"--text-column {config.text_column}"] if config.text_column else []
+    columns += [f"--join-by {config.join_by}"] if config.join_by else []
+    data = " ".join([f"--data {config.data}", *columns])
+    print(f"  yeoul linearize {config.out} {data} --out {config.out}-dijiang", flush=True)

@@ -41,9 +41,7 @@ def collect(pretrained: Path | None, linear: Path) -> dict[str, Any]:
     for folder in sorted((linear / "stages").glob("*-*")):
         name = folder.name.split("-", 1)[1]
         unit = UNITS.get(name, "nats per token")
-        train = [
-            c for c in curves(read_metrics(folder / "metrics.jsonl"), name, unit=unit) if c.name == "train"
-        ]
+        train = [c for c in curves(read_metrics(folder / "metrics.jsonl"), name, unit=unit) if c.name == "train"]
         lines_of += train
     stages += _linear_stages(values)
     rows = tuple(
@@ -192,9 +190,7 @@ def samples(
 
     prompts = list(prompts)
     old, new = (
-        generate(
-            model, tokenizer, prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
-        )
+        generate(model, tokenizer, prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
         for model in (before, after)
     )
     return tuple(Sample(prompt=p, before=b, after=a) for p, b, a in zip(prompts, old, new, strict=True))
@@ -216,11 +212,7 @@ def command_line(verb: str, config: Any, positional: tuple[str, ...] = ()) -> st
     for name, value in values.items():
         default = defaults.get(name)
         default = (
-            list(default)
-            if isinstance(default, tuple)
-            else str(default)
-            if isinstance(default, Path)
-            else default
+            list(default) if isinstance(default, tuple) else str(default) if isinstance(default, Path) else default
         )
         if name in positional or value == default or value is None:
             continue

@@ -63,8 +63,8 @@ class TrainConfig:
 class InspectConfig:
     """Show the pieces of a text, or how well a tokenizer fits a corpus."""
 
-    tokenizer: Path
-    """Folder of the tokenizer, of a model, or of a run."""
+    tokenizer: str
+    """Folder of the tokenizer, of a model or of a run, or an id on the hub."""
     _: KW_ONLY
     text: str | None = None
     """Text whose pieces are shown, with ids and bytes."""
@@ -123,10 +123,11 @@ def run_train(config: TrainConfig) -> int:
 def run_inspect(config: InspectConfig) -> int:
     """Print the pieces of --text and the fit to --data, or without either the tokenizer's own figures."""
     from yeoul.data.records import read_documents
+    from yeoul.hub import local_folder
     from yeoul.text.inspection import corpus_fit, pieces_of
     from yeoul.text.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(config.tokenizer)
+    tokenizer = Tokenizer.load(local_folder(config.tokenizer))
     pieces = None if config.text is None else pieces_of(tokenizer, config.text)
     fit = None
     if config.data is not None:

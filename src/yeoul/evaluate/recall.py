@@ -83,9 +83,7 @@ def score_recall(
     limit = context or model.config.max_position_embeddings
     pool = [(item["prompt"], _joined(item["prompt"], item["answer"])) for item in items]
     asked = pool[:ask]
-    fitting = [
-        (prompt, answer) for prompt, answer in asked if len(tokenizer.encode(prompt + answer)) <= limit
-    ]
+    fitting = [(prompt, answer) for prompt, answer in asked if len(_ids(tokenizer, prompt + answer)) <= limit]
     if not fitting:
         raise UserError(
             f"none of the {len(asked)} questions fits into {limit} tokens",
@@ -119,6 +117,11 @@ def _joined(prompt: str, answer: str) -> str:
     return answer if prompt[-1:].isspace() else f" {answer}"
 
 
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text, with the token that begins one where the tokenizer's configuration asks for it."""
+    return tokenizer.encode(text, bos=tokenizer.add_bos)
+
+
 def continuation_logprobs(
     model: Decoder, tokenizer: Tokenizer, pairs: Sequence[Item], *, batch_size: int = 8
 ) -> list[float]:
@@ -129,12 +132,10 @@ def continuation_logprobs(
     """
     encoded = []
     for prompt, continuation in pairs:
-        own, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + continuation)
+        own, whole = _ids(tokenizer, prompt), _ids(tokenizer, prompt + continuation)
         same = len(commonprefix((own, whole)))
         encoded.append((whole, min(max(1, same), len(whole) - 1)))
-    order = sorted(
-        range(len(encoded)), key=lambda i: len(encoded[i][0])
-    )  # rows of like length: little padding
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))  # rows of like length: little padding
     results = [0.0] * len(encoded)
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
@@ -148,8 +149,7 @@ def continuation_logprobs(
 
 
 def _right_padded(encoded: Sequence[tuple[list[int], int]]) -> Batch:
-    """Rows of ids with the labels from the given place on; padding on the right is seen by nothing before
-    it."""
+    """Rows of ids with the labels from the given place on; nothing sees the padding on its right."""
     length = max(len(ids) for ids, _ in encoded) - 1
     input_ids = torch.zeros(len(encoded), length, dtype=torch.int64)
     labels = torch.full((len(encoded), length), IGNORE, dtype=torch.int64)
@@ -160,18 +160,13 @@ def _right_padded(encoded: Sequence[tuple[list[int], int]]) -> Batch:
 
 
 def _candidates(items: Sequence[Item], pool: Sequence[Item], count: int, seed: int) -> list[list[str]]:
-    """For each item its own answer, then up to count - 1 different ones from the likest questions of the
-    pool."""
+    """For each item its own answer, then up to count - 1 others from the likest questions of the pool."""
     if count < 2 or len({answer for _, answer in pool}) < 2:
-        raise UserError(
-            "ranking needs at least two different answers", fix="give more questions or more candidates"
-        )
+        raise UserError("ranking needs at least two different answers", fix="give more questions or more candidates")
     draw = random.Random(seed)
     groups = []
     for prompt, answer in items:
-        others = [
-            (_common_ending(prompt, other), draw.random(), text) for other, text in pool if text != answer
-        ]
+        others = [(_common_ending(prompt, other), draw.random(), text) for other, text in pool if text != answer]
         likest = dict.fromkeys(text for _, _, text in sorted(others, reverse=True))
         groups.append([answer, *list(likest)[: count - 1]])
     return groups
@@ -195,15 +190,10 @@ def _by_rank(
     return right
 
 
-def _by_generation(
-    model: Decoder, tokenizer: Tokenizer, items: Sequence[Item], batch_size: int
-) -> list[bool]:
+def _by_generation(model: Decoder, tokenizer: Tokenizer, items: Sequence[Item], batch_size: int) -> list[bool]:
     """Whether each item's greedy continuation begins with the answer, blanks at its beginning aside."""
     longest = max(len(tokenizer.encode(answer)) for _, answer in items) + 2
     params = SamplingParams(max_tokens=longest, temperature=0.0)
-    prompts: list[str | list[int]] = [tokenizer.encode(prompt) for prompt, _ in items]
+    prompts: list[str | list[int]] = [_ids(tokenizer, prompt) for prompt, _ in items]
     results = run(model, tokenizer, prompts, params, batch_size=batch_size)
-    return [
-        result.text.lstrip().startswith(answer.strip())
-        for result, (_, answer) in zip(results, items, strict=True)
-    ]
+    return [result.text.lstrip().startswith(answer.strip()) for result, (_, answer) in zip(results, items, strict=True)]

@@ -112,9 +112,7 @@ class _Runner:
 
     def record(self, context: int, steps: int) -> SpeedRecord:
         speeds = [self.batch_size / seconds for seconds in self.decodes]
-        low, _, high = (
-            statistics.quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else speeds * 3
-        )
+        low, _, high = statistics.quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else speeds * 3
         return SpeedRecord(
             model=self.name,
             context=context,
@@ -292,8 +290,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _reset_peak(device: torch.device) -> int | None:
-    """Forget the highest memory use so far; returns the bytes in use now, or None where it cannot be
-    forgotten."""
+    """Forget the highest memory use so far; returns bytes in use now, or None where that cannot be done."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)

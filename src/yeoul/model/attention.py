@@ -159,9 +159,7 @@ class SlidingAttention(ProjectedAttention):
         )
 
 
-def window_prefix(
-    k: Tensor, v: Tensor, window: int, layout: Layout
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def window_prefix(k: Tensor, v: Tensor, window: int, layout: Layout) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Keys and values with an empty window before the first, as a fresh `WindowCache` would give them.
 
     Returns:

@@ -53,7 +53,9 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     pickled = next((f.name for f in sorted(folder.glob("*")) if f.suffix in (".bin", ".pt", ".pth")), None)
     if pickled:
-        raise UserError(f"only safetensors are read, and {pickled} is a pickle", folder, "convert it to safetensors first")
+        raise UserError(
+            f"only safetensors are read, and {pickled} is a pickle", folder, "convert it to safetensors first"
+        )
     raise UserError("no model.safetensors in this folder", folder)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from yeoul.model.attention import Layout, ProjectedAttention, window_prefix
 from yeoul.model.cache import HybridCache, LayerCache, StateCache
 from yeoul.model.config import FeatureMapConfig
-from yeoul.ops.linear_attention import LinearState, linear_attention
+from yeoul.ops.linear_attention import LinearState, linear_attention, recurrent_step
 from yeoul.ops.window import window_terms
 
 MAX_LOG_FEATURE = 50.0
@@ -126,21 +126,20 @@ class FrequencyFeatureMap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, T, D), H a multiple of G, to log-features (B, H, T, M), in fp32 (fp64 for fp64 inputs)."""
         B, H, T, D = x.shape
-        G = self.num_kv_heads
-        wide = torch.promote_types(x.dtype, torch.float32)
-        x = x.to(wide) * D**-0.25
+        return self.grouped(x.reshape(B, self.num_kv_heads, -1, D)).view(B, H, T, self.features)
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """(B, G, N, D), any rows of each key-value head, to log-features (B, G, N, M)."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32)) * self.head_dim**-0.25
         directions = self.directions if "directions" in self.config.learn else self._dct().to(x.device)
-        frequencies = directions.to(wide) * self.frequencies.to(wide)[:, None]  # (G, D, F)
-        rows = x.reshape(B, G, H // G * T, D)
-        projected = torch.matmul(rows, frequencies)  # (B, G, H/G * T, F)
+        frequencies = directions.to(x.dtype) * self.frequencies.to(x.dtype)[:, None]  # (G, D, F)
+        projected = torch.matmul(x, frequencies)  # (B, G, N, F)
         if self.config.pairs:
             projected = torch.cat((projected, -projected), dim=-1)
-        logs = projected + self.log_weights.to(wide)[:, None]
+        logs = projected + self.log_weights.to(x.dtype)[:, None]
         if self.config.kernel == "softmax":
-            logs = logs.log_softmax(-1) + self.log_mass.to(wide)[:, None, None]
-        else:
-            logs = logs - rows.square().sum(-1, keepdim=True) / 2
-        return logs.view(B, H, T, self.features)
+            return logs.log_softmax(-1) + self.log_mass.to(x.dtype)[:, None, None]
+        return logs - x.square().sum(-1, keepdim=True) / 2
 
 
 class DiJiangAttention(ProjectedAttention):
@@ -241,15 +240,6 @@ class DiJiangAttention(ProjectedAttention):
             layout = Layout(mask=attention_mask.bool())
         return super().forward(x, layout, cache)
 
-    def _query_features(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Features with their largest at 1, (B, H, T, M), and the shift that was taken out, (B, H, T, 1)."""
-        logs = self.feature_map(q)
-        shift = logs.detach().amax(-1, keepdim=True)
-        return torch.exp(logs - shift), shift
-
-    def _key_features(self, k: Tensor) -> Tensor:
-        return torch.exp(self.feature_map(k).clamp_max(MAX_LOG_FEATURE))
-
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         """See `ProjectedAttention.mix`."""
         if self.window:
@@ -258,14 +248,16 @@ class DiJiangAttention(ProjectedAttention):
             return self._hybrid(q, k, v, layout, cache)
         if not self.linear_enabled:
             return torch.zeros_like(q)
-        features, _ = self._query_features(q)
-        keys = self._key_features(k)
+        if isinstance(cache, StateCache) and q.shape[2] == 1 and layout.mask is None:
+            return self._decode(q, k, v, cache)
+        features, _ = _shifted(self.feature_map(q))
+        keys = _key_features(self.feature_map(k))
         shared: dict[str, Any] = dict(eps=TINY, mask=layout.mask, seq_ids=layout.seq_ids)
         if not self.causal:
             return linear_attention(features, keys, v, causal=False, **shared).to(q.dtype)
         memory = cache if isinstance(cache, StateCache) else None
         out, state = linear_attention(
-            features, keys, v, self.log_decay, mode="recurrent" if memory and q.shape[2] == 1 else "chunked",
+            features, keys, v, self.log_decay,
             initial_state=memory.state if memory else None, return_state=True, **shared,
         )  # fmt: skip
         if memory:
@@ -287,8 +279,8 @@ class DiJiangAttention(ProjectedAttention):
         left = valid[:, :T]  # (B or 1, T): a token leaves the window at this column
         if layout.seq_ids is not None and key_ids is not None:
             left = left & (key_ids[:, :T] == layout.seq_ids)
-        features, shift = self._query_features(q)
-        key_features = self._key_features(keys[:, :, :T]) * left[:, None, :, None]
+        features, shift = _shifted(self.feature_map(q))
+        key_features = _key_features(self.feature_map(keys[:, :, :T])) * left[:, None, :, None]
         log_decay = self.log_decay
         if log_decay is not None:
             log_decay = (log_decay[None, :, None] * left[:, None]).expand(q.shape[0], -1, -1)
@@ -310,47 +302,72 @@ class DiJiangAttention(ProjectedAttention):
         b = torch.exp(shift - common) * self.linear_enabled
         return (a * window + b * linear) / (a * window_sum + b * linear_sum).clamp_min(TINY)
 
+    def _decode(self, q: Tensor, k: Tensor, v: Tensor, cache: StateCache) -> Tensor:
+        """One token of linear attention alone: (B, H, 1, D)."""
+        logs = self._log_features_together(q, k)  # (B, G, R + 1, M)
+        queries, _ = _shifted(logs[:, :, :-1])
+        out, cache.state = recurrent_step(
+            queries.flatten(1, 2), _key_features(logs[:, :, -1]), v[:, :, 0], cache.state, self.log_decay,
+            eps=TINY, inplace=not torch.is_grad_enabled(),
+        )  # fmt: skip
+        return out[:, :, None].to(q.dtype)
+
     def _decode_hybrid(self, q: Tensor, k: Tensor, v: Tensor, cache: HybridCache) -> Tensor:
-        """One token: (B, H, 1, D). What leaves the ring enters the state."""
+        """One token: (B, H, 1, D). What leaves the ring enters the state, which is read at once."""
         (B, H, _, D), G = q.shape, self.num_kv_heads
         wide = torch.promote_types(q.dtype, torch.float32)
         gone = cache.window.push(k[:, :, 0], v[:, :, 0])
-        if gone is not None:
-            self._absorb(*gone, cache.linear)
         keys, values, valid = cache.window.columns()
-        rows = q.view(B, G, H // G, D)
-        scores = torch.matmul(rows, keys.transpose(-1, -2)).to(wide) * self.scale  # (B, G, R, w)
+        scores = torch.matmul(q.view(B, G, H // G, D), keys.transpose(-1, -2)).to(wide) * self.scale  # (B, G, R, w)
         if valid is not None:
             scores = scores.masked_fill(~valid[:, None, None], -torch.inf)
         top = scores.amax(-1, keepdim=True)
         weights = torch.exp(scores - top)
         window = torch.matmul(weights.to(values.dtype), values).to(wide)
         window_sum = weights.sum(-1, keepdim=True)
-        state = cache.linear.state
-        if state is None:
-            return (window / window_sum).view(B, H, 1, D).to(q.dtype)
-        features, shift = self._query_features(q)
-        features = features.view(B, G, H // G, -1)
-        linear, linear_sum = torch.matmul(features, state.s), torch.matmul(features, state.z[..., None])
-        out = self._join(window, window_sum, top, linear, linear_sum, shift.view(B, G, H // G, 1))
-        return out.view(B, H, 1, D).to(q.dtype)
+        if gone is None:  # the state is empty: nothing has left the window
+            linear, linear_sum, shift = torch.zeros_like(window), torch.zeros_like(top), top
+        else:
+            linear, linear_sum, shift = self._absorb_and_read(q, *gone, cache.linear)
+        return self._join(window, window_sum, top, linear, linear_sum, shift).view(B, H, 1, D).to(q.dtype)
 
-    def _absorb(self, k: Tensor, v: Tensor, valid: Tensor | None, linear: StateCache) -> None:
-        """Adds a key and a value, (B, G, D), that have left the window to the state."""
-        features = self._key_features(k[:, :, None])[:, :, 0]  # (B, G, M)
+    def _absorb_and_read(
+        self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, linear: StateCache
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds a key and a value, (B, G, D), to the state where valid, then reads it for queries (B, H, 1, D).
+
+        Returns:
+            numerator (B, G, R, D), denominator and shift (B, G, R, 1).
+        """
+        B, H, _, D = q.shape
+        logs = self._log_features_together(q, k[:, :, None])
+        queries, shift = _shifted(logs[:, :, :-1])  # (B, G, R, M)
+        features, decay = _key_features(logs[:, :, -1]), self.log_decay
         if valid is not None:
             features = features * valid[:, None, None]
-        increment = features[..., None] * v.to(features.dtype)[:, :, None]
-        if linear.s is None or linear.z is None:
-            linear.s, linear.z = increment, features
-            return
-        decay = self.log_decay
-        if decay is not None:
-            factor = decay.exp()[None, :, None].expand(k.shape[0], -1, 1)
-            if valid is not None:
-                factor = torch.where(valid[:, None, None], factor, 1.0)
-            linear.s, linear.z = linear.s * factor[..., None], linear.z * factor
-        linear.s, linear.z = linear.s + increment, linear.z + features
+            decay = None if decay is None else decay * valid[:, None]
+        out, linear.state = recurrent_step(
+            queries.flatten(1, 2), features, v.to(queries.dtype), linear.state, decay,
+            normalize=False, inplace=not torch.is_grad_enabled(),
+        )  # fmt: skip
+        assert linear.z is not None
+        return out.view(B, -1, H // self.num_kv_heads, D), torch.matmul(queries, linear.z[..., None]), shift
+
+    def _log_features_together(self, q: Tensor, k: Tensor) -> Tensor:
+        """One pass of the map over the queries (B, H, 1, D) and the key (B, G, 1, D) of a step: (B, G, R + 1, M)."""
+        B, H, _, D = q.shape
+        both = torch.cat((q.view(B, self.num_kv_heads, -1, D), k), dim=2)
+        return self.feature_map.grouped(both)
+
+
+def _shifted(logs: Tensor) -> tuple[Tensor, Tensor]:
+    """Features with their largest at 1, (..., M), and the logarithm that was taken out, (..., 1)."""
+    shift = logs.detach().amax(-1, keepdim=True)
+    return torch.exp(logs - shift), shift
+
+
+def _key_features(logs: Tensor) -> Tensor:
+    return torch.exp(logs.clamp_max(MAX_LOG_FEATURE))
 
 
 def _with_ones(state: LinearState) -> LinearState:

@@ -184,7 +184,9 @@ def _load_neox(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple
     if rest.startswith("attention.query_key_value."):
         H, _, D = config.heads
         if tensor.numel() % (3 * H * D) or tensor.shape[0] != 3 * H * D:
-            raise UserError(f"tensor {name!r} has shape {tuple(tensor.shape)}, but config.json asks for {3 * H * D} rows")
+            raise UserError(
+                f"tensor {name!r} has shape {tuple(tensor.shape)}, but config.json asks for {3 * H * D} rows"
+            )
         parts = tensor.view(H, 3, D, *tensor.shape[1:]).unbind(1)
         for letter, part in zip("qkv", parts, strict=True):
             yield f"{prefix}self_attn.{letter}_proj.{leaf}", part.reshape(H * D, *tensor.shape[1:]).clone()

@@ -53,7 +53,7 @@ def sinusoidal_table(length: int, dim: int, device: torch.device) -> Tensor:
 
 
 def table_length(needed: int, maximum: int) -> int:
-    """Rows to build of a table of positions: the maximum, or the next power of two where a linear model runs past it."""
+    """Rows to build of a table of positions: the maximum, or where a linear model runs past it a power of two."""
     return maximum if needed <= maximum else 1 << (needed - 1).bit_length()
 
 

@@ -152,9 +152,7 @@ def curves(lines: Sequence[Mapping[str, Any]], stage: str, *, unit: str = "nats 
     """Training and validation curves of one stage from its metrics lines ("kind", "tokens", "loss")."""
     found = []
     for kind, name in (("train", "train"), ("val", "validation")):
-        points = [
-            (float(v["tokens"]), float(v["loss"])) for v in lines if v.get("kind") == kind and "loss" in v
-        ]
+        points = [(float(v["tokens"]), float(v["loss"])) for v in lines if v.get("kind") == kind and "loss" in v]
         if points:
             x, y = zip(*points, strict=True)
             found.append(Curve(stage=stage, name=name, x=x, y=y, unit=unit))

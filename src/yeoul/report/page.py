@@ -16,9 +16,7 @@ from yeoul.report.summary import cache_ratio, duration, in_korean, in_words, siz
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-NO_PLOTS = (
-    "matplotlib is not installed, so this report has tables only; `pip install 'yeoul[viz]'` adds the plots."
-)
+NO_PLOTS = "matplotlib is not installed, so this report has tables only; `pip install 'yeoul[viz]'` adds the plots."
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
@@ -56,13 +54,10 @@ def render_html(report: Report, pictures: Sequence[Plot], missing: str = "") -> 
             return Markup("")
         own = shown[name]
         return Markup(
-            '<figure role="img" aria-label="{}"><div class="wide">{}</div>'
-            "<figcaption>{}</figcaption></figure>"
+            '<figure role="img" aria-label="{}"><div class="wide">{}</div><figcaption>{}</figcaption></figure>'
         ).format(own.alt, Markup(plots.inline(own)), own.caption)
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("yeoul.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         report=report,
@@ -89,9 +84,7 @@ def highlights(report: Report) -> list[tuple[str, str]]:
         found.append((f"{teacher.bits_per_byte:.3f} → {converted.bits_per_byte:.3f}", label))
     if pair:
         old, new = pair
-        found.append(
-            (f"{new.decode / old.decode:.1f} ×", f"decoding speed at {new.context:,} tokens of context")
-        )
+        found.append((f"{new.decode / old.decode:.1f} ×", f"decoding speed at {new.context:,} tokens of context"))
         smaller = 1 / cache_ratio(report)
         found.append(
             (

@@ -226,19 +226,17 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def _end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Name each line beside its last point; labels that would touch are moved apart."""
-    axes.figure.canvas.draw()
-    to_screen, to_data = axes.transData.transform, axes.transData.inverted().transform
-    order = sorted(ends, key=lambda end: end[1])
-    height = 0.0
-    for x, y, text, colour in order:
-        place = to_screen((x, y))
-        shifted = max(place[1], height)
-        height = shifted + 13 * axes.figure.dpi / 72
-        target = to_data((place[0], shifted))
+    to_fraction = axes.transScale + axes.transLimits
+    height = 0.7 * axes.get_figure().get_size_inches()[1] * 72  # type: ignore[union-attr]  # of a panel, points
+    places = [(to_fraction.transform((x, y))[1] * height, x, y, text, colour) for x, y, text, colour in ends]
+    lowest = 0.0
+    for place, x, y, text, colour in sorted(places):
+        shifted = max(place, lowest)
+        lowest = shifted + 13
         axes.annotate(
             text,
-            (x, target[1]),
-            xytext=(6, 0),
+            (x, y),
+            xytext=(6, shifted - place),
             textcoords="offset points",
             color=colour,
             va="center",
@@ -285,8 +283,7 @@ def _svg(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -
 
 
 def inline(plot: Plot) -> str:
-    """The SVG for the middle of an HTML page: ink in the text's colour, no identifier shared with another
-    plot."""
+    """The SVG for the middle of an HTML page: ink in the text's colour, identifiers of its own."""
     text = re.sub(r'\bid="([^"]+)"', rf'id="{plot.name}-\1"', plot.svg)
     text = re.sub(r'(href="|url\()#', rf"\1#{plot.name}-", text)
     text = text.replace(INK, "currentColor")

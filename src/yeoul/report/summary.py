@@ -16,17 +16,13 @@ def in_korean(report: Report) -> str:
     teacher, converted, pair = report.row("teacher"), report.row("converted"), report.longest()
     parts = []
     if teacher and converted and teacher.bits_per_byte and converted.bits_per_byte:
-        parts.append(
-            f"바이트당 {teacher.bits_per_byte:.3f}비트에서 {converted.bits_per_byte:.3f}비트로 바뀌고"
-        )
+        parts.append(f"바이트당 {teacher.bits_per_byte:.3f}비트에서 {converted.bits_per_byte:.3f}비트로 바뀌고")
     if pair:
         old, new = pair
         ratio = new.decode / old.decode
         speed = f"{ratio:.1f}배 빠르며" if ratio >= 1 else f"{1 / ratio:.1f}배 느리며"
         memory = (
-            f"기억은 {1 / cache_ratio(report):.3g}분의 1입니다"
-            if cache_ratio(report) < 1
-            else "기억은 줄지 않습니다"
+            f"기억은 {1 / cache_ratio(report):.3g}분의 1입니다" if cache_ratio(report) < 1 else "기억은 줄지 않습니다"
         )
         parts.append(f"문맥 {new.context:,}토큰에서 생성은 {speed} {memory}")
     if not parts:
@@ -37,8 +33,7 @@ def in_korean(report: Report) -> str:
 
 
 def cache_ratio(report: Report) -> float:
-    """Cache bytes of the converted model over those of softmax at the longest context; 1 when not
-    measured."""
+    """Cache bytes of the converted model over softmax's at the longest context; 1 when not measured."""
     pair = report.longest()
     return pair[1].cache_bytes / max(pair[0].cache_bytes, 1) if pair else 1.0
 
@@ -94,11 +89,7 @@ def _pretraining(report: Report) -> str:
 
 
 def _quality(bits: float | None, perplexity: float) -> str:
-    return (
-        f"{bits:.3f} bits per byte (perplexity {perplexity:,.1f})"
-        if bits
-        else f"perplexity {perplexity:,.1f}"
-    )
+    return f"{bits:.3f} bits per byte (perplexity {perplexity:,.1f})" if bits else f"perplexity {perplexity:,.1f}"
 
 
 def _conversion(report: Report) -> str:

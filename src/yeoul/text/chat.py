@@ -129,7 +129,7 @@ def _render(source: str, messages: Sequence[Message], prompt: bool, names: Mappi
     except TemplateError as error:
         reason = str(error).rstrip(".")
         raise UserError(f"the chat template refuses the messages: {reason}", "chat template") from None
-    except (TypeError, ValueError, LookupError, OverflowError, RecursionError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         raise UserError(f"the chat template fails: {error}", "chat template", fix) from None
 
 
@@ -193,12 +193,13 @@ def _added_by_assistant(
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+        content = message["content"].strip()
         before = _render_or_nothing(render, messages[:number], True)
         after = _render_or_nothing(render, messages[: number + 1], False)
-        if before and len(before) < len(after) and text.startswith(before) and text.startswith(after):
+        grows = before and text.startswith(before) and text.startswith(after)
+        if grows and content in after[len(before) :]:
             start, end = len(before), _end_of_turn(text, len(before), len(after), special)
         else:
-            content = message["content"].strip()
             start = text.find(content, done)
             if start < 0:
                 what = "the chat template does not write this answer, so it cannot be trained"

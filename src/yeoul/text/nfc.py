@@ -13,6 +13,7 @@ import itertools
 import sys
 import unicodedata
 from collections.abc import Iterator
+from functools import cache
 
 Rules = dict[str, str]
 
@@ -31,13 +32,14 @@ def nfc_rules() -> Rules:
         same_script = ord(late) >> 8 == ord(early) >> 8
         wrong = unicodedata.combining(late) > unicodedata.combining(early)
         if same_script and wrong:
-            rules.setdefault(late + early, early + late)
+            rules.setdefault(late + early, _nfc(late + early))
     return rules
 
 
-def rules_as_tsv(rules: Rules) -> str:
-    """The text of sentencepiece's `normalization_rule_tsv`: hexadecimal code points, source, tab, target."""
-    return "".join(f"{_hex(source)}\t{_hex(target)}\n" for source, target in sorted(rules.items()))
+@cache
+def nfc_tsv() -> str:
+    """The rules as sentencepiece's `normalization_rule_tsv`: hexadecimal code points, source, tab, target."""
+    return "".join(f"{_hex(source)}\t{_hex(target)}\n" for source, target in sorted(nfc_rules().items()))
 
 
 def _hangul_rules() -> Rules:

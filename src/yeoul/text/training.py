@@ -15,7 +15,7 @@ from yeoul.errors import UserError
 from yeoul.text.chat import CHAT_TOKENS, DEFAULT_TEMPLATE
 from yeoul.text.files import replace_files
 from yeoul.text.hf_export import tokenizer_config, tokenizer_json
-from yeoul.text.nfc import nfc_rules, rules_as_tsv
+from yeoul.text.nfc import nfc_tsv
 from yeoul.text.sentencepiece_model import SPACE, Piece, PieceType, read_model, rewrite_model
 from yeoul.text.tokenizer import Tokenizer
 
@@ -149,7 +149,7 @@ def _train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
         options = _options(config)
         if config.normalization == "nfc":
             rules = Path(scratch) / "nfc.tsv"
-            rules.write_text(rules_as_tsv(nfc_rules()), encoding="ascii")
+            rules.write_text(nfc_tsv(), encoding="ascii")
             options["normalization_rule_tsv"] = str(rules)
         try:
             SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=output, **options)

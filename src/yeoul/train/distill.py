@@ -22,7 +22,9 @@ class _LinearKL(torch.autograd.Function):
     """Forward computes the loss and the gradients a chunk of rows at a time; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, goal: Tensor, goal_weight: Tensor, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, goal: Tensor, goal_weight: Tensor, temperature: float
+    ) -> Tensor:
         device = hidden.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         exact = torch.float64 if compute == torch.float64 else torch.float32
@@ -51,9 +53,7 @@ class _LinearKL(torch.autograd.Function):
         return grad_hidden * grad_total, grad_weight * grad_total, None, None, None
 
 
-def linear_kl(
-    hidden: Tensor, weight: Tensor, goal: Tensor, goal_weight: Tensor, *, temperature: float = 1.0
-) -> Tensor:
+def linear_kl(hidden: Tensor, weight: Tensor, goal: Tensor, goal_weight: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Sum over rows of KL(teacher || student) between softmax(`goal @ goal_weight.T` / temperature) and the student's.
 
     Multiplied by temperature^2, so that gradients keep their size (Hinton and others 2015, section 2). The logits of

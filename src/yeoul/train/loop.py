@@ -161,9 +161,6 @@ class _Run:
         if config.compile:
             self.uncompile = compile_model(model)
 
-    # -- beginning
-    # -----------------------------------------------------------------------------------------------
-
     def start(self, resume: bool) -> None:
         """Begin afresh or from the newest whole checkpoint."""
         self.checkpoints.clean()
@@ -215,9 +212,6 @@ class _Run:
             fix = "give the same values again, or choose another folder"
             raise UserError(f"the run cannot go on with another {what}: {names}", where=self.run_dir, fix=fix)
 
-    # -- stepping
-    # ------------------------------------------------------------------------------------------------
-
     def go(self) -> TrainResult:
         """Step until the budget is spent."""
         steps = self.config.steps
@@ -227,11 +221,10 @@ class _Run:
                 lr, norm = self._one_step()
                 if self.step % self.config.log_every == 0 or self.step == steps:
                     self._log(lr, norm)
-                stopping = stop.requested is not None
-                if stopping or self._saves_at(self.step):
+                if stop.requested or self._saves_at(self.step):
                     self._save()
-                if stopping:
-                    raise Interrupted(cast(int, stop.requested))
+                    if stop.requested:  # perhaps only while it was saving
+                        raise Interrupted(stop.requested)
                 if self._validates_at(self.step):
                     stop.at_once = True
                     self._validate()
@@ -285,9 +278,6 @@ class _Run:
         fix = f"start again in another folder with a lower --lr or with --dtype float32 ({kept})"
         what = f"loss or gradient stopped being finite in step {self.step + 1} (loss {loss})"
         raise UserError(what, where=self.run_dir, fix=fix)
-
-    # -- telling, saving, validating
-    # -----------------------------------------------------------------------------
 
     def _log(self, lr: float, norm: float) -> None:
         count = max(1.0, self.pending.pop("count"))
@@ -367,9 +357,6 @@ class _Run:
             self.best = {"step": self.step, "loss": loss} if math.isfinite(loss) else self.best
         self.checkpoints.mark_best(self.best)
         self.checkpoints.prune(self.best["step"] if self.best else None)
-
-    # -- ending
-    # --------------------------------------------------------------------------------------------------
 
     def say_how_to_go_on(self) -> None:
         """One line after an interruption."""
