@@ -18,12 +18,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "no-positions": dict(positions="none", parallel_residual=True),
     "partial-rotary": dict(rotary_dim=4),
     "sliding": dict(attention=("sliding",)),
-    "dijiang": dict(attention=("dijiang",)),
+    "dijiang": dict(attention=("dijiang",), feature_map=dict(kernel="exp")),
     "dijiang-decay": dict(attention=("dijiang",), feature_map=dict(decay="learned", features=12)),
     "dijiang-bounded": dict(
         attention=("dijiang",), feature_map=dict(kernel="softmax", pairs=False, radii="normal", learn=("weights",))
     ),
-    "hybrid": dict(attention=("hybrid",)),
+    "hybrid": dict(attention=("hybrid",), feature_map=dict(kernel="exp")),
     "hybrid-decay": dict(attention=("hybrid",), feature_map=dict(decay="fixed", sequence="stratified")),
     "hybrid-bounded": dict(attention=("hybrid",), feature_map=dict(kernel="softmax")),
     "mixed": dict(attention=("softmax", "hybrid", "sliding"), num_layers=3),

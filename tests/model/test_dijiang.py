@@ -59,7 +59,7 @@ def test_features_estimate_the_softmax_kernel_without_bias() -> None:
     estimates = []
     for seed in range(tries):
         turn = torch.linalg.qr(torch.randn(D, D, generator=generator)).Q
-        feature_map = FrequencyFeatureMap(D, 1, FeatureMapConfig(seed=seed, learn=()))
+        feature_map = FrequencyFeatureMap(D, 1, FeatureMapConfig(kernel="exp", seed=seed, learn=()))
         a, b = feature_map(q @ turn), feature_map(k @ turn)
         estimates.append(float((a + b).exp().sum()))
     spread = torch.tensor(estimates).std().item() / math.sqrt(tries)
@@ -90,7 +90,7 @@ def test_layer_equals_its_definition(kernel: str, window: int) -> None:
 def test_pitfall_3_large_keys_and_queries_neither_overflow_nor_vanish() -> None:
     """A query's shift cancels exactly; a key's log-features are bounded; a common factor of all keys cancels."""
     for scale in (1e-3, 1.0, 30.0, 1e3):
-        layer = DiJiangAttention(32, 4, window=0)
+        layer = DiJiangAttention(32, 4, window=0, feature_map=FeatureMapConfig(kernel="exp"))
         x = (torch.randn(1, 40, 32) * scale).requires_grad_()
         y = layer(x)
         y.square().sum().backward()

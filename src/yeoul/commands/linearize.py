@@ -58,8 +58,8 @@ class Config:
     """Layers that stay softmax, counted from 0."""
     features: int | None = None
     """Features of a head; twice the head size when not given."""
-    kernel: Literal["exp", "softmax"] = "exp"
-    """Feature kernel: exp estimates the softmax kernel, softmax normalises the features of each vector."""
+    kernel: Literal["softmax", "exp"] = "softmax"
+    """Feature kernel: softmax normalises the features of each vector, exp estimates the softmax kernel."""
     radii: Literal["chi", "normal"] = "chi"
     """Distribution of the frequencies."""
     sequence: Literal["sobol", "stratified", "random"] = "sobol"
