@@ -22,7 +22,6 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "viz": (("matplotlib",), "plots in reports"),
     "data": (("pyarrow", "zstandard"), "Parquet and Zstandard files"),
     "train": (("tensorboard",), "TensorBoard logs"),
-    "hf": (("transformers",), "our models inside transformers"),
 }
 """Extra -> the modules it brings, and what they are for."""
 

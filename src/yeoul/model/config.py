@@ -196,7 +196,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         attention_bias=True, mlp_bias=True,
     ),
 }  # fmt: skip
-"""Sizes by name, about that many parameters with a vocabulary of 8,000 to 32,000."""
+"""Sizes by name, about that many parameters with a vocabulary of about 8,000 (the last three: 32,000)."""
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
