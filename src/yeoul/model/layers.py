@@ -11,23 +11,9 @@ from torch import Tensor, nn
 from yeoul.model.config import ModelConfig
 
 
-class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019: no mean subtraction, no bias)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__(size, eps=eps)
-        self.norm_eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.numel() > x.shape[-1] or torch.is_grad_enabled() or x.dtype != torch.float32:
-            return super().forward(x)
-        row = x.view(-1)  # one token: torch's own takes a dozen small operations on a CPU, half of a step's overhead
-        return x * torch.rsqrt(torch.dot(row, row) / row.numel() + self.norm_eps) * self.weight
-
-
 def make_norm(config: ModelConfig) -> nn.Module:
-    """RMSNorm or LayerNorm over the hidden size."""
-    kind = RMSNorm if config.norm == "rmsnorm" else nn.LayerNorm
+    """RMSNorm (Zhang and Sennrich 2019: no mean subtraction, no bias) or LayerNorm over the hidden size."""
+    kind = nn.RMSNorm if config.norm == "rmsnorm" else nn.LayerNorm
     return kind(config.hidden_size, eps=config.norm_eps)
 
 
