@@ -26,6 +26,36 @@ KINDS: dict[str, dict[str, Any]] = {
     "hybrid": dict(attention=("hybrid",), feature_map=dict(kernel="exp")),
     "hybrid-decay": dict(attention=("hybrid",), feature_map=dict(decay="fixed", sequence="stratified")),
     "hybrid-bounded": dict(attention=("hybrid",), feature_map=dict(kernel="softmax")),
+    "gemma-like": dict(
+        attention=("sliding", "softmax"),
+        sliding_window=7,
+        norm_placement="sandwich",
+        norm_zero_centered=True,
+        mlp="geglu",
+        activation="gelu_tanh",
+        attention_softcap=2.0,
+        logit_softcap=4.0,
+        attention_scale=0.3,
+        embedding_scale=8.0,
+        rope_local_theta=300.0,
+        head_dim=24,
+    ),
+    "gemma-like-hybrid": dict(
+        attention=("sliding", "hybrid"),
+        sliding_window=7,
+        norm_placement="sandwich",
+        norm_zero_centered=True,
+        mlp="geglu",
+        attention_softcap=2.0,
+        logit_softcap=4.0,
+        attention_scale=0.3,
+        qk_norm=True,
+        rope_local_theta=300.0,
+        rope_scaling=dict(rope_type="linear", factor=4.0),
+    ),
+    "exaone-like": dict(
+        attention=("sliding", "dijiang"), sliding_window=3, norm_placement="post", qk_norm=True, no_rope_layers=(1,)
+    ),
     "mixed": dict(attention=("softmax", "hybrid", "sliding"), num_layers=3),
 }
 

@@ -8,11 +8,13 @@ The public face. Names are imported on first use (PEP 562), so `import yeoul` co
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -48,32 +50,57 @@ __all__ = [
 
 
 def load(
-    path: str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    adapter: str | Path | Sequence[str | Path] | None = None,
 ) -> tuple[Decoder, Tokenizer | None]:
     """Load a model, and its tokenizer when the folder has one.
 
     Args:
-        path: a Hugging Face folder, a run folder with `model/` inside, or the id of a model on the hub.
+        path: a Hugging Face folder, a run folder with `model/` inside, or the id of a model on the hub; or an
+            adapter that names its base model, whose own tokenizer goes before the base's.
         device: "auto", "cpu", "cuda", "cuda:N".
         dtype: "auto" keeps the checkpoint's type where the device computes in it natively, else float32.
+        adapter: folder or hub id of a LoRA adapter, which stays unmerged as "default"; of several, each is called as
+            its folder, and the first is active (`yeoul.adapt.lora.set_adapter`).
 
     Raises:
-        UserError: nothing there, damaged, an architecture that Yeoul does not know, no such device.
+        UserError: nothing there, damaged, an architecture that Yeoul does not know, a tokenizer of another model, no
+            such device.
     """
+    import torch
+
     from yeoul import runtime
     from yeoul.hub import local_folder
-    from yeoul.model.checkpoint import load_model, model_folder
+    from yeoul.model.checkpoint import load_model, model_folder, stored_dtype
 
-    folder = model_folder(local_folder(path))
+    adapters = [] if adapter is None else [adapter] if isinstance(adapter, str | PathLike) else list(adapter)
+    folder, given = local_folder(path), None
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        from yeoul.adapt.lora import base_folder
+
+        given, adapters, folder = folder, [folder, *adapters], base_folder(folder)
+    folder = model_folder(folder)
     target = runtime.resolve_device(device)
     wanted = runtime.requested_dtype(dtype)
+    if wanted is None and not runtime.computes_natively(stored_dtype(folder), target):
+        wanted = torch.float32
     model = load_model(folder, target, wanted)
-    if wanted is None and not runtime.computes_natively(model.output_weight.dtype, target):
-        model.float()
+    if adapters:
+        from yeoul.adapt.lora import load_adapters
+
+        load_adapters(model, adapters)
 
     from yeoul.text.tokenizer import Tokenizer
 
-    return model, Tokenizer.load(folder) if Tokenizer.exists(folder) else None
+    if given is not None and Tokenizer.exists(given):
+        folder = given
+    tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
+    if tokenizer is not None:
+        tokenizer.check_fits(model.config.vocab_size)
+    return model, tokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Use it": {
         "generate": "Continue a text",
         "chat": "Talk with a model",
+        "export": "Write a model as one GGUF file, for llama.cpp",
     },
     "Judge it": {
         "evaluate": "Perplexity and bits per byte on a text",

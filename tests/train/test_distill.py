@@ -24,8 +24,15 @@ def test_equals_torchs_kl_and_its_gradients(temperature: float) -> None:
         torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_gradcheck_in_float64() -> None:
+@pytest.mark.parametrize("softcaps", [(None, None), (1.5, 3.0)])
+def test_gradcheck_in_float64(softcaps: tuple[float | None, float | None]) -> None:
     hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
     goal, goal_weight = torch.randn(5, 3, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda h, w: linear_kl(h, w, goal, goal_weight, temperature=1.5), (hidden, weight))
+    loss = lambda h, w: linear_kl(h, w, goal, goal_weight, temperature=1.5, softcaps=softcaps)  # noqa: E731
+    assert torch.autograd.gradcheck(loss, (hidden, weight))
+    if softcaps[0] and softcaps[1]:
+        student = (softcaps[0] * torch.tanh(hidden @ weight.T / softcaps[0]) / 1.5).log_softmax(-1)
+        teacher = (softcaps[1] * torch.tanh(goal @ goal_weight.T / softcaps[1]) / 1.5).log_softmax(-1)
+        plain = F.kl_div(student, teacher, log_target=True, reduction="sum") * 1.5**2
+        torch.testing.assert_close(loss(hidden, weight), plain)

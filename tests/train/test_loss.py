@@ -32,9 +32,18 @@ def test_equals_the_plain_form(chunk, ignore):
     assert ours[0][labels == -100].abs().sum() == 0
 
 
-def test_gradcheck_in_double():
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_gradcheck_in_double(softcap):
     hidden, weight, labels = _inputs(6, 5, 4, torch.float64)
-    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, labels, chunk=2)[0] * 0.3, (hidden, weight))
+    loss = lambda h, w: linear_cross_entropy(h, w, labels, chunk=2, softcap=softcap)[0] * 0.3  # noqa: E731
+    assert torch.autograd.gradcheck(loss, (hidden, weight))
+
+
+def test_capped_logits_give_the_plain_loss():
+    hidden, weight, labels = _inputs()
+    total, _ = linear_cross_entropy(hidden, weight, labels, chunk=7, softcap=2.0)
+    plain = F.cross_entropy(2 * torch.tanh(hidden @ weight.T / 2), labels, reduction="sum")
+    torch.testing.assert_close(total, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_frozen_parts_get_no_gradient_and_cost_none():

@@ -48,11 +48,10 @@ class Conversion:
         )
         if kinds == config.attention:
             raise UserError("the model has no softmax layer to linearize", fix="give a softmax model")
-        if "sliding" in kinds and "hybrid" in kinds and self.window != config.window:
-            raise UserError(
-                f"the model's sliding layers have a window of {config.window}", "--window", "give the same window"
-            )
-        return config.with_(attention=kinds, window=self.window, feature_map=self.feature_map)
+        return config.with_(
+            attention=kinds, window=self.window, feature_map=self.feature_map,
+            sliding_window=config.sliding_window or config.window,
+        )  # fmt: skip
 
 
 def convert(teacher: Decoder, conversion: Conversion) -> Decoder:
@@ -119,7 +118,7 @@ class Alignment:
         for block, other in zip(teacher.layers, student.layers, strict=True):
             attention, linear = block.self_attn, other.self_attn
             with torch.no_grad():
-                normed = block.input_layernorm(x)
+                normed = block.enter(x)
                 if not (isinstance(linear, DiJiangAttention) and isinstance(attention, SoftmaxAttention)):
                     x = block(x, layout)
                     continue

@@ -37,11 +37,13 @@ class Config:
     """Talk with a model. In the conversation, /help lists the commands."""
 
     model: str
-    """Model folder, run folder, or id on the Hugging Face hub."""
+    """Model folder, run folder, adapter folder, or id on the Hugging Face hub."""
     _: KW_ONLY
     system: str | None = None
     """What the model is told before the conversation."""
     sampling: Annotated[SamplingParams, Parameter(name="*")] = field(default_factory=SamplingParams)
+    adapter: str | None = None
+    """LoRA adapter for the model: a folder, or an id on the Hugging Face hub."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     dtype: str = "auto"
@@ -54,7 +56,7 @@ def run(config: Config) -> int:
     """Loads the model and talks until the user leaves."""
     import yeoul
 
-    model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype)
+    model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype, adapter=config.adapter)
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so it cannot talk", config.model)
     Chat(model, tokenizer, config.sampling, config.system).talk()

@@ -22,6 +22,8 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "viz": (("matplotlib",), "plots in reports"),
     "data": (("pyarrow", "zstandard"), "Parquet and Zstandard files"),
     "train": (("tensorboard",), "TensorBoard logs"),
+    "hf": (("transformers",), "linearized models inside transformers"),
+    "gguf": (("gguf",), "GGUF files for llama.cpp"),
 }
 """Extra -> the modules it brings, and what they are for."""
 

@@ -27,7 +27,7 @@ class Config:
     """
 
     model: str
-    """Model folder, run folder, or id on the Hugging Face hub."""
+    """Model folder, run folder, adapter folder, or id on the Hugging Face hub."""
     prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
     """The beginning of the text; without it, or with "-", standard input is the prompt."""
     _: KW_ONLY
@@ -44,6 +44,8 @@ class Config:
     """Print speed and cache size on standard error."""
     json: bool = False
     """Print one JSON object a line: prompt, text, ids, finish_reason, prompt_tokens, seconds, ..."""
+    adapter: str | None = None
+    """LoRA adapter for the model: a folder, or an id on the Hugging Face hub."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     dtype: str = "auto"
@@ -66,7 +68,7 @@ def run(config: Config) -> int:
     import yeoul
     from yeoul.infer import engine
 
-    model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype)
+    model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype, adapter=config.adapter)
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so it cannot write text", config.model)
     start = time.perf_counter()

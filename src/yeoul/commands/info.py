@@ -1,9 +1,11 @@
-"""`yeoul info`: architecture, parameters and memory of a model, read without loading its weights."""
+"""`yeoul info`: architecture, parameters, memory, tokenizer and card of a model, read without loading its weights."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from yeoul.model.config import ModelConfig
+    from yeoul.text.tokenizer import Tokenizer
 
 PARTS = (
     ("embed", "embeddings"),
@@ -24,16 +27,17 @@ PARTS = (
     ("norm", "norms"),
 )
 """What a parameter's name contains -> the part it belongs to; the first that fits."""
-BOUNDED = {"sliding", "hybrid"}
-"""Kinds of attention with a window."""
+FLOATS = {"float32": 4, "bfloat16": 2, "float16": 2}
+BLOCKS = {"8-bit": 34, "4-bit": 18}
+"""Bytes of 32 numbers of a matrix with their float16 scale, as GGUF's Q8_0 and Q4_0; the rest stays float32."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Show a model's architecture, parameters and memory."""
+    """Show a model's architecture, parameters, memory, tokenizer and card, and what can be done with it."""
 
     model: str
-    """Model: a Hugging Face folder, a run's folder, or an id on the hub."""
+    """Model: a Hugging Face folder, a run's folder, or an id on the hub, also as id@revision."""
     _: KW_ONLY
     context: int | None = None
     """Context length at which the cache is counted; the model's own when not given."""
@@ -65,132 +69,260 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
 
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import load_config, model_folder, read_json, weight_files
+    from yeoul.text.model_card import read_card
+    from yeoul.text.tokenizer import Tokenizer
 
-    folder = model_folder(local_folder(model))
+    top = local_folder(model)
+    folder = model_folder(top)
     config = load_config(folder)
     published = read_json(folder / "config.json")
     context = context or config.max_position_embeddings
     parameters = count_parameters(config)
-    total = sum(parameters.values())
-    memory = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        fixed, growing = cache_bytes(config, dtype)
-        memory[str(dtype).removeprefix("torch.")] = {
-            "weights": total * dtype.itemsize,
+    memory: dict[str, dict[str, int]] = {kind: {"weights": size} for kind, size in weight_bytes(config).items()}
+    for name in FLOATS:
+        fixed, growing = cache_bytes(config, getattr(torch, name))
+        memory[name] |= {
             "cache_fixed": fixed,
             "cache_per_token": growing,
             "cache_at_context": fixed + growing * context,
         }
+    tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
     return {
+        "model": str(model),
         "folder": str(folder),
         "format": published.get("model_type"),
+        "architectures": published.get("architectures"),
+        "family": config.family,
         "stored_dtype": published.get("dtype", published.get("torch_dtype")),
         "stored_bytes": sum(file.stat().st_size for file in weight_files(folder)),
         "config": config.to_dict(),
-        "parameters": {"total": total, **parameters},
+        "parameters": {"total": sum(parameters.values()), **parameters},
+        "context_length": config.max_position_embeddings,
         "context": context,
         "memory": memory,
-        "tokenizer": _tokenizer(folder),
+        "tokenizer": None if tokenizer is None else _tokenizer(tokenizer, config),
+        "card": read_card(folder) or read_card(top),
+        "commands": commands(str(model), config, tokenizer),
     }
+
+
+def _parts(config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    from yeoul.model.decoder import skeleton
+
+    for name, parameter in skeleton(config).named_parameters():
+        yield next((part for word, part in PARTS if word in name), "other"), parameter
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
     """Parameters of each part, tied ones once; parts that a model lacks are left out."""
-    import torch
-
-    from yeoul.model.decoder import Decoder
-
-    with torch.device("meta"):
-        model = Decoder(config)
     counts: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        counts[next((part for word, part in PARTS if word in name), "other")] += parameter.numel()
+    for part, parameter in _parts(config):
+        counts[part] += parameter.numel()
     return {part: counts[part] for part in (*(part for _, part in PARTS), "other") if part in counts}
+
+
+def weight_bytes(config: ModelConfig) -> dict[str, int]:
+    """Bytes of the weights in each number type of `FLOATS` and `BLOCKS`; feature maps are always float32."""
+    sizes: Counter[str] = Counter()
+    for part, parameter in _parts(config):
+        count = parameter.numel()
+        for name, size in FLOATS.items():
+            sizes[name] += count * (4 if part == "feature maps" else size)
+        for name, block in BLOCKS.items():
+            packed = parameter.dim() == 2 and part != "feature maps"
+            sizes[name] += -(-count // 32) * block if packed else 4 * count
+    return dict(sizes)
 
 
 def cache_bytes(config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes of the cache of one sequence: what stands from the first token on, and what each token adds.
 
-    Asked of the model's own caches when its windows are full, on a decoder with the same layers and heads and
-    next to nothing else.
+    Asked of the caches of one small layer of each kind, with windows of one and of two positions: what a window
+    holds grows evenly with its length. Windows count as full.
     """
+    fixed = growing = 0
+    for kind, layers in Counter(config.attention).items():
+        window = (config.sliding_window or config.window) if kind == "sliding" else config.window
+        one, growth = _layer_cache(config, kind, 1, dtype)
+        two, _ = _layer_cache(config, kind, 2, dtype)
+        fixed += layers * (one + (window - 1) * (two - one))
+        growing += layers * growth
+    return fixed, growing
+
+
+def _layer_cache(config: ModelConfig, kind: str, window: int, dtype: torch.dtype) -> tuple[int, int]:
+    """The same for one layer of a kind, with the model's key-value heads and next to nothing else."""
     import torch
 
+    from yeoul.model.config import ModelConfig
     from yeoul.model.decoder import Decoder
 
     _, groups, size = config.heads
-    small = config.with_(
-        vocab_size=2,
-        hidden_size=2 * size,
-        num_heads=groups,
-        num_kv_heads=groups,
-        head_dim=size,
-        intermediate_size=2,
-        positions="none",
-    )
+    small = ModelConfig(
+        vocab_size=2, hidden_size=2 * size, num_layers=1, num_heads=groups, num_kv_heads=groups, head_dim=size,
+        intermediate_size=2, attention=(kind,), window=window, feature_map=config.feature_map, positions="none",
+        max_position_embeddings=config.max_position_embeddings,
+    )  # fmt: skip
     model = Decoder(small).to(dtype).eval()
-    full = config.window + 1 if BOUNDED & set(config.attention) else 1
     sizes = []
     with torch.inference_mode():
         cache = model.new_cache(1)
-        for columns in (full, 1):
+        for columns in (window + 1, 1):
             model(torch.zeros(1, columns, dtype=torch.int64), cache=cache, logits_to_keep=1)
             sizes.append(cache.nbytes())
     growing = sizes[1] - sizes[0]
-    return sizes[0] - full * growing, growing
+    return sizes[0] - (window + 1) * growing, growing
 
 
-def _tokenizer(folder: Path) -> dict[str, Any] | None:
-    from yeoul.text.tokenizer import Tokenizer
-
-    if not Tokenizer.exists(folder):
-        return None
-    tokenizer = Tokenizer.load(folder)
+def _tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
     return {
+        "file": tokenizer.source,
+        "kind": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
+        "fits_the_model": tokenizer.fits(config.vocab_size),
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
         "pad_id": tokenizer.pad_id,
         "unk_id": tokenizer.unk_id,
+        "stop_ids": list(tokenizer.stop_ids),
+        "special_tokens": len(tokenizer.special_tokens),
+        "add_bos": tokenizer.add_bos,
         "chat_template": tokenizer.chat_template is not None,
     }
 
 
+def commands(model: str, config: ModelConfig, tokenizer: Tokenizer | None) -> list[dict[str, str]]:
+    """What Yeoul does with this model: {"verb", "command"}, in the order of work."""
+    from yeoul.text.chat import CHAT_TOKENS
+
+    name = shlex.quote(model)
+    found = []
+    if tokenizer is not None and tokenizer.fits(config.vocab_size):
+        found.append(("generate", f'yeoul generate {name} "옛날 옛적에"'))
+        if tokenizer.chat_template is not None or all(t in tokenizer.special_tokens for t in CHAT_TOKENS):
+            found.append(("chat", f"yeoul chat {name}"))
+        if "softmax" in config.attention:
+            out = Path(model.partition("@")[0]).expanduser().name or "model"
+            target = shlex.quote(f"runs/{out}-linear")
+            found.append(("linearize", f"yeoul linearize {name} --data builtin:5MB --out {target}"))
+        found.append(("evaluate", f"yeoul evaluate {name} --data builtin:1MB"))
+    found.append(("bench", f"yeoul bench {name}"))
+    if _can_export(config):
+        found.append(("export", f"yeoul export {name}"))
+    return [{"verb": verb, "command": command} for verb, command in found]
+
+
+def _can_export(config: ModelConfig) -> bool:
+    from yeoul.model.gguf import plan
+
+    try:
+        plan(config)
+    except UserError:
+        return False
+    return True
+
+
 def describe(report: dict[str, Any]) -> str:
     """The report as text."""
-    config, parameters, context = report["config"], dict(report["parameters"]), report["context"]
+    config, parameters = report["config"], dict(report["parameters"])
     total = parameters.pop("total")
-    kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(config["attention"]).items())
-    window = f", window {config['window']}" if BOUNDED & set(config["attention"]) else ""
     tied = "tied" if config["tie_embeddings"] else "not tied"
-    heads = f"{config['num_heads']} query heads, {config['num_kv_heads']} KV heads of {config['head_dim']}"
-    mlp = f"{config['mlp']} of {config['intermediate_size']}"
+    names = report["architectures"]
+    named = f" ({names[0]})" if isinstance(names, list) and names else ""
+    stored = f"{report['stored_dtype']}, {_size(report['stored_bytes'])} on disk"
     rows = [
         ("folder", report["folder"]),
-        ("format", f"{report['format']}, {report['stored_dtype']}, {_size(report['stored_bytes'])} on disk"),
-        ("layers", f"{config['num_layers']}: {kinds}{window}"),
-        ("shape", f"hidden {config['hidden_size']}, {heads}, {mlp}, {config['norm']}"),
-        ("positions", f"{config['positions']}, up to {config['max_position_embeddings']:,}"),
+        ("format", f"{report['format']}{named}, {stored}"),
+        *_card_rows(report["card"]),
+        ("layers", _layers(config)),
+        ("shape", _shape(config)),
+        ("positions", _positions(config)),
         ("vocabulary", f"{config['vocab_size']:,}, output {tied} to the embeddings"),
         ("parameters", f"{total:,}"),
     ]
     rows += [("", f"{count:>{len(f'{total:,}')},}  {part}") for part, count in parameters.items()]
-    for dtype, sizes in report["memory"].items():
-        growth = f"{sizes['cache_per_token']:,} bytes a token" if sizes["cache_per_token"] else "at any length"
-        if sizes["cache_per_token"] and sizes["cache_fixed"]:
-            growth += f" and {_size(sizes['cache_fixed'])} always"
-        rows.append((dtype, f"weights {_size(sizes['weights'])}"))
-        rows.append(("", f"cache {_size(sizes['cache_at_context'])} at {context:,} tokens ({growth})"))
-    rows.append(("tokenizer", _describe_tokenizer(report["tokenizer"])))
+    rows += _memory_rows(report["memory"], report["context"])
+    rows += _tokenizer_rows(report["tokenizer"])
+    rows += [("next" if n == 0 else "", row["command"]) for n, row in enumerate(report["commands"])]
     return "\n".join(f"{name:<11} {value}" for name, value in rows)
 
 
-def _describe_tokenizer(tokenizer: dict[str, Any] | None) -> str:
+def _layers(config: dict[str, Any]) -> str:
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(config["attention"]).items())
+    windows = {"hybrid": config["window"], "sliding": config["sliding_window"] or config["window"]}
+    used = dict.fromkeys(windows[kind] for kind in windows if kind in config["attention"])
+    return f"{config['num_layers']}: {kinds}" + "".join(f", window {window:,}" for window in used)
+
+
+def _shape(config: dict[str, Any]) -> str:
+    heads = f"{config['num_heads']} query heads, {config['num_kv_heads']} KV heads of {config['head_dim']}"
+    norm = (
+        config["norm"]
+        + {"pre": "", "post": " after each part", "sandwich": " before and after each part"}[config["norm_placement"]]
+    )
+    parts = [f"hidden {config['hidden_size']}", heads, f"{config['mlp']} of {config['intermediate_size']}", norm]
+    parts += ["norms of queries and keys"] if config["qk_norm"] else []
+    caps = [f"{key.partition('_')[0]} capped at {config[key]:g}" for key in ("attention_softcap", "logit_softcap")
+            if config[key] is not None]  # fmt: skip
+    return ", ".join(parts + caps)
+
+
+def _positions(config: dict[str, Any]) -> str:
+    text = f"{config['positions']}, up to {config['max_position_embeddings']:,}"
+    if config["positions"] != "rotary":
+        return text
+    text += f", base {config['rope_theta']:g}"
+    if config["rope_local_theta"] is not None:
+        text += f" ({config['rope_local_theta']:g} in sliding layers)"
+    if config["rotary_dim"] != config["head_dim"]:
+        text += f", {config['rotary_dim']} of {config['head_dim']} dimensions"
+    if scaling := config["rope_scaling"]:
+        factor = f" by {scaling['factor']:g}" if scaling.get("factor") else ""
+        text += f", stretched{factor} ({scaling['rope_type']})"
+    if config["no_rope_layers"]:
+        count = len(config["no_rope_layers"])
+        text += f", none in {count} layer{'s' if count > 1 else ''}"
+    return text
+
+
+def _card_rows(card: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if card is None:
+        return [("card", "none in this folder")]
+    shown = (("license", "licence"), ("language", "language"), ("base_model", "made from"), ("tags", "tags"))
+    rows = []
+    for key, name in shown:
+        value = card.get("license_name", card.get(key)) if key == "license" else card.get(key)
+        if value:
+            rows.append((name, value if isinstance(value, str) else ", ".join(value[:8])))
+    rows += [("card", card["summary"])] if "summary" in card else []
+    return rows or [("card", "says nothing of licence, language or origin")]
+
+
+def _memory_rows(memory: dict[str, dict[str, int]], context: int) -> list[tuple[str, str]]:
+    rows = [("weights" if n == 0 else "", f"{_size(sizes['weights'])} in {name}")
+            for n, (name, sizes) in enumerate(memory.items())]  # fmt: skip
+    for n, name in enumerate(("float32", "bfloat16")):  # float16 is as large
+        sizes = memory[name]
+        growth = f"{sizes['cache_per_token']:,} bytes a token" if sizes["cache_per_token"] else "at any length"
+        if sizes["cache_per_token"] and sizes["cache_fixed"]:
+            growth += f" and {_size(sizes['cache_fixed'])} always"
+        text = f"{_size(sizes['cache_at_context'])} in {name} at {context:,} tokens ({growth})"
+        rows.append(("cache" if n == 0 else "", text))
+    return rows
+
+
+def _tokenizer_rows(tokenizer: dict[str, Any] | None) -> list[tuple[str, str]]:
     if tokenizer is None:
-        return "none in this folder"
+        return [("tokenizer", "none in this folder")]
     special = ", ".join(f"{name} {tokenizer[f'{name}_id']}" for name in ("bos", "eos", "pad", "unk"))
+    begin = "texts begin with bos" if tokenizer["add_bos"] else "texts begin without bos"
+    ends = ", ".join(map(str, tokenizer["stop_ids"])) or "none"
     template = "with" if tokenizer["chat_template"] else "without"
-    return f"{tokenizer['vocab_size']:,} pieces ({special}), {template} a chat template"
+    rows = [
+        ("tokenizer", f"{tokenizer['kind']} ({tokenizer['file']}), {tokenizer['vocab_size']:,} pieces ({special})"),
+        ("", f"{begin}, answers end with {ends}, {template} a chat template"),
+    ]
+    return rows if tokenizer["fits_the_model"] else [*rows, ("", "made for a larger vocabulary than the model's")]
 
 
 def _size(count: int) -> str:

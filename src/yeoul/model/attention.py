@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yeoul.model.cache import KVCache, LayerCache, WindowCache
-from yeoul.model.layers import rotate
-from yeoul.ops.window import sliding_attention
+from yeoul.model.rope import rotate
+from yeoul.ops.window import sliding_attention, soft_cap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +22,13 @@ class Layout:
     Attributes:
         mask: (B, T) bool, which columns are tokens; None means all.
         seq_ids: (B, T) int64, packed sequences, -1 for padding; None means one sequence a row.
-        cos: (B or 1, 1, T, R) rotary cosines; None without rotary positions.
-        sin: as cos.
+        rotary: cosines and sines, each (B or 1, 1, T, R), of every rotation that the layers use.
         positions: (B or 1, T) int64; None means 0 ... T-1.
     """
 
     mask: Tensor | None = None
     seq_ids: Tensor | None = None
-    cos: Tensor | None = None
-    sin: Tensor | None = None
+    rotary: tuple[tuple[Tensor, Tensor], ...] = ()
     positions: Tensor | None = None
 
     @functools.cached_property
@@ -47,7 +46,20 @@ class Layout:
 
 
 class ProjectedAttention(nn.Module):
-    """The projections around attention, alike for every kind: `mix` is what the kinds differ in."""
+    """The projections around attention, alike for every kind: `mix` is what the kinds differ in.
+
+    Args:
+        hidden_size: width of input and output.
+        num_heads: query heads H.
+        num_kv_heads: key-value heads G; None means H.
+        head_dim: D; None means hidden_size / num_heads.
+        bias: biases of the query, key and value projections.
+        output_bias: bias of the output projection; None means as `bias`.
+        qk_norm: makes the norm of queries and of keys over a head's D channels; None leaves them as projected.
+        scale: factor of the scores; None means 1 / sqrt(D).
+        softcap: scores s become softcap * tanh(s / softcap) (Gemma 2); None leaves them.
+        rope: index of the layer's rotation in `Layout.rotary`; None means that the layer has no positions.
+    """
 
     def __init__(
         self,
@@ -58,27 +70,59 @@ class ProjectedAttention(nn.Module):
         head_dim: int | None = None,
         bias: bool = False,
         output_bias: bool | None = None,
+        qk_norm: Callable[[], nn.Module] | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        rope: int | None = 0,
     ) -> None:
         super().__init__()
         self.hidden_size, self.num_heads = hidden_size, num_heads
         self.num_kv_heads = num_kv_heads or num_heads
         self.head_dim = head_dim or hidden_size // num_heads
-        self.scale = self.head_dim**-0.5
+        self.scale = scale or self.head_dim**-0.5
+        self.softcap, self.rope = softcap, rope
         inner, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         self.q_proj = nn.Linear(hidden_size, inner, bias=bias)
         self.k_proj = nn.Linear(hidden_size, kv, bias=bias)
         self.v_proj = nn.Linear(hidden_size, kv, bias=bias)
         self.o_proj = nn.Linear(inner, hidden_size, bias=bias if output_bias is None else output_bias)
+        self.q_norm = qk_norm() if qk_norm else None
+        self.k_norm = qk_norm() if qk_norm else None
 
     def project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, hidden) to queries (B, H, T, D), keys and values (B, G, T, D), positions applied."""
+        """(B, T, hidden) to queries (B, H, T, D), keys and values (B, G, T, D), norms and positions applied."""
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)
         k = self.k_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        if layout.cos is not None and layout.sin is not None:
-            q, k = rotate(q, layout.cos, layout.sin), rotate(k, layout.cos, layout.sin)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if layout.rotary and self.rope is not None:
+            cos, sin = layout.rotary[self.rope]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool = False) -> Tensor:
+        """Softmax attention of (B, H, T, D) queries over (B, G, S, D) keys and values.
+
+        Args:
+            allowed: (B or 1, 1, T, S) bool; None means all.
+            causal: each query sees the keys up to its own place; T = S, and `allowed` is None.
+        """
+        grouped = self.num_kv_heads != self.num_heads
+        if self.softcap is None:
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=allowed, is_causal=causal, scale=self.scale, enable_gqa=grouped
+            )
+        (B, H, T, D), G, S = q.shape, k.shape[1], k.shape[2]
+        scores = torch.matmul(q.reshape(B, G, -1, D), k.transpose(-1, -2)).view(B, H, T, S)
+        scores = soft_cap(scores * self.scale, self.softcap)
+        if causal:
+            allowed = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
+        return torch.matmul(weights.view(B, G, -1, S), v).view(B, H, T, D)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         """Attention proper: (B, H, T, D) from queries, keys and values."""
@@ -106,16 +150,15 @@ class SoftmaxAttention(ProjectedAttention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         """See `ProjectedAttention.mix`. Without padding the call stays on the fast path."""
-        grouped = self.num_kv_heads != self.num_heads
         if cache is None:
             if layout.mask is None and layout.seq_ids is None:
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.causal_mask, enable_gqa=grouped)
+                return self.attend(q, k, v, None, causal=True)
+            return self.attend(q, k, v, layout.causal_mask)
         assert isinstance(cache, KVCache)
         T, past = q.shape[2], cache.length
         k, v, valid = cache.extend(k, v, layout.mask)
         if past == 0 and valid is None:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            return self.attend(q, k, v, None, causal=True)
         if T == 1:
             allowed = None if valid is None else valid[:, None, None, :]
         else:
@@ -124,7 +167,7 @@ class SoftmaxAttention(ProjectedAttention):
             allowed = (column <= row)[None, None]
             if valid is not None:
                 allowed = (allowed & valid[:, None, None, :]) | (column == row)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, enable_gqa=grouped)
+        return self.attend(q, k, v, allowed)
 
 
 class SlidingAttention(ProjectedAttention):
@@ -147,16 +190,16 @@ class SlidingAttention(ProjectedAttention):
                 cache.push(k[:, :, 0], v[:, :, 0])
                 keys, values, valid = cache.columns()
                 allowed = None if valid is None else valid[:, None, None, :]
-                grouped = self.num_kv_heads != self.num_heads
-                return F.scaled_dot_product_attention(q, keys, values, attn_mask=allowed, enable_gqa=grouped)
+                return self.attend(q, keys, values, allowed)
             keys, values, valid = cache.extend(k, v, layout.mask)
-            return sliding_attention(q, keys, values, self.window, self.scale, valid=valid)
+            return sliding_attention(q, keys, values, self.window, self.scale, valid=valid, softcap=self.softcap)
         if T <= self.window:
             return SoftmaxAttention.mix(self, q, k, v, layout, None)  # type: ignore[arg-type]
         keys, values, valid, key_ids = window_prefix(k, v, self.window, layout)
         return sliding_attention(
-            q, keys, values, self.window, self.scale, valid=valid, seq_ids=layout.seq_ids, key_seq_ids=key_ids
-        )
+            q, keys, values, self.window, self.scale,
+            valid=valid, seq_ids=layout.seq_ids, key_seq_ids=key_ids, softcap=self.softcap,
+        )  # fmt: skip
 
 
 def window_prefix(k: Tensor, v: Tensor, window: int, layout: Layout) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

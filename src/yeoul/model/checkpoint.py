@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
-from yeoul.model.decoder import Decoder
-from yeoul.model.families import Tensors, read_config, write_config
+from yeoul.model.decoder import Decoder, skeleton
+from yeoul.model.families import count_layers, is_renamed_only, read_config, to_ours, to_published, write_config
+from yeoul.model.remote_code import AUTO_MAP, remote_code_files
+from yeoul.model.tensor_files import (
+    INDEX,
+    SINGLE,
+    Stored,
+    read_json,
+    read_tensors,
+    stored_tensors,
+    weight_files,
+)
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+__all__ = [
+    "load_config", "load_model", "load_weights", "model_folder", "read_json", "save_model", "stored_dtype",
+    "weight_files",
+]  # fmt: skip
+SHARD_BYTES = 5 * 10**9
+"""Largest file of a saved model, as in transformers."""
 
 
 def model_folder(path: Path | str) -> Path:
@@ -29,63 +45,68 @@ def model_folder(path: Path | str) -> Path:
     raise UserError("no config.json in this folder", path, "give a Hugging Face model folder or a finished run")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """One JSON object; UserError that names the file where it is none."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"not readable as JSON: {error}", file) from error
-    if not isinstance(value, dict):
-        raise UserError("not a JSON object", file)
-    return value
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, each inside it."""
-    if (folder / INDEX).is_file():
-        names = read_json(folder / INDEX).get("weight_map", {}).values()
-        files = [folder / str(name) for name in sorted(set(map(str, names)))]
-        for file in files:
-            if file.resolve().parent != folder.resolve() or not file.is_file():
-                raise UserError(f"shard {file.name!r} is not in this folder", folder / INDEX)
-        return files
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    pickled = next((f.name for f in sorted(folder.glob("*")) if f.suffix in (".bin", ".pt", ".pth")), None)
-    if pickled:
-        raise UserError(
-            f"only safetensors are read, and {pickled} is a pickle", folder, "convert it to safetensors first"
-        )
-    raise UserError("no model.safetensors in this folder", folder)
-
-
-def _read_tensors(folder: Path) -> tuple[Tensors, frozenset[str]]:
-    tensors: Tensors = {}
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a mapping
-                    tensors[name] = opened.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"damaged or truncated weights: {error}", file) from error
-    return tensors, frozenset(tensors)
-
-
 def load_config(path: Path | str) -> ModelConfig:
-    """The description of a model without its weights (only the names of the tensors are read)."""
-    folder = model_folder(path)
-    names: set[str] = set()
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                names.update(opened.keys())
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"damaged or truncated weights: {error}", file) from error
-    return read_config(read_json(folder / "config.json"), frozenset(names))[1]
+    """The description of a model without its weights; only headers are read."""
+    return _examine(model_folder(path))[1]
+
+
+def stored_dtype(path: Path | str) -> torch.dtype:
+    """The type of most of a folder's weights."""
+    sizes: dict[torch.dtype, int] = {}
+    for place in stored_tensors(model_folder(path)).values():
+        sizes[place.dtype] = sizes.get(place.dtype, 0) + place.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else torch.float32
+
+
+def _examine(folder: Path) -> tuple[str, ModelConfig, dict[str, Stored]]:
+    """Family, description and tensors of a folder, which agree with one another; nothing is allocated."""
+    stored = stored_tensors(folder)
+    family, config = read_config(read_json(folder / "config.json"), frozenset(stored))
+    layers = count_layers(stored, family)
+    if config.num_layers != layers:  # told apart from wrong shapes, and before a list of so many layers is made
+        raise UserError(f"config.json asks for {config.num_layers} layers, the weights have {layers}", folder)
+    model = _skeleton(config, folder)
+    given = {name: _ours_on_meta(name, place, config, family) for name, place in stored.items()}
+    _check([pair for pairs in given.values() for pair in pairs], model, folder)
+    return family, config, {name: stored[name] for name, pairs in given.items() if pairs}
+
+
+def _skeleton(config: ModelConfig, folder: Path) -> Decoder:
+    """The model without memory for its weights."""
+    try:
+        return skeleton(config)
+    except (RuntimeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"config.json describes an impossible model: {reason}", folder) from None
+
+
+def _ours_on_meta(name: str, place: Stored, config: ModelConfig, family: str) -> list[tuple[str, Tensor]]:
+    """Our names and shapes of what a header promises, as tensors without memory."""
+    return list(to_ours(name, torch.empty(place.shape, dtype=place.dtype, device="meta"), config, family))
+
+
+def _check(given: list[tuple[str, Tensor]], model: Decoder, folder: Path) -> None:
+    expected, seen = dict(model.state_dict()), set()
+    for name, tensor in given:
+        if name not in expected:
+            raise UserError(f"tensor {name!r} does not belong to this model", folder)
+        if name in seen:
+            raise UserError(f"tensor {name!r} is there twice", folder)
+        seen.add(name)
+        if tensor.shape != expected[name].shape:
+            shapes = f"{tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}"
+            raise UserError(f"tensor {name!r} has shape {shapes}", folder)
+        if not tensor.is_floating_point():
+            raise UserError(f"tensor {name!r} is {tensor.dtype}, not a floating-point type", folder)
+    if missing := [name for name in expected if name not in seen]:
+        raise UserError(f"tensor {missing[0]!r} is missing", folder)
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder:
     """A model from its folder, in eval mode.
+
+    Headers and config.json are compared before anything is allocated. On the CPU, tensors whose bytes are used as they
+    are stay views of the mapped file (private: training does not write to it); the others are copied one by one.
 
     Args:
         path: Hugging Face folder, or a run's folder with `model/` inside.
@@ -95,37 +116,33 @@ def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torc
     Raises:
         UserError: a missing, damaged or unknown folder; tensors that are missing, superfluous or of another shape.
     """
-    folder = model_folder(path)
-    published, names = _read_tensors(folder)
-    family, config = read_config(read_json(folder / "config.json"), names)
-    with torch.device("meta"):
-        model = Decoder(config)
-    tensors: Tensors = {}
-    for name in sorted(published):
-        tensors.update(family.load(name, published.pop(name), config))
-    expected = dict(model.state_dict())
-    if config.tie_embeddings:
-        tensors.pop("lm_head.weight", None)
-    for name in expected:
-        if name not in tensors:
-            raise UserError(f"tensor {name!r} is missing", folder)
-    for name, tensor in tensors.items():
-        if name not in expected:
-            raise UserError(f"tensor {name!r} does not belong to this model", folder)
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"tensor {name!r} has shape {tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}",
-                folder,
-            )
-        if not tensor.is_floating_point():
-            raise UserError(f"tensor {name!r} is {tensor.dtype}, not a floating-point type", folder)
+    folder, target = model_folder(path), torch.device(device)
+    family, config, stored = _examine(folder)
+
+    def wanted(name: str) -> torch.dtype | None:
+        return torch.float32 if _stays_fp32(name) else dtype
+
+    def is_mapped(name: str) -> bool:
+        same = wanted(name) in (None, stored[name].dtype)
+        return target.type == "cpu" and same and is_renamed_only(name, family)
+
+    model = _skeleton(config, folder)
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    for published, tensor in read_tensors(stored, is_mapped):
+        for name, ours in to_ours(published, tensor, config, family):
+            ours = ours.to(device=target, dtype=wanted(name))
+            tensors[name] = ours if is_mapped(published) else _own(ours)
     model.load_state_dict(tensors, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained[name])
-        keep = _stays_fp32(name)
-        parameter.data = parameter.data.to(device=device, dtype=torch.float32 if keep else dtype)
     return model.eval()
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Contiguous, and not a part of a larger tensor that would stay in memory."""
+    part = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+    return tensor.clone(memory_format=torch.contiguous_format) if part else tensor.contiguous()
 
 
 def _stays_fp32(name: str) -> bool:
@@ -143,18 +160,75 @@ def load_weights(model: Decoder, path: Path | str) -> None:
             parameter.copy_(value)
 
 
-def save_model(model: Decoder, folder: Path | str) -> None:
-    """Writes config.json, generation_config.json and model.safetensors into a folder, which is made if need be.
+def save_model(model: Decoder, folder: Path | str, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes config.json, generation_config.json and the weights into a folder, which is made if need be.
 
-    The files are written in place: who needs all or nothing writes into a folder beside and renames it.
+    Names and config.json are those of the family that the model came from, as long as it can say what the model is.
+    Each file is written beside and renamed, so that a model may be saved where it was loaded from; who needs all files
+    or none writes into another folder and renames that.
+
+    Args:
+        model: on any device.
+        folder: target.
+        shard_bytes: a larger model is cut into files of at most this size, with an index.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
+    if set(model.state_dict()) != set(_skeleton(config, folder).state_dict()):
+        raise ValueError("the model carries adapters: merge them (merge_and_unload), or save them alone (save_adapter)")
     description = write_config(config, model.output_weight.dtype)
-    generation = {"bos_token_id": config.bos_id, "eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
-    generation = {key: value for key, value in generation.items() if value is not None}
+    family = description["model_type"]
+    texts: dict[str, Any] = {}
+    if family == "yeoul":
+        description["auto_map"] = AUTO_MAP
+        texts |= remote_code_files()
+    generation = {key: value for key, value in description.items() if key in GENERATION and value is not None}
     for name, value in (("config.json", description), ("generation_config.json", generation)):
-        (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+        texts[name] = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    plain = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    files = _save_tensors(to_published(plain, config, family), folder, shard_bytes)
+    for name, text in texts.items():
+        beside = folder / f".{name}.{os.getpid()}.tmp"
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(folder / name)
+    for stale in [*folder.glob("model*.safetensors"), folder / INDEX, *folder.glob("modeling_yeoul.py")]:
+        if stale.name not in {*files, *texts}:
+            stale.unlink(missing_ok=True)
+
+
+GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def _save_tensors(tensors: dict[str, Tensor], folder: Path, shard_bytes: int) -> set[str]:
+    """Writes one file, or shards and their index; returns the names of the files."""
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if size > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= size
+    many = len(shards) > 1
+    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" if many else SINGLE for i in range(1, len(shards) + 1)]
+    beside = [folder / f".{file}.{os.getpid()}.tmp" for file in files]
+    try:
+        for names, path in zip(shards, beside, strict=True):
+            part = {name: tensors[name].contiguous().cpu() for name in names}
+            save_file(part, path, metadata={"format": "pt"})
+        for path, file in zip(beside, files, strict=True):
+            path.replace(folder / file)
+    finally:
+        for path in beside:
+            path.unlink(missing_ok=True)
+    if not many:
+        return set(files)
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    where = {name: file for names, file in zip(shards, files, strict=True) for name in names}
+    index = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}, indent=2)
+    temporary = folder / f".{INDEX}.{os.getpid()}.tmp"
+    temporary.write_text(index + "\n", encoding="utf-8")
+    temporary.replace(folder / INDEX)
+    return {*files, INDEX}

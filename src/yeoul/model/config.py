@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from yeoul.errors import UserError
+from yeoul.model.rope import Rope, RopeScaling
 
 AttentionKind = Literal["softmax", "sliding", "dijiang", "hybrid", "dijiang-official"]
 LINEAR_KINDS = ("dijiang", "hybrid", "dijiang-official")
+SIZES = (
+    "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size",
+    "max_position_embeddings", "rotary_dim", "window", "sliding_window",
+)  # fmt: skip
+NUMBERS = (
+    "norm_eps", "rope_theta", "rope_local_theta", "embedding_scale", "attention_scale", "attention_softcap",
+    "logit_softcap",
+)  # fmt: skip
+FLAGS = (
+    "norm_zero_centered", "qk_norm", "attention_bias", "attention_output_bias", "mlp_bias", "parallel_residual",
+    "tie_embeddings",
+)  # fmt: skip
+LARGEST = 2**31
+"""No size of a model reaches it; one that does comes from a damaged file."""
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -69,14 +86,28 @@ class ModelConfig:
 
     Attributes:
         intermediate_size: width inside the MLP; 0 means four times the hidden size ("gelu") or eight thirds
-            ("swiglu"), rounded up to a multiple of 64.
+            ("swiglu", "geglu"), rounded up to a multiple of 64.
+        norm_zero_centered: RMSNorm weights are stored as their distance from 1 (Gemma).
+        norm_placement: "pre" normalises what enters attention and MLP (GPT-2, Llama), "post" what leaves them
+            (EXAONE 4), "sandwich" both (Gemma 2).
+        qk_norm: RMSNorm over each head of queries and keys, before they are rotated (Qwen 3).
+        rope_scaling: how the rotary frequencies are stretched; None leaves them.
+        rope_local_theta: rotary base of "sliding" layers, unstretched (Gemma 3); None means as the others.
+        no_rope_layers: layers without rotary positions (the full layers of EXAONE 4).
         attention: the kind of each layer; a single name stands for all layers. "softmax" attends to everything
             before, "sliding" to the last `window` positions (itself included), "dijiang" is linear attention,
             "hybrid" is softmax over the last `window` positions and linear attention over what came before, with
             one shared normalisation, "dijiang-official" is what the authors' code computes.
+        window: of "hybrid" layers, and of "sliding" ones where `sliding_window` is None.
+        attention_scale: factor of the scores; None means 1 / sqrt(head_dim).
+        attention_softcap: scores s become cap * tanh(s / cap) (Gemma 2); None leaves them.
+        logit_softcap: the same of the logits.
+        embedding_scale: factor of the token embeddings (Gemma: the root of the hidden size).
         rotary_dim: how many of a head's dimensions are rotated; None means all.
-        activation: of the "gelu" MLP: "gelu" is exact, "gelu_tanh" its tanh approximation.
-        decay_length: rows of the decay tables of "dijiang-official" layers.
+        activation: of the "gelu" and "geglu" MLPs: "gelu" is exact, "gelu_tanh" its tanh approximation.
+        other_eos_ids: further tokens that end a text, where config.json lists several.
+        family: the published model_type that it was read from; saving prefers it. It changes nothing computed and
+            does not count in comparisons.
     """
 
     vocab_size: int
@@ -89,14 +120,25 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     norm: str = "rmsnorm"
     norm_eps: float = 1e-5
+    norm_zero_centered: bool = False
+    norm_placement: str = "pre"
     positions: str = "rotary"
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rope_local_theta: float | None = None
+    no_rope_layers: tuple[int, ...] = ()
     rotary_dim: int | None = None
     attention: tuple[str, ...] = ("softmax",)
     window: int = 64
+    sliding_window: int | None = None
     feature_map: FeatureMapConfig = field(default_factory=FeatureMapConfig)
     mlp: str = "swiglu"
     activation: str = "gelu"
+    qk_norm: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
     attention_bias: bool = False
     attention_output_bias: bool | None = None
     mlp_bias: bool = False
@@ -106,13 +148,13 @@ class ModelConfig:
     bos_id: int | None = None
     eos_id: int | None = None
     pad_id: int | None = None
+    other_eos_ids: tuple[int, ...] = ()
+    family: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - the one way into a frozen class
         kinds = (self.attention,) if isinstance(self.attention, str) else tuple(self.attention)
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_position_embeddings", "window"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UserError(f"{name} must be a positive whole number, not {getattr(self, name)!r}")
+        self._check_types()
         put("attention", kinds * self.num_layers if len(kinds) == 1 else kinds)
         if len(self.attention) != self.num_layers:
             raise UserError(f"attention names {len(kinds)} layers, but num_layers is {self.num_layers}")
@@ -135,17 +177,68 @@ class ModelConfig:
             raise UserError(f"rotary_dim {self.rotary_dim} must be even and at most head_dim {self.head_dim}")
         if isinstance(self.feature_map, Mapping):
             put("feature_map", FeatureMapConfig(**self.feature_map))
+        if isinstance(self.rope_scaling, Mapping):
+            put("rope_scaling", RopeScaling(**self.rope_scaling))
+        put("no_rope_layers", tuple(self.no_rope_layers))
         for kind in self.attention:
             _choice("attention", kind, ("softmax", "sliding", *LINEAR_KINDS))
         _choice("norm", self.norm, ("rmsnorm", "layernorm"))
         _choice("positions", self.positions, ("rotary", "sinusoidal", "learned", "none"))
-        _choice("mlp", self.mlp, ("swiglu", "gelu"))
+        _choice("mlp", self.mlp, ("swiglu", "geglu", "gelu"))
         _choice("activation", self.activation, ("gelu", "gelu_tanh"))
+        _choice("norm_placement", self.norm_placement, ("pre", "post", "sandwich"))
+        if self.parallel_residual and self.norm_placement != "pre":
+            raise UserError("a parallel residual goes with norm_placement 'pre' only")
+        if self.norm_zero_centered and self.norm != "rmsnorm":
+            raise UserError("norm_zero_centered goes with norm 'rmsnorm' only")
+
+    def _check_types(self) -> None:
+        """Refuses what no model has, before anything is built of it."""
+        optional = {f.name for f in fields(self) if f.default is None} | {"intermediate_size"}
+        for name in SIZES:
+            value = getattr(self, name)
+            if not value and name in optional:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < LARGEST:
+                raise UserError(f"{name} must be a positive whole number, not {value!r}")
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise UserError(f"{name} must be a positive number, not {value!r}")
+        for name in FLAGS:
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (value is None and name in optional):
+                raise UserError(f"{name} must be true or false, not {value!r}")
+        object.__setattr__(self, "other_eos_ids", tuple(self.other_eos_ids))
+        for name, value in (("bos_id", self.bos_id), ("eos_id", self.eos_id), ("pad_id", self.pad_id),
+                            *(("other_eos_ids", token) for token in self.other_eos_ids)):  # fmt: skip
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise UserError(f"{name} must be a whole number, not {value!r}")
 
     @property
     def heads(self) -> tuple[int, int, int]:
         """(H, G, D): query heads, key-value heads, head size."""
         return self.num_heads, self.num_kv_heads, self.head_dim  # type: ignore[return-value]
+
+    @functools.cached_property
+    def ropes(self) -> tuple[Rope, ...]:
+        """The different rotations of the layers: at most two, that of "sliding" layers and that of the others."""
+        return tuple(dict.fromkeys(rope for layer in range(self.num_layers) if (rope := self._rope(layer))))
+
+    def rope_index(self, layer: int) -> int | None:
+        """Index in `ropes` of a layer's rotation; None where it has none."""
+        rope = self._rope(layer)
+        return None if rope is None else self.ropes.index(rope)
+
+    def _rope(self, layer: int) -> Rope | None:
+        if self.positions != "rotary" or layer in self.no_rope_layers:
+            return None
+        assert self.rotary_dim is not None
+        if self.attention[layer] == "sliding" and self.rope_local_theta is not None:
+            return Rope(self.rotary_dim, self.rope_local_theta, None, self.max_position_embeddings)
+        return Rope(self.rotary_dim, self.rope_theta, self.rope_scaling, self.max_position_embeddings)
 
     @property
     def is_linear(self) -> bool:
@@ -165,7 +258,9 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values."""
-        return asdict(self)
+        values = asdict(self)
+        values["rope_scaling"] = None if self.rope_scaling is None else self.rope_scaling.to_dict()
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from yeoul.model.attention import Layout, ProjectedAttention, SlidingAttention, SoftmaxAttention
 from yeoul.model.cache import Cache, LayerCache
 from yeoul.model.config import ModelConfig
 from yeoul.model.dijiang import DiJiangAttention
-from yeoul.model.layers import make_mlp, make_norm, rotary_table, sinusoidal_table, table_length
+from yeoul.model.layers import make_mlp, make_norm, sinusoidal_table
 from yeoul.model.official import OfficialDiJiangAttention
+from yeoul.model.rope import rotary_table
+from yeoul.ops.window import soft_cap
 
 
 def make_attention(config: ModelConfig, layer: int) -> ProjectedAttention:
@@ -22,12 +28,14 @@ def make_attention(config: ModelConfig, layer: int) -> ProjectedAttention:
     projections = dict(
         hidden_size=config.hidden_size, num_heads=H, num_kv_heads=G, head_dim=D,
         bias=config.attention_bias, output_bias=config.attention_output_bias,
+        qk_norm=functools.partial(make_norm, config, D) if config.qk_norm else None,
+        scale=config.attention_scale, softcap=config.attention_softcap, rope=config.rope_index(layer),
     )  # fmt: skip
     kind = config.attention[layer]
     if kind == "softmax":
         return SoftmaxAttention(**projections)  # type: ignore[arg-type]
     if kind == "sliding":
-        return SlidingAttention(window=config.window, **projections)
+        return SlidingAttention(window=config.sliding_window or config.window, **projections)
     if kind == "dijiang-official":
         return OfficialDiJiangAttention(length=config.max_position_embeddings, **projections)
     window = config.window if kind == "hybrid" else 0
@@ -35,26 +43,40 @@ def make_attention(config: ModelConfig, layer: int) -> ProjectedAttention:
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then MLP; in parallel for GPT-NeoX."""
+    """Residual block: attention, then MLP; in parallel for GPT-NeoX. Norms are named as in Llama and Gemma 2."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = make_norm(config)
+        self.placement = config.norm_placement
+        if self.placement != "post":
+            self.input_layernorm = make_norm(config)
         self.self_attn = make_attention(config, layer)
         self.post_attention_layernorm = make_norm(config)
         self.mlp = make_mlp(config)
+        if self.placement == "sandwich":
+            self.pre_feedforward_layernorm = make_norm(config)
+        if self.placement != "pre":
+            self.post_feedforward_layernorm = make_norm(config)
         self.parallel = config.parallel_residual
 
     def forward(self, x: Tensor, layout: Layout, cache: LayerCache | None = None) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden)."""
-        return self.finish(x, self.self_attn(self.input_layernorm(x), layout, cache))
+        return self.finish(x, self.self_attn(self.enter(x), layout, cache))
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What attention is given, (B, T, hidden)."""
+        return x if self.placement == "post" else self.input_layernorm(x)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the block: adds what attention gave, (B, T, hidden), and the MLP."""
         if self.parallel:
             return x + attended + self.mlp(self.post_attention_layernorm(x))
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x))
+        if self.placement == "pre":
+            x = x + attended
+            return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.post_attention_layernorm(attended)
+        inner = x if self.placement == "post" else self.pre_feedforward_layernorm(x)
+        return x + self.post_feedforward_layernorm(self.mlp(inner))
 
 
 class Backbone(nn.Module):
@@ -137,17 +159,20 @@ class Decoder(nn.Module):
             end = T
         else:
             end = T if positions is None else int(positions.max()) + 1
-        cos = sin = None
-        if config.positions == "rotary":
-            assert config.rotary_dim is not None
-            rows = table_length(end, config.max_position_embeddings)
-            cos, sin = rotary_table(rows, config.rotary_dim, config.rope_theta, input_ids.device)
-            cos, sin = (t[:T][None, None] if positions is None else t[positions][:, None] for t in (cos, sin))
-        return Layout(mask=mask, seq_ids=seq_ids, cos=cos, sin=sin, positions=positions)
+        rotary = []
+        for rope in config.ropes:
+            cos, sin = rotary_table(rope, end, input_ids.device)
+            if positions is None:
+                rotary.append((cos[:T][None, None], sin[:T][None, None]))
+            else:
+                rotary.append((cos[positions][:, None], sin[positions][:, None]))
+        return Layout(mask=mask, seq_ids=seq_ids, rotary=tuple(rotary), positions=positions)
 
     def embed(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
         """(B, T, hidden): tokens, and positions where they are added."""
         x, config = self.model.embed_tokens(input_ids), self.config
+        if config.embedding_scale != 1:
+            x = x * torch.tensor(config.embedding_scale, dtype=x.dtype)  # rounded to the weights' type, as Gemma's is
         if config.positions in ("rotary", "none"):
             return x
         T = input_ids.shape[1]
@@ -182,7 +207,16 @@ class Decoder(nn.Module):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """(..., hidden) -> logits (..., V) in fp32."""
-        return torch.matmul(hidden, self.output_weight.to(hidden.dtype).T).float()
+        return self.cap(torch.matmul(hidden, self.output_weight.to(hidden.dtype).T)).float()
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """Cap of the logits; None where the model has none."""
+        return self.config.logit_softcap
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """The soft cap of the logits, of any shape and dtype, where the model has one."""
+        return logits if self.config.logit_softcap is None else soft_cap(logits, self.config.logit_softcap)
 
     def forward(
         self,
@@ -206,3 +240,20 @@ class Decoder(nn.Module):
         """
         h = self.hidden(input_ids, attention_mask, positions=positions, seq_ids=seq_ids, cache=cache)
         return self.unembed(h[:, -logits_to_keep:])
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Leaves new parameters as they are: initialising those of the meta device imports a compiler, 1.4 s."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def skeleton(config: ModelConfig) -> Decoder:
+    """A decoder whose weights have shapes and no memory (the meta device): to be counted, checked or filled."""
+    with torch.device("meta"), _Uninitialized():
+        return Decoder(config)

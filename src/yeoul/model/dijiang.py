@@ -20,7 +20,7 @@ from yeoul.model.attention import Layout, ProjectedAttention, window_prefix
 from yeoul.model.cache import HybridCache, LayerCache, StateCache
 from yeoul.model.config import FeatureMapConfig
 from yeoul.ops.linear_attention import LinearState, linear_attention, recurrent_step
-from yeoul.ops.window import window_terms
+from yeoul.ops.window import soft_cap, window_terms
 
 MAX_LOG_FEATURE = 50.0
 """Keys' log-features are cut here: e^50 times a million positions still fits fp32."""
@@ -75,17 +75,19 @@ def chi_quantile(u: Tensor, degrees: int) -> Tensor:
 class FrequencyFeatureMap(nn.Module):
     """Log-features of queries and keys, one map for each key-value head (weighted DCF, section 3.3 of the paper).
 
-    With x' = x D^(-1/4), directions c_i (rows of the DCT) and frequencies t_i:
+    With x' = x sqrt(scale), where scale is 1 / sqrt(D) unless given, directions c_i (rows of the DCT) and
+    frequencies t_i:
     log phi_i(x) = log w_i + t_i c_i . x' - |x'|^2 / 2 (kernel "exp"), so that phi(q) . phi(k) estimates
-    exp(q.k / sqrt(D)); with `pairs` each frequency also appears with -t_i. Kernel "softmax" normalises the features of
+    exp(scale q.k); with `pairs` each frequency also appears with -t_i. Kernel "softmax" normalises the features of
     a vector to sum 1 and gives each head one learned mass instead.
 
     Parameters or buffers (fp32): frequencies (G, F), log_weights (G, M), directions (G, D, F) where they are learned.
     """
 
-    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig) -> None:
+    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None) -> None:
         super().__init__()
         self.config, self.head_dim, self.num_kv_heads = config, head_dim, num_kv_heads
+        self.shrink = (scale or head_dim**-0.5) ** 0.5
         self.features = config.size(head_dim)
         self.count = self.features // 2 if config.pairs else self.features  # frequencies F
         trained = config.learn
@@ -130,7 +132,7 @@ class FrequencyFeatureMap(nn.Module):
 
     def grouped(self, x: Tensor) -> Tensor:
         """(B, G, N, D), any rows of each key-value head, to log-features (B, G, N, M)."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32)) * self.head_dim**-0.25
+        x = x.to(torch.promote_types(x.dtype, torch.float32)) * self.shrink
         directions = self.directions if "directions" in self.config.learn else self._dct().to(x.device)
         frequencies = directions.to(x.dtype) * self.frequencies.to(x.dtype)[:, None]  # (G, D, F)
         projected = torch.matmul(x, frequencies)  # (B, G, N, F)
@@ -159,6 +161,8 @@ class DiJiangAttention(ProjectedAttention):
         feature_map: the features and what of them is trained.
         bias: biases of the query, key and value projections.
         output_bias: bias of the output projection; None means as `bias`.
+        options: qk_norm, scale, softcap and rope of `ProjectedAttention`. A soft cap is kept in the window; the
+            linear part has none.
     """
 
     linear_enabled = True
@@ -178,16 +182,17 @@ class DiJiangAttention(ProjectedAttention):
         feature_map: FeatureMapConfig | None = None,
         bias: bool = False,
         output_bias: bool | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
             hidden_size=hidden_size, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
-            bias=bias, output_bias=output_bias,
+            bias=bias, output_bias=output_bias, **options,
         )  # fmt: skip
         config = feature_map or FeatureMapConfig()
         if not causal and (window or config.decay != "none"):
             raise ValueError("a window and a decay have a direction: they need causal=True")
         self.window, self.causal = window, causal
-        self.feature_map = FrequencyFeatureMap(self.head_dim, self.num_kv_heads, config)
+        self.feature_map = FrequencyFeatureMap(self.head_dim, self.num_kv_heads, config, self.scale)
         if config.decay != "none":
             self.decay_logit = nn.Parameter(torch.empty(self.num_kv_heads), requires_grad=config.decay == "learned")
             self.reset_parameters()
@@ -206,8 +211,9 @@ class DiJiangAttention(ProjectedAttention):
         """A linear layer that has taken over (shares) the projections of a softmax layer."""
         new = cls(
             layer.hidden_size, layer.num_heads, layer.num_kv_heads, layer.head_dim,
-            window=window, feature_map=feature_map,
+            window=window, feature_map=feature_map, scale=layer.scale, softcap=layer.softcap, rope=layer.rope,
         )  # fmt: skip
+        new.q_norm, new.k_norm = layer.q_norm, layer.k_norm
         new.q_proj, new.k_proj, new.v_proj, new.o_proj = layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj
         return new.to(layer.q_proj.weight.device)
 
@@ -274,8 +280,9 @@ class DiJiangAttention(ProjectedAttention):
         else:
             keys, values, valid, key_ids = window_prefix(k, v, self.window, layout)
         numerator, denominator, top = window_terms(
-            q, keys, values, self.window, self.scale, valid=valid, seq_ids=layout.seq_ids, key_seq_ids=key_ids
-        )
+            q, keys, values, self.window, self.scale, valid=valid, seq_ids=layout.seq_ids, key_seq_ids=key_ids,
+            softcap=self.softcap,
+        )  # fmt: skip
         left = valid[:, :T]  # (B or 1, T): a token leaves the window at this column
         if layout.seq_ids is not None and key_ids is not None:
             left = left & (key_ids[:, :T] == layout.seq_ids)
@@ -319,6 +326,8 @@ class DiJiangAttention(ProjectedAttention):
         gone = cache.window.push(k[:, :, 0], v[:, :, 0])
         keys, values, valid = cache.window.columns()
         scores = torch.matmul(q.view(B, G, H // G, D), keys.transpose(-1, -2)).to(wide) * self.scale  # (B, G, R, w)
+        if self.softcap is not None:
+            scores = soft_cap(scores, self.softcap)
         if valid is not None:
             scores = scores.masked_fill(~valid[:, None, None], -torch.inf)
         top = scores.amax(-1, keepdim=True)

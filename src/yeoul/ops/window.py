@@ -18,6 +18,11 @@ def _band(window: int, device: torch.device) -> Tensor:
     return (j > i) & (j <= i + window)
 
 
+def soft_cap(scores: Tensor, cap: float) -> Tensor:
+    """cap * tanh(scores / cap), any shape: keeps scores within (-cap, cap) (Gemma 2, section 2)."""
+    return torch.tanh(scores / cap) * cap
+
+
 def window_terms(
     q: Tensor,
     k: Tensor,
@@ -28,6 +33,7 @@ def window_terms(
     valid: Tensor | None = None,
     seq_ids: Tensor | None = None,
     key_seq_ids: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Numerator, denominator and shift of softmax attention over the last `window` keys.
 
@@ -43,6 +49,7 @@ def window_terms(
         valid: (B or 1, w + T) bool, keys that exist; None means all.
         seq_ids: (B, T) int64, packed sequences; a query sees only keys of its own.
         key_seq_ids: (B, w + T), with `seq_ids`.
+        softcap: of the scores, see `soft_cap`.
 
     Returns:
         numerator (B, H, T, D), denominator (B, H, T, 1), shift (B, H, T, 1), in fp32 (fp64 for fp64 inputs).
@@ -64,6 +71,8 @@ def window_terms(
         theirs = F.pad(key_seq_ids, (0, pad), value=-2).unfold(1, 2 * w, w).view(B, 1, n, 1, 1, 2 * w)
         allowed = allowed & (mine == theirs)
     scores = torch.matmul(q, keys).to(wide).view(B, G, n, R, w, 2 * w) * scale
+    if softcap is not None:
+        scores = soft_cap(scores, softcap)
     scores = scores.masked_fill(~allowed, -torch.inf)
     shift = scores.detach().amax(-1, keepdim=True)
     shift = shift.masked_fill(shift == -torch.inf, 0)
@@ -83,9 +92,10 @@ def sliding_attention(
     valid: Tensor | None = None,
     seq_ids: Tensor | None = None,
     key_seq_ids: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Softmax attention over the last `window` keys, O(T w); arguments as `window_terms`. Returns (B, H, T, D)."""
     numerator, denominator, _ = window_terms(
-        q, k, v, window, scale, valid=valid, seq_ids=seq_ids, key_seq_ids=key_seq_ids
+        q, k, v, window, scale, valid=valid, seq_ids=seq_ids, key_seq_ids=key_seq_ids, softcap=softcap
     )
     return (numerator / denominator.clamp_min(1e-30)).to(q.dtype)

@@ -6,14 +6,25 @@ Neither ever turns text into a special token: whoever wants one puts its id.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-from yeoul.text.sentencepiece_model import SPACE, PieceType, SentencePieceModel, read_model
+from yeoul.text.added_tokens import MOST_IDS, AddedToken, pattern_of
+from yeoul.text.byte_level import byte_level_alphabet
+from yeoul.text.sentencepiece_model import SPACE, ModelType, PieceType, SentencePieceModel, read_model, without_text
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
+PROBE = "a 가\n1"
+"""A text that shows at once what is damaged."""
+TEXT_TYPES = (PieceType.NORMAL, PieceType.USER_DEFINED, PieceType.UNUSED)
 
 
 class Decoding(NamedTuple):
@@ -28,15 +39,25 @@ class Decoding(NamedTuple):
 class Backend(Protocol):
     """What `Tokenizer` needs of a library."""
 
+    size: int
+    """The largest id plus one."""
     special: dict[str, int]
     """Special tokens and their ids."""
+    added: frozenset[int]
+    """Ids that were added to the vocabulary, the special ones among them."""
+    strips: dict[int, tuple[bool, bool]]
+    """Added tokens that take the white space before and after them."""
 
     def encode(self, text: str) -> list[int]: ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids, and for each the index in `text` of its first character."""
+    def encode_with_offsets(self, text: str, *, first: bool = True) -> tuple[list[int], list[int]]:
+        """Ids, and for each the index in `text` of its first character; `first` is False behind a special token."""
+        ...
+
+    def prefix_ids(self) -> list[int] | None:
+        """Tokens that the vocabulary's own file puts before every text; None where it says nothing about that."""
         ...
 
     def piece(self, token: int) -> str: ...
@@ -44,6 +65,10 @@ class Backend(Protocol):
     def token_id(self, piece: str) -> int | None: ...
 
     def decoding(self) -> Decoding: ...
+
+    def kind(self) -> str:
+        """What cuts the text, in the field's terms."""
+        ...
 
     def role_ids(self) -> dict[str, int]:
         """Ids of "bos", "eos", "pad", "unk", as far as the vocabulary's own file names them."""
@@ -53,23 +78,37 @@ class Backend(Protocol):
 class JsonBackend:
     """A `tokenizer.json`: sentencepiece-like (BPE, unigram), byte-level BPE, or WordPiece."""
 
-    def __init__(self, data: bytes) -> None:
-        """Raises ValueError when `data` is damaged."""
+    def __init__(self, data: bytes, declared: Sequence[AddedToken] = ()) -> None:
+        """`declared` are added tokens that other files of the folder name.
+
+        Raises:
+            ValueError: `data` is damaged.
+        """
+        from tokenizers import AddedToken as TheirToken
         from tokenizers import Tokenizer
 
-        try:
+        with _one_error(), _without_stderr():
             self.spec: dict[str, Any] = json.loads(data)
+            _check_merges(self.spec["model"])
             self._tokenizer = Tokenizer.from_buffer(data)
-        except BaseException as error:  # a panic of the Rust library is no Exception
-            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-                raise
-            raise ValueError(" ".join(str(error).split())[:200]) from None
+            self._tokenizer.encode(PROBE, add_special_tokens=False)
+        largest = _largest_id(self._tokenizer.get_vocab(with_added_tokens=True))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
+        there = {token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special}
+        for token in declared:
+            known = self._tokenizer.token_to_id(token.content)
+            # Beyond a gap the library would give it another id than its row in the model's table.
+            if known == token.id or (known is None and token.id == self._tokenizer.get_vocab_size()):
+                theirs = TheirToken(token.content, **{flag: getattr(token, flag) for flag in FLAGS})
+                if known is None or (token.special and token.content not in there):
+                    self._tokenizer.add_tokens([theirs])
         added = self._tokenizer.get_added_tokens_decoder()
-        self._added = {i: token.content for i, token in added.items()}
+        self.added = frozenset(added)
+        self.size = max(largest, *added) + 1 if added else largest + 1
         self.special = {token.content: i for i, token in added.items() if token.special}
+        self.strips = {i: (token.lstrip, token.rstrip) for i, token in added.items() if token.lstrip or token.rstrip}
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -78,9 +117,35 @@ class JsonBackend:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+    def encode_with_offsets(self, text: str, *, first: bool = True) -> tuple[list[int], list[int]]:
+        tokenizer = self._tokenizer if first else self._continuing
+        encoding = tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, [start for start, _ in encoding.offsets]
+
+    @cached_property
+    def _continuing(self) -> Any:
+        """The tokenizer for text behind a special token: without the space that only stands before a whole text."""
+        from tokenizers import Tokenizer
+
+        steps = _steps(self.spec.get("pre_tokenizer"), "pretokenizers")
+        if not any(step["type"] == "Metaspace" and step.get("prepend_scheme") == "first" for step in steps):
+            return self._tokenizer
+        spec = json.loads(self._tokenizer.to_str())
+        for step in _steps(spec["pre_tokenizer"], "pretokenizers"):
+            if step["type"] == "Metaspace" and step["prepend_scheme"] == "first":
+                step["prepend_scheme"] = "never"
+        tokenizer = Tokenizer.from_str(json.dumps(spec))
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    def prefix_ids(self) -> list[int] | None:
+        steps = _steps(self.spec.get("post_processor"), "processors")
+        template = next((step for step in steps if step["type"] == "TemplateProcessing"), None)
+        if template is None:
+            return None
+        before = itertools.takewhile(lambda part: "SpecialToken" in part, template["single"])
+        names = [part["SpecialToken"]["id"] for part in before]
+        return [i for name in names for i in template["special_tokens"][name]["ids"]]
 
     def piece(self, token: int) -> str:
         return self._tokenizer.id_to_token(token) or ""
@@ -95,22 +160,27 @@ class JsonBackend:
         found = self.token_id(unknown) if isinstance(unknown, str) else by_id
         return {} if found is None else {"unk": found}
 
+    def kind(self) -> str:
+        parts = (("pre_tokenizer", "pretokenizers"), ("decoder", "decoders"))
+        steps = [step["type"] for part, plural in parts for step in _steps(self.spec.get(part), plural)]
+        return ("byte-level " if "ByteLevel" in steps else "") + str(self.spec["model"]["type"])
+
     def decoding(self) -> Decoding:
         """Raises ValueError when the decoder is of a kind that Yeoul does not know."""
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        steps = _steps(self.spec.get("decoder"))
+        steps = _steps(self.spec.get("decoder"), "decoders")
         kinds = {step["type"] for step in steps}
         if unknown := kinds - KNOWN_DECODERS:
             raise ValueError(f"its decoder {sorted(unknown)[0]} is not supported")
         with_bytes = bool(self.spec["model"].get("byte_fallback")) or "ByteFallback" in kinds
-        table = [b""] * (max(vocabulary.values(), default=-1) + 1)
+        table = [b""] * self.size
         byte_ids: set[int] = set()
         for piece, i in vocabulary.items():
-            is_byte = BYTE_PIECE.fullmatch(piece) if with_bytes and i not in self._added else None
+            is_byte = BYTE_PIECE.fullmatch(piece) if with_bytes and i not in self.added else None
             if is_byte:
                 table[i] = bytes([int(is_byte[1], 16)])
                 byte_ids.add(i)
-            elif i in self._added:
+            elif i in self.added:
                 table[i] = piece.encode()
             else:
                 table[i] = _piece_bytes(piece, steps)
@@ -121,12 +191,65 @@ class JsonBackend:
 KNOWN_DECODERS = {"ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece"}
 
 
-def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if decoder is None:
+def _steps(part: dict[str, Any] | None, plural: str) -> list[dict[str, Any]]:
+    """The steps of a part of `tokenizer.json` that may be a sequence of them, under the key `plural`."""
+    if part is None:
         return []
-    if decoder["type"] == "Sequence":
-        return [step for inner in decoder["decoders"] for step in _steps(inner)]
-    return [decoder]
+    if part["type"] == "Sequence":
+        return [step for inner in part[plural] for step in _steps(inner, plural)]
+    return [part]
+
+
+def _largest_id(vocabulary: Mapping[str, int]) -> int:
+    """Raises ValueError for ids out of all proportion, or two pieces with one id."""
+    largest = max(vocabulary.values(), default=-1)
+    if largest >= MOST_IDS:
+        raise ValueError(f"it has the id {largest:,}, which no vocabulary needs")
+    if len(set(vocabulary.values())) < len(vocabulary):
+        seen: dict[int, str] = {}
+        for piece, i in vocabulary.items():
+            if i in seen:
+                raise ValueError(f"the pieces {seen[i]!r} and {piece!r} have the same id {i}")
+            seen[i] = piece
+    return largest
+
+
+def _check_merges(model: Mapping[str, Any]) -> None:
+    """Raises ValueError for right halves that lack the prefix which the library cuts off unseen, at any byte."""
+    if prefix := model.get("continuing_subword_prefix"):
+        for merge in model.get("merges", ()):
+            right = merge.partition(" ")[2] if isinstance(merge, str) else merge[1]
+            if not right.startswith(prefix):
+                raise ValueError(f"the merge {merge!r} lacks continuing_subword_prefix")
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Keeps a panic of the Rust library from printing its own report: the error is told in one sentence."""
+    try:
+        sys.stderr.flush()
+        kept = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # there is no standard error
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Whatever goes wrong in the Rust library leaves as a ValueError; its panics are no Exceptions."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from None
 
 
 def _piece_bytes(piece: str, steps: list[dict[str, Any]]) -> bytes:
@@ -155,46 +278,91 @@ def _strips_first_space(step: dict[str, Any]) -> bool:
     return bool(step["type"] == "WordPiece")
 
 
-def byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable Latin-1 stands for itself, the rest follow from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(rest)}
-
-
 class ModelBackend:
-    """A `tokenizer.model`."""
+    """A `tokenizer.model`, and the tokens that other files add to it.
 
-    def __init__(self, data: bytes) -> None:
-        """Raises ValueError when `data` is damaged."""
+    Args:
+        data: the file.
+        declared: added tokens; their texts stand for what the model has at their ids.
+        prefix: what the model's space before a text stands before: "always" every text between added tokens (the
+            `legacy` of transformers), "first" only a whole text, "never" none.
+
+    Raises:
+        ValueError: `data` is damaged.
+    """
+
+    def __init__(self, data: bytes, declared: Sequence[AddedToken] = (), *, prefix: str = "first") -> None:
+        self.model: SentencePieceModel = read_model(data)
+        pieces = {i: piece.text for i, piece in enumerate(self.model.pieces)}
+        types = {i: piece.type for i, piece in enumerate(self.model.pieces)}
+        hidden = {t.id for t in declared if types.get(t.id) in TEXT_TYPES and (t.special or t.content != pieces[t.id])}
+        self._data, self._prefix = without_text(data, hidden, dummy_prefix=True) if hidden else data, prefix
+        self._processor = self._loaded(self._data)
+        self._pieces = pieces | {token.id: token.content for token in declared}
+        self.size = max(self._pieces) + 1
+        self._ids = {text: i for i, text in reversed(self._pieces.items())}
+        unsaid = {i for i, kind in types.items() if kind in (PieceType.CONTROL, PieceType.UNKNOWN)}
+        unsaid |= {token.id for token in declared if token.special}
+        self.special = {self._pieces[i]: i for i in sorted(unsaid)}
+        self.added = frozenset(token.id for token in declared)
+        self.strips = {token.id: (token.lstrip, token.rstrip) for token in declared if token.lstrip or token.rstrip}
+        found_by_model = {i for i, kind in types.items() if kind == PieceType.USER_DEFINED} - hidden
+        self._own = pattern_of(t for t in declared if t.id not in unsaid and t.id not in found_by_model)
+
+    @staticmethod
+    def _loaded(data: bytes) -> Any:
         from sentencepiece import SentencePieceProcessor
 
-        self.model: SentencePieceModel = read_model(data)
         try:
-            self._processor = SentencePieceProcessor(model_proto=data)
+            return SentencePieceProcessor(model_proto=data)
         except RuntimeError as error:
             raise ValueError(str(error)) from None
-        hidden = (PieceType.CONTROL, PieceType.UNKNOWN)
-        self.special = {p.text: i for i, p in enumerate(self.model.pieces) if p.type in hidden}
+
+    @cached_property
+    def _continuing(self) -> Any:
+        """The model without its space before a text."""
+        return self._loaded(without_text(self._data, (), dummy_prefix=False))
+
+    def _of(self, first: bool) -> Any:
+        plain = self._prefix == "always" or (self._prefix == "first" and first)
+        return self._processor if plain or not self.model.add_dummy_prefix else self._continuing
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._processor.encode(text, out_type=int)
+        if self._own is not None:
+            return self.encode_with_offsets(text)[0]
+        ids: list[int] = self._of(True).encode(text, out_type=int)
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self._processor.encode(list(texts), out_type=int, num_threads=-1)
+        if self._own is not None:
+            return [self.encode(text) for text in texts]
+        ids: list[list[int]] = self._of(True).encode(list(texts), out_type=int, num_threads=-1)
         return ids
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
-        found = self._processor.encode(text, out_type="offset_mapping")
-        return found["ids"], [start for start, _ in found["offsets"]]
+    def encode_with_offsets(self, text: str, *, first: bool = True) -> tuple[list[int], list[int]]:
+        ids: list[int] = []
+        offsets: list[int] = []
+        at = 0
+        for match in [*(self._own.finditer(text) if self._own else ()), None]:
+            part = text[at : match.start() if match else len(text)]
+            found = self._of(first and at == 0).encode(part, out_type="offset_mapping")
+            ids += found["ids"]
+            offsets += [at + start for start, _ in found["offsets"]]
+            if match is not None:
+                assert match.lastgroup is not None
+                ids.append(int(match.lastgroup[1:]))
+                offsets.append(match.start())
+                at = match.end()
+        return ids, offsets
+
+    def prefix_ids(self) -> list[int] | None:
+        return None
 
     def piece(self, token: int) -> str:
-        return self.model.pieces[token].text if 0 <= token < len(self.model.pieces) else ""
+        return self._pieces.get(token, "")
 
     def token_id(self, piece: str) -> int | None:
-        found: int = self._processor.piece_to_id(piece)
-        return found if self.piece(found) == piece else None
+        return self._ids.get(piece)
 
     def role_ids(self) -> dict[str, int]:
         processor = self._processor
@@ -206,12 +374,15 @@ class ModelBackend:
         }
         return {role: i for role, i in ids.items() if i >= 0}
 
+    def kind(self) -> str:
+        return {ModelType.BPE: "BPE", ModelType.UNIGRAM: "Unigram"}.get(self.model.type, self.model.type.name.lower())
+
     def decoding(self) -> Decoding:
-        table = [
-            bytes([int(piece.text[3:5], 16)])
-            if piece.type == PieceType.BYTE
-            else piece.text.replace(SPACE, " ").encode()
-            for piece in self.model.pieces
-        ]
+        table = [b""] * self.size
+        for i, text in self._pieces.items():
+            table[i] = text.replace(SPACE, " ").encode()
         byte_ids = frozenset(i for i, p in enumerate(self.model.pieces) if p.type == PieceType.BYTE)
-        return Decoding(table, True, self.model.add_dummy_prefix, byte_ids)
+        for i in byte_ids:
+            table[i] = bytes([int(self.model.pieces[i].text[3:5], 16)])
+        strip = self.model.add_dummy_prefix and self._prefix != "never"
+        return Decoding(table, True, strip, byte_ids)

@@ -232,13 +232,21 @@ def _to_ids(tokenizer: Tokenizer, marked: str) -> tuple[list[int], list[bool]]:
     ids: list[int] = []
     trained: list[bool] = []
     text, inside, at = "", 0, 0
+    first = True  # no special token so far
+    stripping = False  # the last one takes the white space behind it
     flags: list[bool] = []  # for every character of `text`
 
     for match in [*pattern.finditer(marked), None]:
         plain = marked[at : match.start() if match else len(marked)].replace(GUARD, "")
+        if stripping:
+            plain = plain.lstrip()
+            stripping = not plain
         text, flags = text + plain, flags + [inside > 0] * len(plain)
         if match is None or match[0] not in (OPEN, CLOSE):
-            found, offsets = tokenizer.encode_with_offsets(text)
+            token = tokenizer.special_tokens[match[0]] if match else -1
+            before, after = tokenizer.stripping.get(token, (False, False))
+            found, offsets = tokenizer.encode_with_offsets(text.rstrip() if before else text, first=first)
+            first, stripping = False, after
             ids += found
             trained += [flags[min(offset, len(flags) - 1)] for offset in offsets]
             text, flags = "", []
@@ -248,6 +256,6 @@ def _to_ids(tokenizer: Tokenizer, marked: str) -> tuple[list[int], list[bool]]:
         if match[0] in (OPEN, CLOSE):
             inside += 1 if match[0] == OPEN else -1
         else:
-            ids.append(tokenizer.special_tokens[match[0]])
+            ids.append(token)
             trained.append(inside > 0)
     return ids, trained

@@ -8,23 +8,22 @@ from pathlib import Path
 
 from yeoul.errors import UserError
 
-VOCABULARIES = ("tokenizer.json", "tokenizer.model")
-"""Either is enough; the first that is there is used."""
-COMPANIONS = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-)
+PAIR = ("vocab.json", "merges.txt")
+"""Byte-level BPE in two files; only together are they a vocabulary."""
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", *PAIR)
+"""The first that is there is used."""
+COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+TEMPLATES = "additional_chat_templates"
+GENERATION = "generation_config.json"
+"""Belongs to the model, but names tokens that end a text."""
 
 
 def find_folder(path: str | Path) -> Path | None:
     """The folder with the vocabulary: `path`, or the `model` folder in it; None when there is none."""
     path = Path(path)
     for folder in (path, path / "model"):
-        if any((folder / name).is_file() for name in VOCABULARIES):
+        single = any((folder / name).is_file() for name in VOCABULARIES if name not in PAIR)
+        if single or all((folder / name).is_file() for name in PAIR):
             return folder
     return None
 
@@ -36,7 +35,8 @@ def read_files(folder: Path) -> dict[str, bytes]:
         UserError: one cannot be read.
     """
     files: dict[str, bytes] = {}
-    for name in VOCABULARIES + COMPANIONS:
+    templates = sorted(f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja"))
+    for name in (*VOCABULARIES, *COMPANIONS, *templates, GENERATION):
         try:
             files[name] = (folder / name).read_bytes()
         except FileNotFoundError:
@@ -49,9 +49,10 @@ def read_files(folder: Path) -> dict[str, bytes]:
 def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write tokenizer files beside, fsync, rename; then remove what another tokenizer left here."""
     folder.mkdir(parents=True, exist_ok=True)
-    beside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
+    beside = {name: (folder / name).with_name(f".{Path(name).name}.{os.getpid()}.tmp") for name in files}
     try:
         for name, content in files.items():
+            beside[name].parent.mkdir(exist_ok=True)
             with beside[name].open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -61,6 +62,7 @@ def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
     finally:
         for path in beside.values():
             path.unlink(missing_ok=True)
-    for name in VOCABULARIES + COMPANIONS:
+    left = [f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja")]
+    for name in (*VOCABULARIES, *COMPANIONS, *left):
         if name not in files:
             (folder / name).unlink(missing_ok=True)

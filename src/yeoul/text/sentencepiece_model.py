@@ -7,7 +7,7 @@ read straight from protobuf's wire format (https://protobuf.dev/programming-guid
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -100,6 +100,31 @@ def rewrite_model(data: bytes, score: Callable[[Piece], float]) -> bytes:
             value = b"".join(_encoded(*field) for field in kept)
         parts.append(_encoded(number, kind, value))
     return b"".join(parts)
+
+
+def without_text(data: bytes, hidden: Collection[int], *, dummy_prefix: bool) -> bytes:
+    """The same model, which makes some pieces of no text any more.
+
+    Args:
+        data: a serialized `ModelProto`.
+        hidden: ids of pieces that become control pieces.
+        dummy_prefix: False takes away the space that the model puts before a text.
+    """
+    parts: list[bytes] = []
+    count = 0
+    for number, kind, value in _fields(data):
+        if number == 1:
+            value = _with_field(_as_bytes(value), 3, PieceType.CONTROL) if count in hidden else value
+            count += 1
+        elif number == 3 and not dummy_prefix:
+            value = _with_field(_as_bytes(value), 3, 0)
+        parts.append(_encoded(number, kind, value))
+    return b"".join(parts)
+
+
+def _with_field(data: bytes, number: int, value: int) -> bytes:
+    kept = b"".join(_encoded(*field) for field in _fields(data) if field[0] != number)
+    return kept + _encoded(number, VARINT, value)
 
 
 def _piece(data: bytes) -> Piece:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from yeoul.errors import UserError
+from yeoul.text.added_tokens import CLASSES, ROLES, declared_tokens, named_token, special_texts, tokenizer_class
 from yeoul.text.backends import Backend, Decoding, JsonBackend, ModelBackend
-from yeoul.text.files import find_folder, read_files, replace_files
+from yeoul.text.byte_level import byte_level_json
+from yeoul.text.files import GENERATION, PAIR, find_folder, read_files, replace_files
 from yeoul.text.sentencepiece_model import SPACE
 from yeoul.text.streaming import StreamDecoder, token_bytes
 
 T = TypeVar("T")
 
-ROLES = ("bos", "eos", "pad", "unk")
 USUAL_NAMES = {
     "bos": ("<s>", "<|begin_of_text|>", "<|startoftext|>", "<bos>", "[BOS]"),
     "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[EOS]"),
@@ -43,17 +45,23 @@ class Tokenizer:
     def __init__(self, files: Mapping[str, bytes], where: Path) -> None:
         self._files = dict(files)
         self._where = where
-        self._config = self._json("special_tokens_map.json") | self._json("tokenizer_config.json")
-        self._backend: Backend
-        if "tokenizer.json" in files:
-            self._backend = self._loaded("tokenizer.json", JsonBackend)
-        else:
-            self._backend = self._loaded("tokenizer.model", ModelBackend)
-        self._roles = self._role_ids()
+        self._config = self._read_config()
+        self._class = tokenizer_class(self._config)
+        self._source = next(name for name in ("tokenizer.json", "tokenizer.model", PAIR[0]) if name in files)
+        self._declared = self._loaded(
+            "tokenizer_config.json" if "added_tokens_decoder" in self._config else "added_tokens.json",
+            lambda _: declared_tokens(self._config, self._json("added_tokens.json")),
+        )
+        self._backend = self._loaded(self._source, self._load_backend)
+        self._roles = self._loaded(self._source, lambda _: self._role_ids())
+        self._prefix_ids = self._loaded(self._source, lambda _: self._backend.prefix_ids())
+        self._stops = self._generation_stops()
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Load from a folder with `tokenizer.json` or `tokenizer.model`, or from a run folder with `model/`.
+        """Load from a folder with `tokenizer.json`, `tokenizer.model`, or `vocab.json` and `merges.txt`.
+
+        A run's folder with such a folder `model` in it will do, too.
 
         Raises:
             UserError: no such folder, no tokenizer in it, or a damaged one.
@@ -63,7 +71,7 @@ class Tokenizer:
         if found is None:
             if not path.exists():
                 raise UserError("there is no such tokenizer folder", path, "check the path")
-            fix = "give a folder with tokenizer.json or tokenizer.model"
+            fix = "give a folder with tokenizer.json, tokenizer.model, or vocab.json and merges.txt"
             raise UserError("there is no tokenizer", path, fix)
         return cls(read_files(found), found)
 
@@ -73,7 +81,10 @@ class Tokenizer:
         return find_folder(folder) is not None
 
     def save(self, folder: str | Path) -> None:
-        """Write the files that it was loaded from, unchanged; the folder is made when missing."""
+        """Write the files that it was loaded from, unchanged; the folder is made when missing.
+
+        `generation_config.json` is among them: it names the tokens that end a text.
+        """
         replace_files(Path(folder), self._files)
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
@@ -88,14 +99,20 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, on all threads; no begin or end tokens."""
-        try:
-            return self._backend.encode_batch(texts)
-        except (TypeError, RuntimeError, UnicodeEncodeError):
-            return self._backend.encode_batch([without_surrogates(text) for text in texts])
+        with self._one_sentence():
+            try:
+                return self._backend.encode_batch(texts)
+            except (TypeError, RuntimeError, UnicodeEncodeError):
+                return self._backend.encode_batch([without_surrogates(text) for text in texts])
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids, and the index in `text` of the first character of each."""
-        return self._robustly(self._backend.encode_with_offsets, text)
+    def encode_with_offsets(self, text: str, *, first: bool = True) -> tuple[list[int], list[int]]:
+        """Ids, and the index in `text` of the first character of each.
+
+        Args:
+            first: False for text that follows a special token, where some tokenizers leave out the space that
+                they put before a whole text.
+        """
+        return self._robustly(lambda text: self._backend.encode_with_offsets(text, first=first), text)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of ids; bytes that are no UTF-8 become U+FFFD. Special tokens are left out or written out.
@@ -129,7 +146,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """The largest id plus one."""
-        return len(self._decoding.table)
+        return self._backend.size
 
     @property
     def bos_id(self) -> int | None:
@@ -149,8 +166,28 @@ class Tokenizer:
 
     @property
     def add_bos(self) -> bool:
-        """Whether texts of its model begin with the begin token (`add_bos_token` of its configuration)."""
-        return bool(self._config.get("add_bos_token", False)) and self.bos_id is not None
+        """Whether texts of its model begin with the begin token.
+
+        As the post-processor of `tokenizer.json` says, else `add_bos_token` of the configuration, else, without a
+        `tokenizer.json`, the habit of the tokenizer's class.
+        """
+        if self.bos_id is None:
+            return False
+        if self._prefix_ids is not None:
+            return self._prefix_ids[:1] == [self.bos_id]
+        if isinstance(wanted := self._config.get("add_bos_token"), bool):
+            return wanted
+        return self._source != "tokenizer.json" and self._class is not None and self._class.add_bos
+
+    @property
+    def kind(self) -> str:
+        """What cuts the text: "BPE", "byte-level BPE", "Unigram", "WordPiece" ..."""
+        return self._backend.kind()
+
+    @property
+    def source(self) -> str:
+        """The file with the vocabulary."""
+        return self._source
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
@@ -159,9 +196,33 @@ class Tokenizer:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids after which a generated answer is over: the end token, and the end of a turn in a chat."""
-        ends = [self.eos_id, *(self._special.get(text) for text in TURN_ENDS)]
+        """Ids after which an answer is over: the end token, those of `generation_config.json`, the end of a turn."""
+        ends = [self.eos_id, *self._stops, *(self._special.get(text) for text in TURN_ENDS)]
         return tuple(dict.fromkeys(token for token in ends if token is not None))
+
+    @property
+    def stripping(self) -> Mapping[int, tuple[bool, bool]]:
+        """Tokens that take the white space before and after them in a text: id to (before, after)."""
+        return self._backend.strips
+
+    @property
+    def text_size(self) -> int:
+        """The largest id of an ordinary piece plus one: the rows that a model needs at least to read any text."""
+        added = self._backend.added | set(self._special.values())
+        return max((i + 1 for i, own in enumerate(self._text_table) if own and i not in added), default=0)
+
+    def fits(self, rows: int) -> bool:
+        """Whether a model whose vocabulary has `rows` ids can read any text.
+
+        Added tokens may lie beyond: many published folders have some that their model never saw.
+        """
+        return self.vocab_size <= rows or self.text_size <= rows
+
+    def check_fits(self, rows: int) -> None:
+        """UserError where a model whose vocabulary has `rows` ids cannot read every text."""
+        if not self.fits(rows):
+            what = f"the tokenizer makes ids up to {self.text_size - 1:,} of text, but the model knows only {rows:,}"
+            raise UserError(what, self._where, "use the tokenizer that the model was trained with")
 
     @property
     def byte_ids(self) -> frozenset[int]:
@@ -179,12 +240,14 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what decides which ids a text becomes; the chat template has no part in it."""
-        if "tokenizer.json" in self._files:
-            spec = self._json("tokenizer.json")
+        if isinstance(self._backend, JsonBackend):
+            spec = self._backend.spec
             kept = {key: spec[key] for key in spec if key not in ("padding", "truncation", "post_processor")}
             vocabulary = json.dumps(kept, sort_keys=True).encode()
         else:
             vocabulary = self._files["tokenizer.model"]
+            if self._declared:
+                vocabulary += repr(self._declared).encode()
         roles = json.dumps(self._roles, sort_keys=True).encode()
         return hashlib.sha256(vocabulary + b"\0" + roles).hexdigest()
 
@@ -204,21 +267,52 @@ class Tokenizer:
         """Role ("bos_token", ...) to token, as chat templates know them."""
         return {f"{role}_token": self.piece(token) for role, token in self._roles.items()}
 
+    def _read_config(self) -> dict[str, Any]:
+        """`tokenizer_config.json`; `special_tokens_map.json` counts where that has no `added_tokens_decoder`."""
+        config = self._json("tokenizer_config.json")
+        if "added_tokens_decoder" in config:
+            return config
+        return config | self._json("special_tokens_map.json")
+
+    def _load_backend(self, data: bytes) -> Backend:
+        if self._source == "tokenizer.json":
+            return JsonBackend(data, self._declared)
+        if self._source == "tokenizer.model":
+            return ModelBackend(data, self._declared, prefix=self._prefix())
+        special = special_texts(self._config) | set((self._class or CLASSES["GPT2Tokenizer"]).roles.values())
+        return JsonBackend(byte_level_json(data, self._files[PAIR[1]], self._class, special), self._declared)
+
+    def _prefix(self) -> str:
+        if self._config.get("add_prefix_space") is False:
+            return "never"
+        return "always" if self._config.get("legacy") is True else "first"
+
     def _role_ids(self) -> dict[str, int]:
+        habits = self._class
+        if habits is None and self._source == PAIR[0]:
+            habits = CLASSES["GPT2Tokenizer"]
         roles = self._backend.role_ids()
         for role in ROLES:
-            named = self._config.get(f"{role}_token")
-            text = named.get("content") if isinstance(named, dict) else named
-            if isinstance(text, str):
-                found = self._backend.token_id(text)
-                if found is not None:
-                    roles[role] = found
-            elif role not in roles and f"{role}_token" not in self._config:
-                usual = (self._backend.special.get(name) for name in USUAL_NAMES[role])
-                found = next((i for i in usual if i is not None), None)
-                if found is not None:
-                    roles[role] = found
+            key = f"{role}_token"
+            if key in self._config:
+                names = [named_token(self._config[key])]
+            elif role in roles:
+                continue
+            elif habits is not None:
+                names = [habits.roles.get(role)]
+            else:
+                names = [name for name in USUAL_NAMES[role] if name in self._backend.special]
+            found = (self._backend.token_id(name) for name in names if name is not None)
+            known = next((i for i in found if i is not None), None)
+            if known is not None:
+                roles[role] = known
         return roles
+
+    def _generation_stops(self) -> tuple[int, ...]:
+        """The end tokens of `generation_config.json`, one or several."""
+        named = self._json(GENERATION).get("eos_token_id")
+        values = named if isinstance(named, list) else [named]
+        return tuple(i for i in values if isinstance(i, int) and not isinstance(i, bool) and i >= 0)
 
     @cached_property
     def _special(self) -> dict[str, int]:
@@ -226,7 +320,7 @@ class Tokenizer:
 
     @cached_property
     def _decoding(self) -> Decoding:
-        return self._loaded("tokenizer.json", lambda _: self._backend.decoding())
+        return self._loaded(self._source, lambda _: self._backend.decoding())
 
     @cached_property
     def _text_table(self) -> list[bytes]:
@@ -238,15 +332,16 @@ class Tokenizer:
     def _loaded(self, name: str, load: Callable[[bytes], T]) -> T:
         try:
             return load(self._files.get(name, b""))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"the tokenizer cannot be used: {error}", self._where / name, DAMAGED) from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"the tokenizer cannot be used: {reason}", self._where / name, DAMAGED) from None
 
     def _json(self, name: str) -> dict[str, Any]:
         if name not in self._files:
             return {}
         try:
             values = json.loads(self._files[name])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"the file is not JSON: {error}", self._where / name, DAMAGED) from None
         if not isinstance(values, dict):
             raise UserError("the file holds no JSON object", self._where / name, DAMAGED)
@@ -259,10 +354,23 @@ class Tokenizer:
             raise UserError("the file is not UTF-8", self._where / name, DAMAGED) from None
 
     def _robustly(self, encode: Callable[[str], T], text: str) -> T:
+        with self._one_sentence():
+            try:
+                return encode(text)
+            except (TypeError, RuntimeError, UnicodeEncodeError):
+                return encode(without_surrogates(text))
+
+    @contextlib.contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        """What the libraries find wrong in a damaged tokenizer only when they use it."""
         try:
-            return encode(text)
-        except (TypeError, RuntimeError, UnicodeEncodeError):
-            return encode(without_surrogates(text))
+            yield
+        except BaseException as error:
+            if type(error) not in (Exception, RuntimeError) and type(error).__name__ != "PanicException":
+                raise
+            reason = " ".join(str(error).split())[:200]
+            where = self._where / self._source
+            raise UserError(f"the tokenizer fails at a text: {reason}", where, DAMAGED) from None
 
 
 DAMAGED = "copy the tokenizer again"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from yeoul.data.batch import IGNORE, Batch
-from yeoul.train.loss import Loss, Objective, linear_cross_entropy
+from yeoul.train.loss import Loss, Objective, capped_, linear_cross_entropy, softcap_of
 
 _ROWS = 256
 
@@ -23,8 +23,9 @@ class _LinearKL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, goal: Tensor, goal_weight: Tensor, temperature: float
-    ) -> Tensor:
+        ctx: Any, hidden: Tensor, weight: Tensor, goal: Tensor, goal_weight: Tensor, temperature: float,
+        softcaps: tuple[float | None, float | None],
+    ) -> Tensor:  # fmt: skip
         device = hidden.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         exact = torch.float64 if compute == torch.float64 else torch.float32
@@ -36,11 +37,13 @@ class _LinearKL(torch.autograd.Function):
             g, u = goal.to(compute), goal_weight.to(compute)
             for start in range(0, h.shape[0], _ROWS):
                 part = slice(start, start + _ROWS)
-                student = ((h[part] @ w.t()).to(exact) / temperature).log_softmax(1)  # (C, V)
-                teacher = ((g[part] @ u.t()).to(exact) / temperature).log_softmax(1)
+                logits, slope = capped_((h[part] @ w.t()).to(exact), softcaps[0])  # (C, V)
+                student = (logits / temperature).log_softmax(1)
+                teacher = (capped_((g[part] @ u.t()).to(exact), softcaps[1])[0] / temperature).log_softmax(1)
                 wanted = teacher.exp()
                 total += (wanted * (teacher - student)).sum() * temperature**2
-                gradient = (student.exp_() - wanted).mul_(temperature).to(compute)
+                gradient = (student.exp_() - wanted).mul_(temperature)
+                gradient = (gradient if slope is None else gradient.mul_(slope)).to(compute)
                 grad_hidden[part] = gradient @ w
                 grad_weight.add_((gradient.t() @ h[part]).to(exact))
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
@@ -48,12 +51,20 @@ class _LinearKL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_total, grad_weight * grad_total, None, None, None
+        return grad_hidden * grad_total, grad_weight * grad_total, None, None, None, None
 
 
-def linear_kl(hidden: Tensor, weight: Tensor, goal: Tensor, goal_weight: Tensor, *, temperature: float = 1.0) -> Tensor:
+def linear_kl(
+    hidden: Tensor,
+    weight: Tensor,
+    goal: Tensor,
+    goal_weight: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcaps: tuple[float | None, float | None] = (None, None),
+) -> Tensor:
     """Sum over rows of KL(teacher || student) between softmax(`goal @ goal_weight.T` / temperature) and the student's.
 
     Multiplied by temperature^2, so that gradients keep their size (Hinton and others 2015, section 2). The logits of
@@ -65,8 +76,9 @@ def linear_kl(hidden: Tensor, weight: Tensor, goal: Tensor, goal_weight: Tensor,
         goal: (N, e) of the teacher; goal_weight (V, e).
         goal_weight: the teacher's output projection.
         temperature: above 0.
+        softcaps: of the student's and the teacher's logits, see `linear_cross_entropy`.
     """
-    return cast(Tensor, _LinearKL.apply(hidden, weight, goal.detach(), goal_weight.detach(), temperature))
+    return cast(Tensor, _LinearKL.apply(hidden, weight, goal.detach(), goal_weight.detach(), temperature, softcaps))
 
 
 def distillation_objective(teacher: nn.Module, *, kl_weight: float = 1.0, temperature: float = 1.0) -> Objective:
@@ -85,11 +97,14 @@ def distillation_objective(teacher: nn.Module, *, kl_weight: float = 1.0, temper
             with torch.no_grad():
                 target = goal.hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids).flatten(0, 1)
             kl = linear_kl(
-                hidden[valid], student.output_weight, target[valid], goal.output_weight, temperature=temperature
-            )
+                hidden[valid], student.output_weight, target[valid], goal.output_weight, temperature=temperature,
+                softcaps=(softcap_of(student), softcap_of(goal)),
+            )  # fmt: skip
             total, parts["kl"] = total + kl_weight * kl, float(kl.detach())
         if kl_weight < 1:
-            entropy, _ = linear_cross_entropy(hidden, student.output_weight, batch.labels.flatten())
+            entropy, _ = linear_cross_entropy(
+                hidden, student.output_weight, batch.labels.flatten(), softcap=softcap_of(student)
+            )
             total, parts["cross_entropy"] = total + (1 - kl_weight) * entropy, float(entropy.detach())
         return Loss(total=total, count=count, parts=parts)
 

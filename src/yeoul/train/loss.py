@@ -38,12 +38,18 @@ def language_model_objective(model: nn.Module, batch: Batch) -> Loss:
     """Cross-entropy of the next token, for a model with `hidden()` and `output_weight`."""
     hidden = cast(Any, model).hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids)
     weight = cast(Tensor, model.output_weight)
-    total, count = linear_cross_entropy(hidden.flatten(0, 1), weight, batch.labels.flatten())
+    labels = batch.labels.flatten()
+    total, count = linear_cross_entropy(hidden.flatten(0, 1), weight, labels, softcap=softcap_of(model))
     return Loss(total=total, count=count)
 
 
+def softcap_of(model: nn.Module) -> float | None:
+    """The soft cap of a model's logits, see `linear_cross_entropy`; None where it has none."""
+    return cast("float | None", getattr(model, "logit_softcap", None))
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: int | None = None
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: int | None = None, softcap: float | None = None
 ) -> tuple[Tensor, int]:
     """Sum of the cross-entropy of `hidden @ weight.T`, computed a chunk of rows at a time.
 
@@ -56,6 +62,7 @@ def linear_cross_entropy(
         weight: (V, d), the output projection.
         labels: (N,) int64; rows labelled `IGNORE` take no part and cost nothing.
         chunk: rows at a time; None chooses by device and vocabulary. Changes only rounding.
+        softcap: logits l become softcap * tanh(l / softcap) (Gemma 2, section 2).
 
     Returns:
         The sum over valid rows (float32, or float64 for float64 inputs; differentiable once) and their
@@ -67,7 +74,7 @@ def linear_cross_entropy(
         index = valid.nonzero().squeeze(1)
         hidden, labels = hidden.index_select(0, index), labels.index_select(0, index)
     rows = chunk or _rows_at_a_time(hidden.device, weight.shape[0])
-    total = _LinearCrossEntropy.apply(hidden, weight, labels, rows, torch.is_grad_enabled())
+    total = _LinearCrossEntropy.apply(hidden, weight, labels, rows, torch.is_grad_enabled(), softcap)
     return cast(Tensor, total), count
 
 
@@ -81,7 +88,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Forward computes the loss and both gradients; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, rows: int, grad_enabled: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, rows: int, grad_enabled: bool, softcap: float | None
+    ) -> Tensor:
         device = hidden.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         exact = torch.float64 if compute == torch.float64 else torch.float32
@@ -94,10 +103,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             h, w = hidden.to(compute), weight.to(compute)
             for start in range(0, h.shape[0], rows):
                 part = slice(start, start + rows)
-                logits = (h[part] @ w.t()).to(exact)  # (C, V)
+                logits, slope = capped_((h[part] @ w.t()).to(exact), softcap)  # (C, V)
                 total += _loss_then_gradient_(logits, labels[part], need_hidden or need_weight)
                 if need_hidden or need_weight:
-                    gradient = logits.to(compute)
+                    gradient = (logits if slope is None else logits * slope).to(compute)
                     if grad_hidden is not None:
                         grad_hidden[part] = gradient @ w
                     if grad_weight is not None:
@@ -107,9 +116,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         grad_hidden, grad_weight = (None if g is None else g * grad_total for g in ctx.saved_tensors)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def capped_(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """`logits` capped in place, and the derivative of the cap (None: 1), both of the same shape."""
+    if softcap is None:
+        return logits, None
+    logits.div_(softcap).tanh_()
+    slope = 1 - logits.square()
+    return logits.mul_(softcap), slope
 
 
 def _loss_then_gradient_(logits: Tensor, labels: Tensor, need_grad: bool) -> Tensor:

@@ -1,0 +1,297 @@
+"""A linear layer with a low-rank part beside it: what an adapter is, and how it computes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yeoul.errors import UserError
+
+CONFIG = "adapter_config.json"
+_NEUTRAL = {
+    "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "inference_mode",
+    "loftq_config", "lora_ga_config", "megatron_core", "merge_weights", "peft_version", "qalora_group_size",
+    "revision", "runtime_config", "task_type",
+}  # fmt: skip
+"""Keys of PEFT that change nothing of what a saved adapter computes."""
+_SAME_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Initial values that leave the base weights alone; PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ subtract from them."""
+
+_FIELDS = {
+    "base_model_name_or_path": "base_model", "r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout",
+    "use_rslora": "rslora", "use_dora": "dora",
+    **{name: name for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+                               "rank_pattern", "alpha_pattern")},
+}  # fmt: skip
+"""Key of PEFT -> field of `LoraConfig`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """What an adapter is; the names in brackets are those of `adapter_config.json`.
+
+    Attributes:
+        r: rank.
+        alpha: the low-rank part is multiplied by alpha / r [lora_alpha].
+        dropout: of the input of the low-rank part, while training [lora_dropout].
+        target_modules: ends of module paths such as "q_proj", or "all-linear", or a regular expression that must
+            match the whole path. Paths are Yeoul's here, and those of transformers in a file.
+        exclude_modules: ends of paths or a regular expression, which stay without.
+        layers_to_transform: only these layers, counted from 0; with a list of target modules.
+        layers_pattern: what the list of layers is called in the path, such as "layers" or "h".
+        rslora: alpha / sqrt(r) instead (Kalajdzievski 2023) [use_rslora].
+        dora: a trained length for each row of W + scaling * B A [use_dora].
+        rank_pattern: other ranks, by the end of a path or a regular expression for it.
+        alpha_pattern: other alphas, likewise.
+        base_model: folder or hub id of the model that the adapter is for [base_model_name_or_path].
+
+    Raises:
+        UserError: a value that cannot be.
+    """
+
+    r: int = 8
+    alpha: float = 8
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] | str = "all-linear"
+    exclude_modules: tuple[str, ...] | str = ()
+    layers_to_transform: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+    rslora: bool = False
+    dora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    base_model: str | None = None
+
+    def __post_init__(self) -> None:
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - the one way into a frozen class
+        if isinstance(self.layers_to_transform, int):
+            put("layers_to_transform", (self.layers_to_transform,))
+        if isinstance(self.layers_pattern, str):
+            put("layers_pattern", (self.layers_pattern,))
+        for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"):
+            value, kind = getattr(self, name), int if name == "layers_to_transform" else str
+            if isinstance(value, list | set):
+                put(name, value := tuple(value))
+            if not isinstance(value, str) and not (isinstance(value, tuple) and all(type(v) is kind for v in value)):
+                raise UserError(f"{name} cannot be {value!r}", name)
+        for name in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise UserError(f"{name} must map names to numbers", name)
+        ranks, alphas = [self.r, *self.rank_pattern.values()], [self.alpha, *self.alpha_pattern.values()]
+        if any(type(rank) is not int or rank < 1 for rank in ranks):
+            raise UserError(f"ranks must be positive whole numbers, not {ranks!r}", "r")
+        if any(type(alpha) not in (int, float) or not math.isfinite(alpha) or not alpha for alpha in alphas):
+            raise UserError(f"alphas must be numbers other than 0, not {alphas!r}", "alpha")
+        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be at least 0 and below 1, not {self.dropout!r}", "dropout")
+        for name, value, kinds in (
+            ("rslora", self.rslora, bool), ("dora", self.dora, bool), ("base_model", self.base_model, str | None),
+        ):  # fmt: skip
+            if not isinstance(value, kinds):
+                raise UserError(f"{name} cannot be {value!r}", name)
+        if self.layers_to_transform and isinstance(self.target_modules, str):
+            raise UserError("layers_to_transform needs a list of target_modules", "layers_to_transform")
+        expressions = [v for v in (self.target_modules, self.exclude_modules) if isinstance(v, str)]
+        for expression in (*expressions, *self.rank_pattern, *self.alpha_pattern, *self.layers_pattern):
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise UserError(f"{expression!r} is not a regular expression: {error}") from None
+
+    def matches(self, path: str) -> bool:
+        """Whether the module of this path takes the adapter (PEFT's rules)."""
+        if named(self.exclude_modules, path):
+            return False
+        if self.target_modules != "all-linear" and not named(self.target_modules, path):
+            return False
+        if not self.layers_to_transform or path in self.target_modules:
+            return True
+        patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
+        found = next((match for pattern in patterns if (match := re.match(pattern, path))), None)
+        return found is not None and int(found[1]) in self.layers_to_transform
+
+    def rank(self, path: str) -> int:
+        """The rank at a path."""
+        return int(_by_pattern(self.rank_pattern, path, self.r))
+
+    def scaling(self, path: str) -> float:
+        """What the low-rank part at a path is multiplied by."""
+        r = self.rank(path)
+        return _by_pattern(self.alpha_pattern, path, self.alpha) / (math.sqrt(r) if self.rslora else r)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LoraConfig:
+        """Reads PEFT's `adapter_config.json`.
+
+        Raises:
+            UserError: something in it changes what the adapter computes in a way that is not supported, or is unknown.
+        """
+        values = dict(values)
+        if values.pop("peft_type", "LORA") != "LORA":
+            raise UserError("only LoRA adapters are read", f"{CONFIG}, peft_type")
+        if values.pop("bias", "none") != "none":
+            raise UserError("adapters that train biases are not supported", f"{CONFIG}, bias")
+        initial = values.pop("init_lora_weights", True)
+        if initial not in _SAME_BASE:
+            raise UserError(
+                f"with {initial!r} the training began by changing the base model", f"{CONFIG}, init_lora_weights",
+                "convert it to a plain LoRA with PEFT's path_initial_model_for_weight_conversion",
+            )  # fmt: skip
+        settings = {}
+        for key, value in values.items():
+            if key in _FIELDS:
+                if value is not None:
+                    settings[_FIELDS[key]] = value
+            elif key not in _NEUTRAL and value not in (None, False, "", [], {}):
+                raise UserError(f"{key} is not supported, and is {value!r}", f"{CONFIG}, {key}")
+        target = settings.get("target_modules")
+        if not target:
+            raise UserError("the adapter names no target modules", f"{CONFIG}, target_modules")
+        if isinstance(target, str) and target.lower() == "all-linear":
+            settings["target_modules"] = "all-linear"
+        try:
+            return cls(**settings)
+        except UserError as error:
+            raise UserError(error.what, CONFIG, error.fix) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of PEFT's `adapter_config.json`."""
+        values = {key: getattr(self, name) for key, name in _FIELDS.items()}
+        values = {key: list(value) or None if isinstance(value, tuple) else value for key, value in values.items()}
+        values |= {key: dict(values[key]) for key in ("rank_pattern", "alpha_pattern")}
+        fixed = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "init_lora_weights": True}
+        return fixed | values | {"inference_mode": True}
+
+
+def named(modules: tuple[str, ...] | str, path: str) -> bool:
+    """Whether a list of ends of paths, or a regular expression, names this path."""
+    if isinstance(modules, str):
+        return bool(modules) and re.fullmatch(modules, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in modules)
+
+
+def _by_pattern(patterns: Mapping[str, float], path: str, default: float) -> float:
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+
+
+class Adapter(nn.Module):
+    """One low-rank part. Its numbers are fp32 over a base of fewer bits, as PEFT's are.
+
+    Args:
+        A: (r, in); a parameter may serve several parts.
+        B: (out, r).
+        scaling: of B A.
+        dropout: of the input, while training.
+        magnitude: (out,) the length of each row, with DoRA.
+    """
+
+    A: nn.Parameter
+    B: nn.Parameter
+    magnitude: nn.Parameter | None
+
+    def __init__(self, A: Tensor, B: Tensor, scaling: float, dropout: float, magnitude: Tensor | None = None) -> None:
+        super().__init__()
+        self.A = A if isinstance(A, nn.Parameter) else nn.Parameter(A)
+        self.B = nn.Parameter(B)
+        self.register_parameter("magnitude", None if magnitude is None else nn.Parameter(magnitude))
+        self.scaling, self.dropout = scaling, dropout
+
+    def merged_weight(self, base: Tensor) -> Tensor:
+        """(out, in): the base weight and this part in one, in the precision of this part."""
+        weight = base.to(self.A.dtype) + self.B @ self.A * self.scaling
+        if self.magnitude is None:
+            return weight
+        return (self.magnitude / torch.linalg.norm(weight, dim=1))[:, None] * weight
+
+    def forward(self, x: Tensor, y: Tensor, base: Any) -> Tensor:
+        """What `base` gave for x (..., in), y (..., out), with this part added."""
+        x = x.to(self.A.dtype)
+        dropped = F.dropout(x, self.dropout, self.training)
+        low = F.linear(F.linear(dropped, self.A), self.B) * self.scaling
+        if self.magnitude is None:
+            return (y + low).to(y.dtype)
+        weight = dense(base).to(x.dtype)
+        # The length is a constant for the gradient (DoRA, section 4.3).
+        length = torch.linalg.norm(weight + self.scaling * (self.B @ self.A).detach(), dim=1)
+        scale = self.magnitude / length
+        if self.training and self.dropout:  # as PEFT, which drops inputs of both terms
+            straight = F.linear(dropped, weight)
+        else:
+            straight = y if base.bias is None else y - base.bias
+        return (y + (scale - 1) * straight + scale * low).to(y.dtype)
+
+
+class LoraLinear(nn.Module):
+    """A linear layer with adapters by name, of which one or none is active.
+
+    Args:
+        base: `nn.Linear`, or any module with `in_features`, `out_features`, `bias` and the same call; DoRA and
+            merging need it to be `nn.Linear`.
+    """
+
+    original: Tensor | None
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base, self.adapters = base, nn.ModuleDict()
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.configs: dict[str, LoraConfig] = {}
+        self.active: str | None = None
+        self.register_buffer("original", None, persistent=False)  # the base's weight while another is in its place
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in) of the base; with the active adapter in it while merged."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,) of the base."""
+        return self.base.bias
+
+    @property
+    def merged(self) -> bool:
+        """Whether the active adapter is in the base's weight."""
+        return self.original is not None
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of this name."""
+        return self.adapters[name]  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Puts a weight with the active adapter in it in the base's place; the original is kept until `unmerge`."""
+        if self.active is None or self.merged:
+            return
+        weight = dense(self.base)
+        self.original = weight.data
+        weight.data = self.adapter(self.active).merged_weight(weight).to(weight.dtype)
+
+    def unmerge(self) -> None:
+        """The base's weight is the one before `merge`, bit for bit."""
+        if self.original is not None:
+            self.base.weight.data, self.original = self.original, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        y = self.base(x)
+        if self.active is None or self.merged:
+            return y
+        return self.adapter(self.active)(x, y, self.base)
+
+
+def dense(base: nn.Module) -> Tensor:
+    """(out, in) weight of a plain linear layer; UserError where it is quantized."""
+    if not isinstance(base, nn.Linear):
+        raise UserError(
+            "the base model is quantized, so adapters with DoRA do not fit it and none can be merged into it",
+            fix="load the model in full precision",
+        )
+    return base.weight

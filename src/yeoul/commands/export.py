@@ -1,0 +1,162 @@
+"""`yeoul export`: a model for other programs: one GGUF file, or a folder of plain safetensors."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from yeoul.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write a model with its tokenizer for other programs.
+
+    gguf: one file, which llama.cpp and what is built on it run. Softmax models of the Llama, Mistral, Qwen 2 and 3,
+    Gemma 1 to 3, EXAONE 4, GPT-2 and GPT-NeoX kinds, whatever made them; what llama.cpp would compute otherwise is
+    refused with the reason. hf: a Hugging Face folder of safetensors, with an adapter merged, in another type, or
+    made from a pickle.
+    """
+
+    model: str
+    """Model: a Hugging Face folder, a run's folder, or an id on the hub."""
+    _: KW_ONLY
+    format: Literal["gguf", "hf"] = "gguf"
+    """gguf: one file for llama.cpp; hf: a folder for transformers and Yeoul."""
+    dtype: Literal["f32", "f16", "bf16", "q8_0"] | None = None
+    """Type of the weights: f16 for gguf and as they are for hf, when not given. q8_0, of gguf alone, is 8 bits with
+    a scale for every 32 numbers. Norms and biases of gguf stay f32."""
+    out: Path | None = None
+    """The file or folder; MODEL-F16.gguf or MODEL-hf in the current folder, with the model's name, when not given."""
+    adapter: str | None = None
+    """LoRA adapter that is merged into the weights: a folder or hub id."""
+    unsafe_pickle: bool = False
+    """Read weights that are a pickle (.bin, .pt), by torch's loader for tensors alone. Only for makers you trust."""
+    overwrite: bool = False
+    """Replace what is there."""
+    config: Path | None = None
+    """YAML file with any of these settings; flags beat it."""
+
+
+def run(config: Config) -> int:
+    """Write the file or folder and say what is in it."""
+    name = model_name(config.model)
+    if config.format == "hf":
+        return _run_hf(config, config.out or Path(f"{name}-hf"))
+    dtype = config.dtype or "f16"
+    out = config.out or Path(f"{name}-{dtype.upper()}.gguf")
+    if out.is_dir():
+        raise UserError("this is a folder, not a file", f"--out {out}", f"give {out / f'{name}.gguf'}")
+    _check_free(out, config.overwrite)
+    import gguf  # noqa: F401 - says early what is not installed
+
+    from yeoul.model.checkpoint import load_config
+    from yeoul.model.gguf import plan
+    from yeoul.model.gguf_file import write_gguf
+    from yeoul.text.gguf_vocabulary import Vocabulary, gguf_vocabulary
+    from yeoul.text.tokenizer import Tokenizer
+
+    with _source(config) as folder:
+        described = load_config(folder)
+        plan(described)  # refused before the weights are read
+        vocabulary = Vocabulary(
+            metadata={"tokenizer.ggml.model": "none"},
+            notes=("the model has no tokenizer: llama.cpp can take and give ids only",),
+        )
+        if Tokenizer.exists(folder):
+            ids = {"bos_id": described.bos_id, "eos_id": described.eos_id, "pad_id": described.pad_id}
+            vocabulary = gguf_vocabulary(folder, described.vocab_size, **ids)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        done = write_gguf(_model(config, folder), out, dtype=dtype, name=name, vocabulary=vocabulary.metadata)
+    kind = vocabulary.metadata["tokenizer.ggml.model"]
+    print(f"{out}: {done.architecture}, {dtype}, {out.stat().st_size / 2**20:,.1f} MiB, tokenizer {kind}")
+    for note in (*done.notes, *vocabulary.notes):
+        print(f"note: {note}")
+    return 0
+
+
+def _run_hf(config: Config, out: Path) -> int:
+    import torch
+
+    from yeoul.commands.corpus import save_folder
+    from yeoul.model.checkpoint import read_json
+    from yeoul.text.tokenizer import Tokenizer
+    from yeoul.train.runstate import replace_folder
+
+    dtypes = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+    if config.dtype == "q8_0":
+        raise UserError("q8_0 is a type of GGUF files", "--dtype", "give f32, f16 or bf16, or --format gguf")
+    if out.is_file():
+        raise UserError("this is a file, not a folder", f"--out {out}")
+    _check_free(out, config.overwrite)
+    with _source(config) as folder:
+        if out.exists() and out.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise UserError("the model lies in this folder", f"--out {out}", "choose another --out")
+        model = _model(config, folder, dtypes[config.dtype] if config.dtype else None)
+        tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
+
+        def write(target: Path) -> None:
+            save_folder(model, tokenizer, target)
+            if (folder / "README.md").is_file():
+                (target / "README.md").write_bytes((folder / "README.md").read_bytes())
+
+        replace_folder(out, write)
+    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    kind = read_json(out / "config.json")["model_type"]
+    print(f"{out}: {kind}, {str(model.output_weight.dtype).removeprefix('torch.')}, {size / 2**20:,.1f} MiB")
+    return 0
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise UserError("there is something already", out, "replace it (--overwrite) or choose another --out")
+
+
+@contextmanager
+def _source(config: Config) -> Iterator[Path]:
+    """The folder of the model; with --unsafe-pickle a temporary one, with its weights as safetensors."""
+    from yeoul.hub import local_folder
+    from yeoul.model.checkpoint import model_folder
+
+    folder = model_folder(local_folder(config.model, pickles=config.unsafe_pickle))
+    if not config.unsafe_pickle:
+        yield folder
+        return
+    from yeoul.model.pickles import to_safetensors
+    from yeoul.train.runstate import disk_errors
+
+    parent = (config.out or Path()).absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpickled-", dir=parent) as temporary:
+        with disk_errors(Path(temporary), Path(temporary), []):
+            to_safetensors(folder, Path(temporary))
+        yield Path(temporary)
+
+
+def _model(config: Config, folder: Path, dtype: torch.dtype | None = None) -> Decoder:
+    from yeoul.model.checkpoint import load_model
+
+    model = load_model(folder, dtype=dtype)
+    if config.adapter is None:
+        return model
+    from yeoul.adapt.lora import load_adapter, merge_and_unload
+
+    load_adapter(model, config.adapter)
+    return merge_and_unload(model)
+
+
+def model_name(model: str) -> str:
+    """What a model is called: the last part of its path or hub id, the run's where it is a run's `model` folder."""
+    path = Path(model.partition("@")[0]).expanduser()
+    parts = [part for part in (path.resolve() if path.is_dir() else path).parts if part not in ("/", "model")]
+    return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else "model"

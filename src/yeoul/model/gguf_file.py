@@ -1,0 +1,113 @@
+"""Writing a GGUF file: tensor by tensor, beside its place, renamed when it is whole."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from yeoul.errors import UserError
+from yeoul.model.decoder import Decoder
+from yeoul.model.gguf import Entry, Plan, entries, plan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+"""Types of matrices, and `general.file_type` of the GGUF specification."""
+
+
+def write_gguf(
+    model: Decoder, path: Path, *, dtype: str, name: str, vocabulary: Mapping[str, Any] | None = None
+) -> Plan:
+    """Write a GGUF file, tensor by tensor, beside its place, and rename it when it is whole.
+
+    Args:
+        model: on any device; weights of any floating-point type.
+        path: the file; replaced when it is there.
+        dtype: "f32", "f16", "bf16" or "q8_0", of the matrices; vectors and position tables are f32, and rows that
+            q8_0's blocks of 32 do not divide are f16.
+        name: of the model, for people.
+        vocabulary: `tokenizer.*` metadata; None makes a file that takes and gives ids only.
+
+    Raises:
+        UserError: llama.cpp cannot say this model, or f16 cannot hold its weights.
+    """
+    from gguf import GGUFWriter
+
+    how = plan(model.config)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writer = GGUFWriter(None, how.architecture)
+    general = {"general.name": name, "general.file_type": FILE_TYPES[dtype]}
+    general |= {"general.quantization_version": 2} if dtype == "q8_0" else {}
+    for key, value in (general | how.metadata | dict(vocabulary or {"tokenizer.ggml.model": "none"})).items():
+        _add(writer, key, value)
+    todo = [(entry, _tensor_type(entry, dtype)) for entry in entries(model, how.architecture)]
+    for entry, kind in todo:
+        _announce(writer, entry, kind)
+    try:
+        writer.write_header_to_file(beside)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for entry, kind in todo:
+            writer.write_tensor_data(_encoded(entry, kind))
+        writer.flush()
+        assert writer.fout is not None
+        os.fsync(writer.fout[0].fileno())
+        writer.close()
+        beside.replace(path)
+    except OSError as error:
+        if error.errno is None:  # numpy's, which says only how much was written
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+    finally:
+        beside.unlink(missing_ok=True)
+    return how
+
+
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def _tensor_type(entry: Entry, dtype: str) -> GGMLQuantizationType:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    kind = GGMLQuantizationType[dtype.upper() if entry.matrix else "F32"]
+    return kind if entry.shape[-1] % GGML_QUANT_SIZES[kind][0] == 0 else GGMLQuantizationType.F16
+
+
+def _announce(writer: GGUFWriter, entry: Entry, kind: GGMLQuantizationType) -> None:
+    import numpy as np
+    from gguf import GGML_QUANT_SIZES
+
+    block, size = GGML_QUANT_SIZES[kind]
+    writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), math.prod(entry.shape) // block * size, kind)
+
+
+def _encoded(entry: Entry, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
+    from gguf import quants
+
+    values = entry.make().cpu().contiguous()
+    if kind.name == "F16":
+        half = values.half()
+        if any(extreme.isinf() for extreme in torch.aminmax(half)):
+            raise UserError(f"tensor {entry.name} has numbers that f16 cannot hold", "--dtype", "use bf16 or f32")
+        return half.numpy()
+    if kind.name == "BF16":  # numpy has no such type
+        return values.bfloat16().view(torch.int16).numpy()
+    return quants.quantize(values.numpy(), kind)

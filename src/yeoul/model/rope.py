@@ -1,0 +1,208 @@
+"""Rotary positions (Su and others 2021) and the ways in which models were stretched beyond their first length."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from yeoul.errors import UserError
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("original_max_position_embeddings", "short_factor", "long_factor"),
+}
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "dynamic": (),
+    "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "llama3": (),
+    "longrope": ("factor", "attention_factor"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched; fields are named as in `config.json`.
+
+    Attributes:
+        rope_type: "linear" (Chen and others 2023: positions divided by `factor`), "dynamic" (NTK-aware: the base grows
+            with the length of the call once it passes `max_position_embeddings`), "yarn" (Peng and others 2023),
+            "llama3" (Llama 3.1), "longrope" (Ding and others 2024: `long_factor` in calls that reach beyond
+            `original_max_position_embeddings`, else `short_factor`).
+        short_factor: one divisor for each frequency, as `long_factor`.
+    """
+
+    rope_type: str
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in NEEDED:
+            raise UserError(
+                f"rotary positions of type {self.rope_type!r} are not known", "rope_type", f"known: {', '.join(NEEDED)}"
+            )
+        allowed = ("rope_type", *NEEDED[self.rope_type], *OPTIONAL[self.rope_type])
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None:
+                if field.name in NEEDED[self.rope_type]:
+                    raise UserError(f"rotary positions of type {self.rope_type!r} need {field.name!r}")
+                continue
+            if field.name not in allowed:
+                raise UserError(f"rotary positions of type {self.rope_type!r} have no {field.name!r}")
+            if field.name.endswith("_factor") and isinstance(value, list | tuple):
+                if not value or not all(_is_positive(number) for number in value):
+                    raise UserError(f"{field.name} of rotary positions must be a list of positive numbers")
+                object.__setattr__(self, field.name, tuple(float(number) for number in value))
+            elif field.name not in ("rope_type", "truncate") and not _is_positive(value):
+                raise UserError(f"{field.name} of rotary positions must be a positive number, not {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are set."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items() if v is not None}
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
+
+
+class Rope(NamedTuple):
+    """All that decides the rotation of one layer: turned dimensions R, base, stretching, and the model's length."""
+
+    dim: int
+    theta: float
+    scaling: RopeScaling | None
+    max_positions: int
+
+    def variant(self, length: int) -> int:
+        """What of a call's length decides the frequencies: equal numbers, equal frequencies."""
+        scaling = self.scaling
+        if scaling is None:
+            return 0
+        if scaling.rope_type == "dynamic":
+            return max(length, self.max_positions)
+        if scaling.rope_type == "longrope":
+            assert scaling.original_max_position_embeddings is not None
+            return int(length > scaling.original_max_position_embeddings)
+        return 0
+
+
+def frequencies(rope: Rope, variant: int = 0) -> tuple[Tensor, float]:
+    """Angle of one position for each pair of dimensions, (R / 2,) fp32, and the factor of cosines and sines.
+
+    Args:
+        rope: what to compute.
+        variant: from `Rope.variant`.
+    """
+    dim, theta, scaling, _ = rope
+    if scaling is not None and scaling.rope_type == "dynamic":
+        assert scaling.factor is not None
+        stretch = scaling.factor * variant / rope.max_positions - (scaling.factor - 1)
+        theta *= stretch ** (dim / (dim - 2))
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    inverse = 1.0 / theta**exponents
+    if scaling is None or scaling.rope_type == "dynamic":
+        return inverse, 1.0
+    if scaling.rope_type == "linear":
+        assert scaling.factor is not None
+        return inverse / scaling.factor, 1.0
+    if scaling.rope_type == "llama3":
+        return _llama3(inverse, scaling), 1.0
+    if scaling.rope_type == "yarn":
+        return _yarn(rope, scaling)
+    factors = scaling.long_factor if variant else scaling.short_factor
+    original = scaling.original_max_position_embeddings
+    assert factors is not None and original is not None
+    if len(factors) != dim // 2:
+        raise UserError(f"rotary positions turn {dim // 2} pairs, but short_factor or long_factor has {len(factors)}")
+    attention = scaling.attention_factor
+    if attention is None:
+        factor = scaling.factor or rope.max_positions / original
+        attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return 1.0 / (torch.tensor(factors) * theta**exponents), attention
+
+
+def _llama3(inverse: Tensor, scaling: RopeScaling) -> Tensor:
+    """Long wavelengths are stretched, short ones kept, those between interpolated (Llama 3.1)."""
+    original, low, high = scaling.original_max_position_embeddings, scaling.low_freq_factor, scaling.high_freq_factor
+    assert original is not None and low is not None and high is not None and scaling.factor is not None
+    wavelength = 2 * math.pi / inverse
+    smooth = ((original / wavelength - low) / (high - low)).clamp(0, 1)
+    return (1 - smooth) * inverse / scaling.factor + smooth * inverse
+
+
+def _yarn(rope: Rope, scaling: RopeScaling) -> tuple[Tensor, float]:
+    """NTK by parts and the temperature of the attention (Peng and others 2023, sections 3.2 to 3.4)."""
+    dim, theta = rope.dim, rope.theta
+    factor, original = scaling.factor, scaling.original_max_position_embeddings
+    assert factor is not None and original is not None
+    inverse = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+    def pair_that_turns(times: float) -> float:
+        return dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair_that_turns(scaling.beta_fast or 32), pair_that_turns(scaling.beta_slow or 1)
+    if scaling.truncate is not False:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low if high != low else 0.001)
+    stretched = ramp.clamp(0, 1)
+    temperature = lambda m: 0.1 * m * math.log(factor) + 1 if factor > 1 else 1.0  # noqa: E731
+    attention = scaling.attention_factor
+    if attention is None:
+        attention = temperature(1)
+        if scaling.mscale and scaling.mscale_all_dim:
+            attention = temperature(scaling.mscale) / temperature(scaling.mscale_all_dim)
+    return inverse / factor * stretched + inverse * (1 - stretched), attention
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept here serves training too
+def _table(rope: Rope, variant: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    inverse, attention = frequencies(rope, variant)
+    angle = torch.outer(torch.arange(rows, dtype=torch.float32, device=device), inverse.to(device))
+    return angle.cos() * attention, angle.sin() * attention
+
+
+def rotary_table(rope: Rope, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for a call whose last position is `length` - 1: each (at least `length`, R / 2) fp32."""
+    variant = rope.variant(length)
+    longer = rope.scaling is not None and rope.scaling.rope_type == "dynamic" and variant > rope.max_positions
+    rows = length if longer else max(64, 1 << (length - 1).bit_length())
+    return _table(rope, variant, rows, device)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the first 2R of a head's dimensions by position, halves convention (as GPT-NeoX and Llama in transformers).
+
+    Args:
+        x: (B, H, T, D) queries or keys.
+        cos: (B or 1, 1, T, R) with 2R <= D.
+        sin: as cos.
+    """
+    r = cos.shape[-1]
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    a, b = x[..., :r], x[..., r : 2 * r]
+    parts = [a * cos - b * sin, b * cos + a * sin]
+    if 2 * r < x.shape[-1]:
+        parts.append(x[..., 2 * r :])
+    return torch.cat(parts, dim=-1)
