@@ -1,6 +1,7 @@
-"""Time and peak memory of loading a random Llama in bfloat16 here and in transformers, in turns.
+"""Time and peak memory of loading a random Llama or GPT-NeoX in bfloat16 here and in transformers, in turns.
 
     python benchmarks/load.py --repeats 5
+    python benchmarks/load.py --shape neox-1b --json docs/benchmarks/load-neox.json
 
 Every load runs in a process of its own, after the imports, from a file that is in the page cache. "ready" is the time
 until the model is returned; "used" adds a reduction over every weight, so that what is mapped and not yet read is paid
@@ -25,8 +26,9 @@ torch.set_num_threads(int(sys.argv[3]))
 if sys.argv[1] == "yeoul":
     from yeoul.model.checkpoint import load_model as load
 else:
-    from transformers import LlamaForCausalLM
-    load = lambda folder: LlamaForCausalLM.from_pretrained(folder)
+    from transformers import GPTNeoXForCausalLM, LlamaForCausalLM
+    kind = LlamaForCausalLM if sys.argv[4] == "llama" else GPTNeoXForCausalLM
+    load = lambda folder: kind.from_pretrained(folder)
 process = psutil.Process()
 before, peak, done = process.memory_info().rss, 0, threading.Event()
 def watch():
@@ -34,27 +36,34 @@ def watch():
     while not done.is_set():
         peak = max(peak, process.memory_info().rss)
         time.sleep(0.002)
-watcher = threading.Thread(target=watch); watcher.start()
+watcher = threading.Thread(target=watch, daemon=True); watcher.start()
 start = time.perf_counter()
 model = load(sys.argv[2])
 ready = time.perf_counter() - start
-total = sum(float(p.detach().view(torch.int16).max()) for p in model.parameters())  # touches every byte
+for p in model.parameters():
+    p.detach().view(torch.int16).max()  # touches every byte
 used = time.perf_counter() - start
 done.set(); watcher.join()
+output = model.output_weight if sys.argv[1] == "yeoul" else model.get_output_embeddings().weight
+check = float(output.detach().double().sum())
 size = sum(p.numel() * p.element_size() for p in model.parameters())
-print(json.dumps({"ready": ready, "used": used, "peak": (peak - before) / size, "bytes": size, "check": total}))
+print(json.dumps({"ready": ready, "used": used, "peak": (peak - before) / size, "bytes": size, "check": check}))
 """
 SHAPES = {
     "1b": dict(
         vocab_size=32000, hidden_size=2048, num_layers=20, num_heads=32, num_kv_heads=8, intermediate_size=6144,
         tie_embeddings=False,
     ),
+    "neox-1b": dict(
+        vocab_size=50432, hidden_size=2048, num_layers=16, num_heads=16, intermediate_size=8192, norm="layernorm",
+        mlp="gelu", attention_bias=True, mlp_bias=True, parallel_residual=True, rotary_dim=32, tie_embeddings=False,
+    ),
     "tiny": dict(vocab_size=1000, hidden_size=256, num_layers=4, num_heads=4, tie_embeddings=False),
 }  # fmt: skip
 
 
 def make(folder: Path, shape: str) -> None:
-    """A random Llama of this shape in bfloat16."""
+    """A random model of this shape in bfloat16."""
     import torch
 
     from yeoul.model.checkpoint import save_model
@@ -80,9 +89,10 @@ def main() -> None:
     runs: dict[str, list[dict[str, float]]] = {"yeoul": [], "transformers": []}
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), arguments.shape)
+        family = json.loads((Path(folder) / "config.json").read_text())["model_type"]
         for _ in range(arguments.repeats + 1):
             for name, found in runs.items():
-                command = [sys.executable, "-c", CHILD, name, folder, str(arguments.threads)]
+                command = [sys.executable, "-c", CHILD, name, folder, str(arguments.threads), family]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 found.append(json.loads(done.stdout.splitlines()[-1]))
     assert len({run["check"] for found in runs.values() for run in found}) == 1, "the weights differ"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.model.delta import DeltaDiJiangAttention, Gate
 
 VOCAB = 101
 KINDS: dict[str, dict[str, Any]] = {
@@ -26,6 +27,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "hybrid": dict(attention=("hybrid",), feature_map=dict(kernel="exp")),
     "hybrid-decay": dict(attention=("hybrid",), feature_map=dict(decay="fixed", sequence="stratified")),
     "hybrid-bounded": dict(attention=("hybrid",), feature_map=dict(kernel="softmax")),
+    "performer-hybrid": dict(attention=("hybrid",), feature_map=dict(name="performer", features=12)),
+    "pff": dict(attention=("dijiang",), feature_map=dict(name="pff")),
+    "wdcf-hybrid": dict(attention=("hybrid",), feature_map=dict(name="wdcf", decay="fixed")),
+    "hedgehog-hybrid": dict(attention=("hybrid",), feature_map=dict(name="hedgehog")),
+    "elu": dict(attention=("dijiang",), feature_map=dict(name="elu", decay="learned")),
     "gemma-like": dict(
         attention=("sliding", "softmax"),
         sliding_window=7,
@@ -56,6 +62,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "exaone-like": dict(
         attention=("sliding", "dijiang"), sliding_window=3, norm_placement="post", qk_norm=True, no_rope_layers=(1,)
     ),
+    "delta": dict(attention=("dijiang",), state_update="delta"),
+    "delta-hybrid": dict(attention=("hybrid",), state_update="delta", feature_map=dict(kernel="exp")),
     "mixed": dict(attention=("softmax", "hybrid", "sliding"), num_layers=3),
 }
 
@@ -74,4 +82,11 @@ def make(kind: str) -> Decoder:
         vocab_size=VOCAB, hidden_size=64, num_heads=4, window=5, max_position_embeddings=128,
         initializer_range=0.15, **settings,
     )  # fmt: skip
-    return Decoder(config).eval()
+    model = Decoder(config).eval()
+    for module in model.modules():
+        if isinstance(module, Gate):  # which begins with weights of 0: tokens would not differ
+            torch.nn.init.normal_(module.weight, std=0.3)
+            torch.nn.init.uniform_(module.bias, -3, 1)
+        if isinstance(module, DeltaDiJiangAttention) and module.window:
+            torch.nn.init.normal_(module.read_weight)
+    return model

@@ -83,8 +83,9 @@ def test_a_folder_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_hub_troubles(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     asked: dict[str, object] = {}
 
     def answer(error: Exception) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from yeoul.infer.engine import generate, stream
-    from yeoul.model.config import ModelConfig
+    from yeoul.model.config import FeatureMapConfig, ModelConfig
     from yeoul.model.decoder import Decoder
     from yeoul.model.dijiang import DiJiangAttention
     from yeoul.ops.linear_attention import linear_attention
@@ -31,6 +31,7 @@ _HOMES = {
     "stream": "yeoul.infer.engine",
     "linear_attention": "yeoul.ops.linear_attention",
     "DiJiangAttention": "yeoul.model.dijiang",
+    "FeatureMapConfig": "yeoul.model.config",
     "ModelConfig": "yeoul.model.config",
     "Decoder": "yeoul.model.decoder",
     "Tokenizer": "yeoul.text.tokenizer",
@@ -39,6 +40,7 @@ _HOMES = {
 __all__ = [
     "Decoder",
     "DiJiangAttention",
+    "FeatureMapConfig",
     "ModelConfig",
     "Tokenizer",
     "__version__",

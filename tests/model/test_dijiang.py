@@ -13,7 +13,8 @@ from yeoul.model import dijiang
 from yeoul.model.attention import Layout, SoftmaxAttention
 from yeoul.model.cache import StateCache
 from yeoul.model.config import FeatureMapConfig
-from yeoul.model.dijiang import DiJiangAttention, FrequencyFeatureMap, chi_quantile, dct_matrix, quasi_random
+from yeoul.model.dijiang import DiJiangAttention
+from yeoul.model.feature_maps import FrequencyFeatureMap, chi_quantile, dct_matrix, quasi_random
 
 
 def test_dct_is_the_orthonormal_dct_ii() -> None:
@@ -178,3 +179,22 @@ def test_number_of_features_is_free(features: int, pairs: bool) -> None:
 def test_fits_into_any_model() -> None:
     model = nn.Sequential(nn.Linear(3, 32), DiJiangAttention(32, 4, causal=False), nn.Linear(32, 2))
     assert model(torch.randn(2, 9, 3)).shape == (2, 9, 2)
+
+
+def test_what_a_stranger_gets_wrong_is_said() -> None:
+    with pytest.raises(ValueError, match="4 heads do not divide a width of 30"):
+        DiJiangAttention(30, 4)
+    with pytest.raises(ValueError, match="3 key-value heads do not divide 4"):
+        DiJiangAttention(32, 4, 3)
+    layer, x = DiJiangAttention(32, 4, causal=False), torch.randn(2, 9, 32)
+    with pytest.raises(TypeError, match="attention_mask=mask"):
+        layer(x, torch.ones(2, 9))
+    with pytest.raises(ValueError, match="no cache"):
+        layer(x, cache=layer.new_cache())
+
+
+def test_a_layer_without_direction_is_made_of_a_softmax_layer() -> None:
+    softmax = SoftmaxAttention(hidden_size=32, num_heads=4, num_kv_heads=2)
+    layer, x = DiJiangAttention.from_softmax(softmax, causal=False), torch.randn(1, 9, 32)
+    assert layer.q_proj is softmax.q_proj
+    assert rms_ratio(layer(x.flip(1)).flip(1), layer(x)) < 1e-5

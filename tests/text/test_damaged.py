@@ -156,9 +156,9 @@ def test_no_json(name: str, content: bytes, folders: dict[str, Path], tmp_path: 
     [
         ("merges.txt", b"#version: 0.2\na b\na b c\n", "line 3"),
         ("merges.txt", "가 나\n".encode(), "vocab.json"),
-        ("merges.txt", b"\xff \xfe\n", "utf-8"),
+        ("merges.txt", b"\xff \xfe\n", "UTF-8"),
         ("vocab.json", b'{"a": "0"}', "ids"),
-        ("vocab.json", b"[]", "ids"),
+        ("vocab.json", b"[]", "JSON object"),
         ("vocab.json", b"{", "vocab.json"),
     ],
 )

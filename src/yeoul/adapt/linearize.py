@@ -12,6 +12,7 @@ from yeoul.errors import UserError
 from yeoul.model.attention import SoftmaxAttention
 from yeoul.model.config import FeatureMapConfig, ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.model.delta import DeltaDiJiangAttention
 from yeoul.model.dijiang import DiJiangAttention
 
 
@@ -24,12 +25,14 @@ class Conversion:
         window: of the hybrid, in positions.
         feature_map: of the linear part.
         keep_softmax: layers that stay as they are, counted from 0.
+        state_update: "additive", or "delta": see `ModelConfig`.
     """
 
     attention: str = "hybrid"
     window: int = 64
     feature_map: FeatureMapConfig = field(default_factory=FeatureMapConfig)
     keep_softmax: tuple[int, ...] = ()
+    state_update: str = "additive"
 
     def __post_init__(self) -> None:
         if self.attention not in ("hybrid", "dijiang"):
@@ -49,7 +52,7 @@ class Conversion:
         if kinds == config.attention:
             raise UserError("the model has no softmax layer to linearize", fix="give a softmax model")
         return config.with_(
-            attention=kinds, window=self.window, feature_map=self.feature_map,
+            attention=kinds, window=self.window, feature_map=self.feature_map, state_update=self.state_update,
             sliding_window=config.sliding_window or config.window,
         )  # fmt: skip
 
@@ -58,7 +61,7 @@ def convert(teacher: Decoder, conversion: Conversion) -> Decoder:
     """A new model with the teacher's weights (copied) whose softmax layers are linear; feature maps are untrained."""
     student = Decoder(conversion.apply(teacher.config)).to(teacher.device)
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
-    strange = [name for name in missing if ".feature_map." not in name and not name.endswith("decay_logit")]
+    strange = [name for name in missing if not _in_map(name)]
     if strange or unexpected:
         raise ValueError(f"the student lacks {strange} and the teacher has {unexpected} beside")
     dtype = teacher.output_weight.dtype
@@ -74,7 +77,7 @@ def converted_layers(student: Decoder) -> list[int]:
 
 
 def train_only_maps(student: Decoder) -> None:
-    """Only feature maps and decays are trained: what alignment moves."""
+    """Only what the teacher lacks is trained, feature maps, decays and gates: what alignment moves."""
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(_in_map(name) and _is_learned(student, name))
 
@@ -86,12 +89,16 @@ def train_everything(student: Decoder) -> None:
 
 
 def _in_map(name: str) -> bool:
-    return ".feature_map." in name or name.endswith("decay_logit")
+    """Whether a parameter belongs to the linear attention and not to the projections taken over."""
+    inside = (".feature_map.", ".beta_proj.", ".decay_proj.")
+    return any(part in name for part in inside) or name.endswith((".decay_logit", ".decay_log", ".read_weight"))
 
 
 def _is_learned(student: Decoder, name: str) -> bool:
     config = student.config.feature_map
     part = {"frequencies": "frequencies", "log_weights": "weights", "directions": "directions"}.get(name.split(".")[-1])
+    if name.endswith("log_mass"):
+        return student.config.state_update == "additive"  # the delta rule's features have length 1
     if name.endswith("decay_logit"):
         return config.decay == "learned"
     return part in config.learn if part else True
@@ -127,7 +134,8 @@ class Alignment:
                 attended = attention.o_proj(_merge(wanted))
                 x = block.finish(x, attended)
                 scale = attended.float().square().mean((0, 1)).sum()
-            given = linear.mix(q, k, v, layout, None)
+            values = linear.gated(v, normed) if isinstance(linear, DeltaDiJiangAttention) else v
+            given = linear.mix(q, k, values, layout, None)
             gap = torch.matmul(_merge(given - wanted), attention.o_proj.weight.T)  # (B, T, hidden)
             errors.append(gap.float().square().sum(-1) / scale)
         return torch.stack(errors)

@@ -84,6 +84,7 @@ def examine(*, measure: bool = True) -> dict[str, Any]:
             "device": str(device),
             "dtype": str(dtype).removeprefix("torch."),
             "why": _why(device, dtype),
+            "linear_attention": _linear_attention(device),
         },
         "extras": _extras(),
     }
@@ -128,6 +129,13 @@ def _driver_version() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.split()[0] if answer.split() else None
+
+
+def _linear_attention(device: torch.device) -> str:
+    from yeoul.ops.triton_chunked import why_not
+
+    reason = why_not(device)
+    return "Triton kernels" if reason is None else f"PyTorch ({reason})"
 
 
 def _why(device: torch.device, dtype: torch.dtype) -> str:
@@ -243,6 +251,7 @@ def describe(report: dict[str, Any]) -> str:
         *((("GPU" if i == 0 else ""), gpu) for i, gpu in enumerate(gpus)),
         ("driver", cuda["driver"] or "no NVIDIA driver"),
         ("will use", f"{use['device']} with {use['dtype']}: {use['why']}"),
+        ("", f"linear attention in {use['linear_attention']}"),
     ]
     if "gflops" in report:
         rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in report["gflops"].items())

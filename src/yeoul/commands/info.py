@@ -161,7 +161,7 @@ def _layer_cache(config: ModelConfig, kind: str, window: int, dtype: torch.dtype
     small = ModelConfig(
         vocab_size=2, hidden_size=2 * size, num_layers=1, num_heads=groups, num_kv_heads=groups, head_dim=size,
         intermediate_size=2, attention=(kind,), window=window, feature_map=config.feature_map, positions="none",
-        max_position_embeddings=config.max_position_embeddings,
+        state_update=config.state_update, max_position_embeddings=config.max_position_embeddings,
     )  # fmt: skip
     model = Decoder(small).to(dtype).eval()
     sizes = []
@@ -251,7 +251,9 @@ def _layers(config: dict[str, Any]) -> str:
     kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(config["attention"]).items())
     windows = {"hybrid": config["window"], "sliding": config["sliding_window"] or config["window"]}
     used = dict.fromkeys(windows[kind] for kind in windows if kind in config["attention"])
-    return f"{config['num_layers']}: {kinds}" + "".join(f", window {window:,}" for window in used)
+    delta = {"dijiang", "hybrid"} & set(config["attention"]) and config["state_update"] == "delta"
+    text = f"{config['num_layers']}: {kinds}" + "".join(f", window {window:,}" for window in used)
+    return text + (", states by the delta rule" if delta else "")
 
 
 def _shape(config: dict[str, Any]) -> str:

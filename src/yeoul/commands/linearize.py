@@ -56,18 +56,22 @@ class Config:
     """Positions of the hybrid's window."""
     keep_softmax: tuple[int, ...] = ()
     """Layers that stay softmax, counted from 0."""
+    map: Literal["dijiang", "performer", "pff", "wpff", "dcf", "wdcf", "dijiang-code", "hedgehog", "elu"] = "dijiang"
+    """Feature map; the settings below take what it has when not given."""
     features: int | None = None
-    """Features of a head; twice the head size when not given."""
-    kernel: Literal["softmax", "exp"] = "softmax"
+    """Features of a head; twice the head size when not given, or once where the map has no pairs."""
+    kernel: Literal["softmax", "exp"] | None = None
     """Feature kernel: softmax normalises the features of each vector, exp estimates the softmax kernel."""
-    radii: Literal["chi", "normal"] = "chi"
+    radii: Literal["chi", "normal"] | None = None
     """Distribution of the frequencies."""
-    sequence: Literal["sobol", "stratified", "random"] = "sobol"
+    sequence: Literal["sobol", "stratified", "random"] | None = None
     """Points behind the frequencies: quasi-Monte Carlo (sobol, stratified) or random."""
-    learn: tuple[Literal["weights", "frequencies", "directions"], ...] = ("weights", "frequencies", "directions")
+    learn: tuple[Literal["weights", "frequencies", "directions"], ...] | None = None
     """What of the feature map is trained."""
     decay: Literal["none", "fixed", "learned"] = "none"
     """Decay of the linear state."""
+    state_update: Literal["additive", "delta"] = "additive"
+    """How the state takes in a token: additive sums, delta corrects (the gated delta rule, with its own decay)."""
 
     align_share: float = 0.3
     """Share of the budget for the first stage."""
@@ -143,6 +147,11 @@ def run(config: Config) -> int:
     settings = plan(config, context)
     teacher.requires_grad_(False)
     student = convert(teacher, conversion(config))
+    if "align" in settings and not _learns_alone(student):
+        raise UserError(
+            f"nothing of the feature map {config.map!r} is learned, so there is nothing to align",
+            "--map", "give --align-share 0, or --learn where the map has parts to learn",
+        )  # fmt: skip
     with removed_on_user_error(config.out):
         shards, val = shards_of(config, tokenizer)
         if val is None:
@@ -171,12 +180,22 @@ def conversion(config: Config) -> Any:
     from yeoul.model.config import FeatureMapConfig
 
     feature_map = FeatureMapConfig(
-        features=config.features, kernel=config.kernel, radii=config.radii, sequence=config.sequence,
-        learn=config.learn, decay=config.decay, seed=config.seed,
+        name=config.map, features=config.features, decay=config.decay, seed=config.seed,
+        kernel=config.kernel, radii=config.radii, sequence=config.sequence, learn=config.learn,  # type: ignore[arg-type]
     )  # fmt: skip
     return Conversion(
-        attention=config.attention, window=config.window, feature_map=feature_map, keep_softmax=config.keep_softmax
-    )
+        attention=config.attention, window=config.window, feature_map=feature_map, keep_softmax=config.keep_softmax,
+        state_update=config.state_update,
+    )  # fmt: skip
+
+
+def _learns_alone(student: Decoder) -> bool:
+    """Whether the alignment stage has anything to train; a head's mass counts only beside a window."""
+    from yeoul.adapt.linearize import train_only_maps
+
+    train_only_maps(student)
+    learned = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    return any("hybrid" in student.config.attention or not name.endswith("log_mass") for name in learned)
 
 
 def plan(config: Config, context: int) -> dict[Stage, TrainConfig]:

@@ -169,7 +169,7 @@ def model_config(config: Config, **tokenizer: Any) -> ModelConfig:
     changes = {key: value for key, value in given.items() if value is not None}
     # What a preset derives from its width or its heads does not fit another width or other heads.
     if config.hidden_size is not None or config.mlp is not None:
-        changes.setdefault("intermediate_size", None)
+        changes.setdefault("intermediate_size", 0)
     if config.heads is not None:
         changes.setdefault("num_kv_heads", None)
     return preset(config.preset, max_position_embeddings=longest, **changes, **tokenizer)

@@ -76,6 +76,10 @@ class ProjectedAttention(nn.Module):
         rope: int | None = 0,
     ) -> None:
         super().__init__()
+        if head_dim is None and hidden_size % num_heads:
+            raise ValueError(f"{num_heads} heads do not divide a width of {hidden_size}: give head_dim, or other heads")
+        if num_heads % (num_kv_heads or num_heads):
+            raise ValueError(f"{num_kv_heads} key-value heads do not divide {num_heads} heads")
         self.hidden_size, self.num_heads = hidden_size, num_heads
         self.num_kv_heads = num_kv_heads or num_heads
         self.head_dim = head_dim or hidden_size // num_heads

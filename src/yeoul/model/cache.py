@@ -75,14 +75,14 @@ class WindowCache(LayerCache):
     def __init__(self, window: int) -> None:
         self.window = window
         self.k: Tensor | None = None  # (B, G, w, D)
-        self.v: Tensor | None = None
+        self.v: Tensor | None = None  # (B, G, w, D), with more channels where a layer keeps more
         self.valid: Tensor | None = None  # (B, w) bool: the slot holds a token
         self.length = 0
         self.padded = 0  # pushes until the last padded column has left the ring
 
-    def _allocate(self, k: Tensor) -> None:
+    def _allocate(self, k: Tensor, v: Tensor) -> None:
         B, G, _, D = k.shape
-        self.k, self.v = k.new_zeros(B, G, self.window, D), k.new_zeros(B, G, self.window, D)
+        self.k, self.v = k.new_zeros(B, G, self.window, D), v.new_zeros(B, G, self.window, v.shape[3])
         self.valid = torch.zeros(B, self.window, dtype=torch.bool, device=k.device)
 
     def extend(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +93,7 @@ class WindowCache(LayerCache):
         """
         (B, _, T, _), w = k.shape, self.window
         if self.k is None:
-            self._allocate(k)
+            self._allocate(k, v)
         assert self.k is not None and self.v is not None and self.valid is not None
         turn = -(self.length % w)
         new = torch.ones(B, T, dtype=torch.bool, device=k.device) if mask is None else mask
@@ -116,7 +116,7 @@ class WindowCache(LayerCache):
             None while the ring still had room.
         """
         if self.k is None:
-            self._allocate(k[:, :, None])
+            self._allocate(k[:, :, None], v[:, :, None])
         assert self.k is not None and self.v is not None and self.valid is not None
         slot, left = self.length % self.window, None
         if self.length >= self.window:
@@ -142,11 +142,11 @@ class StateCache(LayerCache):
 
     def __init__(self) -> None:
         self.s: Tensor | None = None  # (B, G, M, D)
-        self.z: Tensor | None = None  # (B, G, M)
+        self.z: Tensor | None = None  # (B, G, M); None with the delta rule, which has no denominator
 
     @property
     def state(self) -> LinearState | None:
-        """The state so far; None before the first token."""
+        """The state so far of an additive layer; None before the first token."""
         return None if self.s is None or self.z is None else LinearState(self.s, self.z)
 
     @state.setter

@@ -11,10 +11,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from yeoul.errors import UserError
+from yeoul.errors import UserError, shown
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
-from yeoul.model.families import count_layers, is_renamed_only, read_config, to_ours, to_published, write_config
+from yeoul.model.families import (
+    count_layers,
+    published_name,
+    read_config,
+    to_ours,
+    to_published,
+    write_config,
+)
 from yeoul.model.remote_code import AUTO_MAP, remote_code_files
 from yeoul.model.tensor_files import (
     INDEX,
@@ -61,13 +68,20 @@ def stored_dtype(path: Path | str) -> torch.dtype:
 def _examine(folder: Path) -> tuple[str, ModelConfig, dict[str, Stored]]:
     """Family, description and tensors of a folder, which agree with one another; nothing is allocated."""
     stored = stored_tensors(folder)
-    family, config = read_config(read_json(folder / "config.json"), frozenset(stored))
+    published = read_json(folder / "config.json")
+    try:
+        family, config = read_config(published, frozenset(stored))
+    except UserError as error:
+        raise UserError(error.what, folder / "config.json", error.fix) from None
     layers = count_layers(stored, family)
     if config.num_layers != layers:  # told apart from wrong shapes, and before a list of so many layers is made
         raise UserError(f"config.json asks for {config.num_layers} layers, the weights have {layers}", folder)
-    model = _skeleton(config, folder)
     given = {name: _ours_on_meta(name, place, config, family) for name, place in stored.items()}
-    _check([pair for pairs in given.values() for pair in pairs], model, folder)
+    expected = dict(_skeleton(config, folder).state_dict())
+    _check(given, expected, folder)
+    if missing := set(expected).difference(name for pairs in given.values() for name, _ in pairs):
+        name = published_name(min(missing), family)
+        raise UserError(f"tensor {shown(name)} of the model that config.json describes is missing", folder)
     return family, config, {name: stored[name] for name, pairs in given.items() if pairs}
 
 
@@ -85,28 +99,35 @@ def _ours_on_meta(name: str, place: Stored, config: ModelConfig, family: str) ->
     return list(to_ours(name, torch.empty(place.shape, dtype=place.dtype, device="meta"), config, family))
 
 
-def _check(given: list[tuple[str, Tensor]], model: Decoder, folder: Path) -> None:
-    expected, seen = dict(model.state_dict()), set()
-    for name, tensor in given:
-        if name not in expected:
-            raise UserError(f"tensor {name!r} does not belong to this model", folder)
-        if name in seen:
-            raise UserError(f"tensor {name!r} is there twice", folder)
-        seen.add(name)
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}"
-            raise UserError(f"tensor {name!r} has shape {shapes}", folder)
-        if not tensor.is_floating_point():
-            raise UserError(f"tensor {name!r} is {tensor.dtype}, not a floating-point type", folder)
-    if missing := [name for name in expected if name not in seen]:
-        raise UserError(f"tensor {missing[0]!r} is missing", folder)
+def _check(given: dict[str, list[tuple[str, Tensor]]], expected: dict[str, Tensor], folder: Path) -> None:
+    """Compares what the headers promise, our tensors by published name, with the model."""
+    seen = set()
+    for published, pairs in given.items():
+        for name, tensor in pairs:
+            if name not in expected:
+                raise UserError(
+                    f"tensor {shown(published)} does not belong to the model that config.json describes", folder
+                )
+            if name in seen:
+                raise UserError(f"tensor {shown(published)} is there twice", folder)
+            seen.add(name)
+            if tensor.shape != expected[name].shape:
+                there, wanted = (shown(tuple(t.shape)) for t in (tensor, expected[name]))
+                what = f"tensor {shown(published)} has shape {there}, config.json asks for {wanted}"
+                if name != published:
+                    what += f" as {shown(name)}"
+                raise UserError(what, folder)
+            if not tensor.is_floating_point():
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise UserError(f"tensor {shown(published)} is {kind}, not a floating-point type", folder)
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder:
     """A model from its folder, in eval mode.
 
     Headers and config.json are compared before anything is allocated. On the CPU, tensors whose bytes are used as they
-    are stay views of the mapped file (private: training does not write to it); the others are copied one by one.
+    are stay views of the mapped file (private: training does not write to it); the others are made one by one, and
+    their part of the file is let go.
 
     Args:
         path: Hugging Face folder, or a run's folder with `model/` inside.
@@ -119,20 +140,13 @@ def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torc
     folder, target = model_folder(path), torch.device(device)
     family, config, stored = _examine(folder)
 
-    def wanted(name: str) -> torch.dtype | None:
-        return torch.float32 if _stays_fp32(name) else dtype
-
-    def is_mapped(name: str) -> bool:
-        same = wanted(name) in (None, stored[name].dtype)
-        return target.type == "cpu" and same and is_renamed_only(name, family)
-
     model = _skeleton(config, folder)
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
-    for published, tensor in read_tensors(stored, is_mapped):
+    for published, tensor in read_tensors(stored):
         for name, ours in to_ours(published, tensor, config, family):
-            ours = ours.to(device=target, dtype=wanted(name))
-            tensors[name] = ours if is_mapped(published) else _own(ours)
+            wanted = torch.float32 if _stays_fp32(name) else dtype
+            tensors[name] = _own(ours.to(device=target, dtype=wanted))
     model.load_state_dict(tensors, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained[name])
@@ -140,14 +154,14 @@ def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torc
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Contiguous, and not a part of a larger tensor that would stay in memory."""
+    """Contiguous, and not a part of a larger tensor that would stay in memory; the tensor itself where it is that."""
     part = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
     return tensor.clone(memory_format=torch.contiguous_format) if part else tensor.contiguous()
 
 
 def _stays_fp32(name: str) -> bool:
     """Frequencies, feature weights and decays: few numbers that stand in exponents."""
-    return ".feature_map." in name or name.endswith(("decay_logit", ".D1", ".D2"))
+    return ".feature_map." in name or name.endswith(("decay_logit", "decay_log", ".D1", ".D2"))
 
 
 def load_weights(model: Decoder, path: Path | str) -> None:
@@ -156,7 +170,7 @@ def load_weights(model: Decoder, path: Path | str) -> None:
     with torch.no_grad():
         for (name, parameter), (other, value) in zip(model.named_parameters(), saved.named_parameters(), strict=True):
             if name != other or parameter.shape != value.shape:
-                raise UserError(f"tensor {name!r} of the checkpoint does not fit the model", path)
+                raise UserError(f"tensor {shown(name)} of the checkpoint does not fit the model", path)
             parameter.copy_(value)
 
 

@@ -4,45 +4,92 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
 
-from yeoul.errors import UserError
+from yeoul.errors import UserError, shown
 from yeoul.model.rope import Rope, RopeScaling
 
 AttentionKind = Literal["softmax", "sliding", "dijiang", "hybrid", "dijiang-official"]
 LINEAR_KINDS = ("dijiang", "hybrid", "dijiang-official")
-SIZES = (
-    "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size",
-    "max_position_embeddings", "rotary_dim", "window", "sliding_window",
-)  # fmt: skip
+MOST_LAYERS = 1000
+SIZES = {
+    "vocab_size": 2**28, "hidden_size": 2**24, "num_layers": MOST_LAYERS, "num_heads": 2**16, "num_kv_heads": 2**16,
+    "head_dim": 2**16, "intermediate_size": 2**28, "max_position_embeddings": 2**31, "rotary_dim": 2**16,
+    "window": 2**31, "sliding_window": 2**31,
+}  # fmt: skip
+"""The largest value of each, which no model comes near; a larger one comes from a damaged file."""
 NUMBERS = (
     "norm_eps", "rope_theta", "rope_local_theta", "embedding_scale", "attention_scale", "attention_softcap",
-    "logit_softcap",
+    "logit_softcap", "initializer_range",
 )  # fmt: skip
 FLAGS = (
     "norm_zero_centered", "qk_norm", "attention_bias", "attention_output_bias", "mlp_bias", "parallel_residual",
     "tie_embeddings",
 )  # fmt: skip
-LARGEST = 2**31
-"""No size of a model reaches it; one that does comes from a damaged file."""
+
+
+def is_whole(value: object, minimum: int) -> bool:
+    """Whether a value from a file is a whole number that is at least `minimum` and fits into 32 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= 2**31
+
+
+def is_positive(value: object) -> bool:
+    """Whether a value from a file is a positive number that torch can take, whole or not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e18
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"did you mean {near[0]!r}" if near else f"choose one of {', '.join(choices)}"
-        raise UserError(f"{name} cannot be {value!r}", fix=hint)
+        near = difflib.get_close_matches(shown(value).strip("'"), choices, n=1)
+        hint = f"did you mean {shown(near[0])}" if near else f"choose one of {', '.join(choices)}"
+        raise UserError(f"{name} cannot be {shown(value)}", fix=hint)
+
+
+def _check_list(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, list | tuple) or not all(type(item) is kind for item in value):
+        wanted = {str: "names", int: "whole numbers"}[kind]
+        raise UserError(f"{name} must be a list of {wanted}, not {shown(value)}")
+
+
+_SEQUENCES = ("sobol", "stratified", "random")
+_LEARNED = ("weights", "frequencies", "directions")
+FEATURE_MAPS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "dijiang": dict(directions=("dct", "orthogonal", "random"), radii=("chi", "normal"), sequence=_SEQUENCES,
+                    pairs=(True, False), kernel=("softmax", "exp"), learn=_LEARNED),
+    "performer": dict(directions=("orthogonal", "random"), radii=("chi",), sequence=("random",),
+                      pairs=(False, True), kernel=("exp",), learn=_LEARNED),
+    "pff": dict(directions=("random",), radii=("chi",), sequence=_SEQUENCES,
+                pairs=(False,), kernel=("exp",), learn=()),
+    "wpff": dict(directions=("random",), radii=("chi",), sequence=_SEQUENCES,
+                 pairs=(False,), kernel=("exp",), learn=_LEARNED),
+    "dcf": dict(directions=("dct",), radii=("chi",), sequence=_SEQUENCES,
+                pairs=(False,), kernel=("exp",), learn=()),
+    "wdcf": dict(directions=("dct",), radii=("chi",), sequence=_SEQUENCES,
+                 pairs=(False,), kernel=("exp",), learn=_LEARNED),
+    "dijiang-code": dict(directions=("dct",), radii=("normal",), sequence=("random",),
+                         pairs=(False,), kernel=("softmax",), learn=_LEARNED),
+    "hedgehog": dict(directions=("identity",), radii=("none",), sequence=("none",),
+                     pairs=(True,), kernel=("softmax",), learn=("directions",)),
+    "elu": dict(directions=("none",), radii=("none",), sequence=("none",),
+                pairs=(False,), kernel=("none",), learn=()),
+}  # fmt: skip
+"""What each feature map lets one choose; the first is its default."""
+_LEARNED_UNLESS_SAID = {
+    "dijiang": _LEARNED, "wpff": ("weights",), "wdcf": ("weights",), "hedgehog": ("directions",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureMapConfig:
-    """Frequency-domain feature map of DiJiang attention (arXiv 2403.19928, section 3), see `FrequencyFeatureMap`.
+    """Feature map of linear attention, see `yeoul.model.feature_maps`. A setting that is None takes the map's default.
 
     Attributes:
+        name: "dijiang" (ours), "performer", "pff", "wpff", "dcf", "wdcf", "dijiang-code" (as the authors of DiJiang
+            compute it), "hedgehog", "elu". `FEATURE_MAPS` says which settings each of them takes.
         features: number of features M of a head; None means twice the head size with `pairs`, else the head size.
+        directions: "dct"; "random" (uniform on the sphere), "orthogonal" (the same in orthogonal blocks).
         pairs: use every frequency with both signs, which halves the variance of odd terms and keeps features positive.
         radii: distribution of the frequencies: "chi" is that of the norm of a Gaussian vector of the head size
             (what an unbiased estimate of exp(q.k) needs), "normal" a signed scalar normal (the official code).
@@ -52,28 +99,53 @@ class FeatureMapConfig:
             softmax kernel itself.
         learn: which of "weights" (D), "frequencies" (T) and "directions" (C) are trained.
         decay: "none"; "fixed" or "learned", one log-decay for each key-value head.
-        seed: seed of "stratified" and "random", and of Sobol's scrambling.
+        seed: seed of directions, "stratified" and "random", and of Sobol's scrambling.
+
+    Raises:
+        UserError: an unknown name or value, or one that this map does not have.
     """
 
+    name: str = "dijiang"
     features: int | None = None
-    pairs: bool = True
-    radii: str = "chi"
-    sequence: str = "sobol"
-    kernel: str = "softmax"
-    learn: tuple[str, ...] = ("weights", "frequencies", "directions")
+    directions: str = None  # type: ignore[assignment]  # what is None here is set by __post_init__
+    pairs: bool = None  # type: ignore[assignment]
+    radii: str = None  # type: ignore[assignment]
+    sequence: str = None  # type: ignore[assignment]
+    kernel: str = None  # type: ignore[assignment]
+    learn: tuple[str, ...] = None  # type: ignore[assignment]
     decay: str = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _choice("the feature map", self.name, tuple(FEATURE_MAPS))
+        settings = FEATURE_MAPS[self.name]
+        for setting, allowed in settings.items():
+            if getattr(self, setting) is None:
+                default = _LEARNED_UNLESS_SAID.get(self.name, ()) if setting == "learn" else allowed[0]
+                object.__setattr__(self, setting, default)
+        _check_list("learn", self.learn, str)
         object.__setattr__(self, "learn", tuple(self.learn))
-        _choice("radii", self.radii, ("chi", "normal"))
-        _choice("sequence", self.sequence, ("sobol", "stratified", "random"))
-        _choice("kernel", self.kernel, ("exp", "softmax"))
+        if not isinstance(self.pairs, bool):
+            raise UserError(f"pairs must be true or false, not {shown(self.pairs)}")
+        if not is_whole(self.seed, 0):
+            raise UserError(f"seed must be a whole number, not {shown(self.seed)}")
         _choice("decay", self.decay, ("none", "fixed", "learned"))
-        for part in self.learn:
-            _choice("learn", part, ("weights", "frequencies", "directions"))
-        if self.features is not None and (self.features < 1 or (self.pairs and self.features % 2)):
-            raise UserError(f"features must be positive, and even with pairs, not {self.features}")
+        for setting, allowed in settings.items():
+            value = getattr(self, setting)
+            for one in value if setting == "learn" else (value,):
+                self._check_setting(setting, one, allowed)
+        count = self.features
+        if count is not None and (not is_whole(count, 1) or count > 2**20 or (self.pairs and count % 2)):
+            raise UserError(f"features must be positive, and even with pairs, not {shown(count)}")
+
+    def _check_setting(self, setting: str, value: object, allowed: tuple[Any, ...]) -> None:
+        if value in allowed:
+            return
+        known = list(dict.fromkeys(choice for of in FEATURE_MAPS.values() for choice in of[setting]))
+        if value not in known:
+            _choice(setting, value, allowed or tuple(known))
+        fix = f"it takes {' or '.join(map(shown, allowed))}" if allowed else "nothing of it is learned"
+        raise UserError(f"{setting} cannot be {shown(value)} in the feature map {self.name!r}", fix=fix)
 
     def size(self, head_dim: int) -> int:
         """Number of features M for a head of this size."""
@@ -98,6 +170,9 @@ class ModelConfig:
             before, "sliding" to the last `window` positions (itself included), "dijiang" is linear attention,
             "hybrid" is softmax over the last `window` positions and linear attention over what came before, with
             one shared normalisation, "dijiang-official" is what the authors' code computes.
+        state_update: how the state of "dijiang" and "hybrid" layers takes in a token: "additive" adds it, "delta" is
+            the gated delta rule, see `DeltaDiJiangAttention`; a hybrid's parts are then added, without a shared
+            normalisation.
         window: of "hybrid" layers, and of "sliding" ones where `sliding_window` is None.
         attention_scale: factor of the scores; None means 1 / sqrt(head_dim).
         attention_softcap: scores s become cap * tanh(s / cap) (Gemma 2); None leaves them.
@@ -132,6 +207,7 @@ class ModelConfig:
     window: int = 64
     sliding_window: int | None = None
     feature_map: FeatureMapConfig = field(default_factory=FeatureMapConfig)
+    state_update: str = "additive"
     mlp: str = "swiglu"
     activation: str = "gelu"
     qk_norm: bool = False
@@ -153,8 +229,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - the one way into a frozen class
-        kinds = (self.attention,) if isinstance(self.attention, str) else tuple(self.attention)
         self._check_types()
+        kinds = (self.attention,) if isinstance(self.attention, str) else tuple(self.attention)
         put("attention", kinds * self.num_layers if len(kinds) == 1 else kinds)
         if len(self.attention) != self.num_layers:
             raise UserError(f"attention names {len(kinds)} layers, but num_layers is {self.num_layers}")
@@ -176,12 +252,18 @@ class ModelConfig:
         if self.positions == "rotary" and (self.rotary_dim % 2 or self.rotary_dim > self.head_dim):  # type: ignore[operator]
             raise UserError(f"rotary_dim {self.rotary_dim} must be even and at most head_dim {self.head_dim}")
         if isinstance(self.feature_map, Mapping):
-            put("feature_map", FeatureMapConfig(**self.feature_map))
+            put("feature_map", _built(FeatureMapConfig, self.feature_map, "feature_map"))
         if isinstance(self.rope_scaling, Mapping):
-            put("rope_scaling", RopeScaling(**self.rope_scaling))
+            put("rope_scaling", _built(RopeScaling, self.rope_scaling, "rope_scaling"))
         put("no_rope_layers", tuple(self.no_rope_layers))
         for kind in self.attention:
             _choice("attention", kind, ("softmax", "sliding", *LINEAR_KINDS))
+        _choice("state_update", self.state_update, ("additive", "delta"))
+        if self.state_update == "delta" and self.feature_map.decay != "none":
+            raise UserError(
+                "the delta rule learns its own decay of each token, so that the feature map has none",
+                fix="set its decay to 'none', or state_update to 'additive'",
+            )
         _choice("norm", self.norm, ("rmsnorm", "layernorm"))
         _choice("positions", self.positions, ("rotary", "sinusoidal", "learned", "none"))
         _choice("mlp", self.mlp, ("swiglu", "geglu", "gelu"))
@@ -191,31 +273,45 @@ class ModelConfig:
             raise UserError("a parallel residual goes with norm_placement 'pre' only")
         if self.norm_zero_centered and self.norm != "rmsnorm":
             raise UserError("norm_zero_centered goes with norm 'rmsnorm' only")
+        for rope in self.ropes:
+            rope.check()
 
     def _check_types(self) -> None:
         """Refuses what no model has, before anything is built of it."""
-        optional = {f.name for f in fields(self) if f.default is None} | {"intermediate_size"}
-        for name in SIZES:
+        optional = {f.name for f in fields(self) if f.default is None}
+        for name, largest in SIZES.items():
             value = getattr(self, name)
-            if not value and name in optional:
+            if (value is None and name in optional) or (name == "intermediate_size" and value == 0):
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < LARGEST:
-                raise UserError(f"{name} must be a positive whole number, not {value!r}")
+            if not is_whole(value, 1):
+                raise UserError(f"{name} must be a positive whole number, not {shown(value)}")
+            if value > largest:
+                raise UserError(f"{name} is {value:,}, which is more than any model has ({largest:,})")
         for name in NUMBERS:
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-                raise UserError(f"{name} must be a positive number, not {value!r}")
+            if not is_positive(value):
+                raise UserError(f"{name} must be a positive number, not {shown(value)}")
         for name in FLAGS:
             value = getattr(self, name)
             if not isinstance(value, bool) and not (value is None and name in optional):
-                raise UserError(f"{name} must be true or false, not {value!r}")
+                raise UserError(f"{name} must be true or false, not {shown(value)}")
+        _check_list("attention", (self.attention,) if isinstance(self.attention, str) else self.attention, str)
+        _check_list("no_rope_layers", self.no_rope_layers, int)
+        _check_list("other_eos_ids", self.other_eos_ids, int)
         object.__setattr__(self, "other_eos_ids", tuple(self.other_eos_ids))
         for name, value in (("bos_id", self.bos_id), ("eos_id", self.eos_id), ("pad_id", self.pad_id),
                             *(("other_eos_ids", token) for token in self.other_eos_ids)):  # fmt: skip
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise UserError(f"{name} must be a whole number, not {value!r}")
+            if value is not None and not is_whole(value, -1):
+                raise UserError(f"{name} must be the id of a token, not {shown(value)}")
+        for name, kind in (("feature_map", FeatureMapConfig), ("rope_scaling", RopeScaling)):
+            if not isinstance(value := getattr(self, name), kind | Mapping) and not (
+                value is None and name in optional
+            ):
+                raise UserError(f"{name} must be an object with fields, not {shown(value)}")
+        if self.family is not None and not isinstance(self.family, str):
+            raise UserError(f"family must be the name of one, not {shown(self.family)}")
 
     @property
     def heads(self) -> tuple[int, int, int]:
@@ -265,15 +361,25 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`; an unknown key is a UserError with a suggestion."""
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                raise UserError(f"unknown model setting {key!r}", fix=f"did you mean {near[0]!r}" if near else None)
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"incomplete or ill-typed model settings: {error}") from error
+        return _built(cls, values, "the model")
+
+
+T = TypeVar("T", ModelConfig, FeatureMapConfig, RopeScaling)
+
+
+def _built(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """The object of a mapping; a UserError where a key is not known or a needed one is not there."""
+    known = {f.name: f for f in fields(kind)}
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(shown(key).strip("'"), known, n=1)
+            raise UserError(
+                f"unknown setting {shown(key)} of {where}", fix=f"did you mean {near[0]!r}" if near else None
+            )
+    for name, f in known.items():
+        if f.default is MISSING and f.default_factory is MISSING and name not in values:
+            raise UserError(f"the setting {name!r} of {where} is missing")
+    return kind(**values)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

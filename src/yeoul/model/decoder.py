@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from yeoul.model.attention import Layout, ProjectedAttention, SlidingAttention, SoftmaxAttention
 from yeoul.model.cache import Cache, LayerCache
 from yeoul.model.config import ModelConfig
+from yeoul.model.delta import DeltaDiJiangAttention
 from yeoul.model.dijiang import DiJiangAttention
 from yeoul.model.layers import make_mlp, make_norm, sinusoidal_table
 from yeoul.model.official import OfficialDiJiangAttention
@@ -39,7 +40,8 @@ def make_attention(config: ModelConfig, layer: int) -> ProjectedAttention:
     if kind == "dijiang-official":
         return OfficialDiJiangAttention(length=config.max_position_embeddings, **projections)
     window = config.window if kind == "hybrid" else 0
-    return DiJiangAttention(**projections, window=window, feature_map=config.feature_map)  # type: ignore[arg-type]
+    linear = DeltaDiJiangAttention if config.state_update == "delta" else DiJiangAttention
+    return linear(**projections, window=window, feature_map=config.feature_map)  # type: ignore[arg-type]
 
 
 class Block(nn.Module):

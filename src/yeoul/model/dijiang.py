@@ -8,7 +8,6 @@ so that the shift of a query cancels exactly and a window of softmax can share o
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, Self
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from yeoul.model.attention import Layout, ProjectedAttention, window_prefix
 from yeoul.model.cache import HybridCache, LayerCache, StateCache
 from yeoul.model.config import FeatureMapConfig
+from yeoul.model.feature_maps import make_feature_map
 from yeoul.ops.linear_attention import LinearState, linear_attention, recurrent_step
 from yeoul.ops.window import soft_cap, window_terms
 
@@ -26,122 +26,6 @@ MAX_LOG_FEATURE = 50.0
 """Keys' log-features are cut here: e^50 times a million positions still fits fp32."""
 TINY = 1e-30
 """Least denominator: features of the exponential kernel span e^-60 ... e^50, so a usual epsilon would cut real ones."""
-
-
-@functools.lru_cache(maxsize=32)
-@torch.inference_mode(False)  # what is kept here serves training too
-def dct_matrix(size: int) -> Tensor:
-    """Orthonormal DCT-II matrix (size, size) fp32: row i is the i-th frequency (Ahmed, Natarajan, Rao 1974)."""
-    n = torch.arange(size, dtype=torch.float64)
-    matrix = torch.cos(math.pi / size * (n[None] + 0.5) * n[:, None]) * math.sqrt(2 / size)
-    matrix[0] /= math.sqrt(2)
-    return matrix.float()
-
-
-def quasi_random(count: int, config: FeatureMapConfig, stream: int) -> Tensor:
-    """`count` points in (0, 1), (count,) float64, by the sequence that the configuration names.
-
-    Args:
-        count: number of points.
-        config: `sequence` and `seed` are read.
-        stream: index of an independent scrambling: one for each head.
-    """
-    seed = config.seed * 1_000_003 + stream
-    generator = torch.Generator().manual_seed(seed)
-    if config.sequence == "random":
-        points = torch.rand(count, dtype=torch.float64, generator=generator)
-    elif config.sequence == "stratified":
-        strata = torch.randperm(count, generator=generator).double()
-        points = (strata + torch.rand(count, dtype=torch.float64, generator=generator)) / count
-    else:
-        points = torch.quasirandom.SobolEngine(1, scramble=True, seed=seed).draw(count, dtype=torch.float64)[:, 0]
-    return points.clamp(1e-6, 1 - 1e-6)
-
-
-def chi_quantile(u: Tensor, degrees: int) -> Tensor:
-    """Inverse distribution function of the norm of a Gaussian vector; u and result of any shape, float64.
-
-    Bisection on the regularised incomplete gamma function: P(|w| <= r) = P(degrees / 2, r^2 / 2).
-    """
-    low, high = torch.zeros_like(u), torch.full_like(u, math.sqrt(degrees) + 8)
-    shape = torch.full_like(u, degrees / 2)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = torch.special.gammainc(shape, middle**2 / 2) < u
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2
-
-
-class FrequencyFeatureMap(nn.Module):
-    """Log-features of queries and keys, one map for each key-value head (weighted DCF, section 3.3 of the paper).
-
-    With x' = x sqrt(scale), where scale is 1 / sqrt(D) unless given, directions c_i (rows of the DCT) and
-    frequencies t_i:
-    log phi_i(x) = log w_i + t_i c_i . x' - |x'|^2 / 2 (kernel "exp"), so that phi(q) . phi(k) estimates
-    exp(scale q.k); with `pairs` each frequency also appears with -t_i. Kernel "softmax" normalises the features of
-    a vector to sum 1 and gives each head one learned mass instead.
-
-    Parameters or buffers (fp32): frequencies (G, F), log_weights (G, M), directions (G, D, F) where they are learned.
-    """
-
-    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None) -> None:
-        super().__init__()
-        self.config, self.head_dim, self.num_kv_heads = config, head_dim, num_kv_heads
-        self.shrink = (scale or head_dim**-0.5) ** 0.5
-        self.features = config.size(head_dim)
-        self.count = self.features // 2 if config.pairs else self.features  # frequencies F
-        trained = config.learn
-        G = num_kv_heads
-        self.frequencies = nn.Parameter(torch.empty(G, self.count), requires_grad="frequencies" in trained)
-        self.log_weights = nn.Parameter(torch.empty(G, self.features), requires_grad="weights" in trained)
-        if "directions" in trained:
-            self.directions = nn.Parameter(torch.empty(G, head_dim, self.count))
-        if config.kernel == "softmax":
-            self.log_mass = nn.Parameter(torch.empty(G))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Frequencies from the quasi-random sequence, equal weights, DCT directions; nothing on the meta device."""
-        if self.frequencies.is_meta:
-            return
-        with torch.no_grad():
-            for g in range(self.num_kv_heads):
-                u = quasi_random(self.count, self.config, g)
-                if self.config.radii == "chi":
-                    radii = chi_quantile(u, self.head_dim)
-                else:
-                    radii = math.sqrt(2) * torch.erfinv(2 * u - 1)
-                self.frequencies[g] = radii
-            self.log_weights.fill_(-math.log(self.features) / 2)
-            if "directions" in self.config.learn:
-                self.directions.copy_(self._dct())
-            if self.config.kernel == "softmax":
-                self.log_mass.fill_(math.log(self.features) / 2)
-
-    def _dct(self) -> Tensor:
-        """(D, F): rows of the DCT as columns, every one in turn; with fewer frequencies than rows, evenly spread."""
-        rows = torch.arange(self.count)
-        if self.count < self.head_dim:
-            rows = rows * self.head_dim // self.count
-        return dct_matrix(self.head_dim)[rows % self.head_dim].T
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, T, D), H a multiple of G, to log-features (B, H, T, M), in fp32 (fp64 for fp64 inputs)."""
-        B, H, T, D = x.shape
-        return self.grouped(x.reshape(B, self.num_kv_heads, -1, D)).view(B, H, T, self.features)
-
-    def grouped(self, x: Tensor) -> Tensor:
-        """(B, G, N, D), any rows of each key-value head, to log-features (B, G, N, M)."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32)) * self.shrink
-        directions = self.directions if "directions" in self.config.learn else self._dct().to(x.device)
-        frequencies = directions.to(x.dtype) * self.frequencies.to(x.dtype)[:, None]  # (G, D, F)
-        projected = torch.matmul(x, frequencies)  # (B, G, N, F)
-        if self.config.pairs:
-            projected = torch.cat((projected, -projected), dim=-1)
-        logs = projected + self.log_weights.to(x.dtype)[:, None]
-        if self.config.kernel == "softmax":
-            return logs.log_softmax(-1) + self.log_mass.to(x.dtype)[:, None, None]
-        return logs - x.square().sum(-1, keepdim=True) / 2
 
 
 class DiJiangAttention(ProjectedAttention):
@@ -192,7 +76,7 @@ class DiJiangAttention(ProjectedAttention):
         if not causal and (window or config.decay != "none"):
             raise ValueError("a window and a decay have a direction: they need causal=True")
         self.window, self.causal = window, causal
-        self.feature_map = FrequencyFeatureMap(self.head_dim, self.num_kv_heads, config, self.scale)
+        self.feature_map = make_feature_map(self.head_dim, self.num_kv_heads, config, self.scale)
         if config.decay != "none":
             self.decay_logit = nn.Parameter(torch.empty(self.num_kv_heads), requires_grad=config.decay == "learned")
             self.reset_parameters()
@@ -206,12 +90,18 @@ class DiJiangAttention(ProjectedAttention):
 
     @classmethod
     def from_softmax(
-        cls, layer: ProjectedAttention, *, window: int = 0, feature_map: FeatureMapConfig | None = None
+        cls,
+        layer: ProjectedAttention,
+        *,
+        window: int = 0,
+        feature_map: FeatureMapConfig | None = None,
+        causal: bool = True,
     ) -> Self:
         """A linear layer that has taken over (shares) the projections of a softmax layer."""
         new = cls(
             layer.hidden_size, layer.num_heads, layer.num_kv_heads, layer.head_dim,
-            window=window, feature_map=feature_map, scale=layer.scale, softcap=layer.softcap, rope=layer.rope,
+            window=window, feature_map=feature_map, causal=causal, scale=layer.scale, softcap=layer.softcap,
+            rope=layer.rope,
         )  # fmt: skip
         new.q_norm, new.k_norm = layer.q_norm, layer.k_norm
         new.q_proj, new.k_proj, new.v_proj, new.o_proj = layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj
@@ -242,6 +132,10 @@ class DiJiangAttention(ProjectedAttention):
             cache: memory from `new_cache`, appended to.
             attention_mask: (B, T), 1 for tokens and 0 for padding: in place of a layout.
         """
+        if isinstance(layout, Tensor):
+            raise TypeError("a mask is given by name: attention_mask=mask")
+        if cache is not None and not self.causal:
+            raise ValueError("a layer that sees all positions (causal=False) has no cache")
         if layout is None and attention_mask is not None:
             layout = Layout(mask=attention_mask.bool())
         return super().forward(x, layout, cache)

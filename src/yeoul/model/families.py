@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yeoul.errors import UserError
-from yeoul.model.config import LINEAR_KINDS, FeatureMapConfig, ModelConfig
+from yeoul.errors import UserError, shown
+from yeoul.model.config import LINEAR_KINDS, MOST_LAYERS, FeatureMapConfig, ModelConfig, is_positive, is_whole
 from yeoul.model.rope import RopeScaling
 
 Json = Mapping[str, Any]
@@ -42,6 +42,44 @@ NEUTRAL = frozenset(
 """Fields of config.json that change no logits: dropout, training, generation, labels, provenance."""
 
 
+SIZES = frozenset(
+    """
+    vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size
+    max_position_embeddings original_max_position_embeddings n_embd n_layer n_head n_inner n_positions
+    """.split()
+)
+COUNTS = frozenset({"sliding_window", "max_window_layers"})
+NUMBERS = frozenset(
+    """
+    rms_norm_eps layer_norm_eps layer_norm_epsilon initializer_range rope_theta rotary_emb_base rope_local_base_freq
+    partial_rotary_factor rotary_pct query_pre_attn_scalar final_logit_softcapping attn_logit_softcapping
+    """.split()
+)
+FLAGS = frozenset(
+    """
+    tie_word_embeddings attention_bias mlp_bias use_sliding_window use_parallel_residual scale_attn_weights
+    scale_attn_by_inverse_layer_idx add_cross_attention use_bidirectional_attention
+    """.split()
+)
+"""Fields of config.json by what they hold: positive whole numbers, whole numbers, positive numbers, true or false."""
+
+
+def _check_kind(name: str, value: object) -> None:
+    """A UserError where a field holds something that no field of its name can."""
+    if name in SIZES:
+        fits, wanted = is_whole(value, 1), "a positive whole number"
+    elif name in COUNTS:
+        fits, wanted = is_whole(value, 0), "a whole number"
+    elif name in NUMBERS:
+        fits, wanted = is_positive(value), "a positive number"
+    elif name in FLAGS:
+        fits, wanted = isinstance(value, bool), "true or false"
+    else:
+        return
+    if not fits and value is not None:
+        raise UserError(f"{name} of config.json must be {wanted}, not {shown(value)}")
+
+
 class Fields:
     """A `config.json` that remembers which of its fields were read."""
 
@@ -49,29 +87,32 @@ class Fields:
         self.values, self.unread = values, set(values)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The field's value, null included; `default` where it is absent."""
+        """The field's value, null included; `default` where it is absent; a UserError where it is of another kind."""
         self.unread.discard(name)
-        return self.values.get(name, default)
+        value = self.values.get(name, default)
+        _check_kind(name, value)
+        return value
 
     def need(self, name: str) -> Any:
         """The field's value; a UserError where it is absent."""
         if self.values.get(name) is None:
-            raise UserError(f"config.json has no {name!r}")
+            raise UserError(f"config.json has no {shown(name)}")
         return self.get(name)
 
     def refuse(self, *names: str) -> None:
         """A UserError where one of these is set to anything but null, false, 0 or 1."""
         for name in names:
             if self.get(name) not in (None, False, 0, 1):
-                raise UserError(f"{name!r} of config.json is not supported: it changes what the model computes")
+                raise UserError(f"{shown(name)} of config.json is not supported: it changes what the model computes")
 
     def finish(self) -> None:
         """A UserError that names a field which nobody has read."""
         for name in sorted(self.unread - NEUTRAL):
             if self.values[name] in (None, False) or name.startswith(("_", "unsloth")):
                 continue
+            kind = shown(self.values.get("model_type"))
             raise UserError(
-                f"config.json has a field {name!r} that is not known for model_type {self.values.get('model_type')!r}",
+                f"config.json has a field {shown(name)} that is not known for model_type {kind}",
                 fix="remove it from config.json if it does not change what the model computes",
             )
 
@@ -122,7 +163,10 @@ def _special_ids(c: Fields, **defaults: int | None) -> dict[str, Any]:
     ids: dict[str, Any] = {}
     for name in ("bos", "eos", "pad"):
         value = c.get(f"{name}_token_id", defaults.get(name))
-        first, *others = value if isinstance(value, list) and value else [None if value == [] else value]
+        values = value if isinstance(value, list) else [value]
+        if not all(token is None or is_whole(token, -1) for token in values):
+            raise UserError(f"{name}_token_id of config.json must be the id of a token, not {shown(value)}")
+        first, *others = values or [None]
         ids[f"{name}_id"] = first
         if name == "eos":
             ids["other_eos_ids"] = tuple(others)
@@ -136,8 +180,8 @@ def _write_special_ids(config: ModelConfig) -> dict[str, Any]:
 
 def _activation(c: Fields, name: str, default: str, known: Mapping[str, str]) -> str:
     value = c.get(name, default)
-    if value not in known:
-        raise UserError(f"activation {value!r} is not supported in this family", f"config.json, {name}")
+    if not isinstance(value, str) or value not in known:
+        raise UserError(f"{name} of config.json is {shown(value)}, which is not supported in this family")
     return known[value]
 
 
@@ -158,26 +202,34 @@ class _Rope:
 def _parse_rope(values: object, where: str, lengths: tuple[int | None, int]) -> _Rope:
     """One `rope_parameters` or `rope_scaling`; `lengths` are the original (or None) and the largest position."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} of config.json must be an object, not {values!r}")
+        raise UserError(f"{where} of config.json must be an object, not {shown(values)}")
     rest = {key: value for key, value in values.items() if value is not None}
     kinds = (rest.pop("rope_type", None), rest.pop("type", None))
     kind = next((k for k in kinds if k is not None), "default")
     theta, share = rest.pop("rope_theta", None), rest.pop("partial_rotary_factor", None)
+    _check_kind("rope_theta", theta)
+    _check_kind("partial_rotary_factor", share)
     for neutral in ("finetuned",):
         rest.pop(neutral, None)
     if kind == "su":  # what longrope was first called
         kind = "longrope"
     if kind in ("llama3", "yarn", "longrope"):
         original, longest = lengths
-        rest["original_max_position_embeddings"] = original or rest.get("original_max_position_embeddings") or longest
+        if original is not None:
+            rest["original_max_position_embeddings"] = original
+        rest.setdefault("original_max_position_embeddings", longest)
     elif kind != "default":
         rest.pop("original_max_position_embeddings", None)
     if kind == "default":
         if rest:
-            raise UserError(f"{where} of config.json has a field {sorted(rest)[0]!r} but no rope_type that reads it")
+            raise UserError(
+                f"{where} of config.json has a field {shown(sorted(rest)[0])} but no rope_type that reads it"
+            )
         return _Rope(theta, share, None)
     if unknown := sorted(set(rest) - set(RopeScaling.__dataclass_fields__)):
-        raise UserError(f"{where} of config.json has a field {unknown[0]!r} that is not known for type {kind!r}")
+        raise UserError(
+            f"{where} of config.json has a field {shown(unknown[0])} that is not known for type {shown(kind)}"
+        )
     return _Rope(theta, share, RopeScaling(rope_type=str(kind), **rest))
 
 
@@ -191,7 +243,7 @@ def _read_rope(c: Fields, default_theta: float, longest: int) -> tuple[_Rope, _R
     local: _Rope | None = None
     if isinstance(new, Mapping) and {"full_attention", "sliding_attention"} & set(new):
         if unknown := set(new) - {"full_attention", "sliding_attention"}:
-            raise UserError(f"rope_parameters of config.json has a field {sorted(unknown)[0]!r} that is not known")
+            raise UserError(f"rope_parameters of config.json has a field {shown(sorted(unknown)[0])} that is not known")
         if new.get("sliding_attention") is not None:
             local = _parse_rope(new["sliding_attention"], "rope_parameters", lengths)
         new = new.get("full_attention")
@@ -218,8 +270,8 @@ def _layer_kinds(c: Fields, layers: int, window: object, is_sliding: Callable[[i
     if not isinstance(types, list) or len(types) != layers:
         raise UserError(f"layer_types of config.json does not name {layers} layers")
     for kind in types:
-        if kind not in known:
-            raise UserError(f"layer type {kind!r} is not supported", "config.json, layer_types")
+        if not isinstance(kind, str) or kind not in known:
+            raise UserError(f"layer_types of config.json has {shown(kind)}, which is not supported")
     kinds = tuple(known[kind] for kind in types)
     if "sliding" not in kinds or window is None:
         return {"attention": ("softmax",) * layers}
@@ -237,10 +289,10 @@ def _sliding_window(config: ModelConfig) -> int | None:
 
 
 def _count(c: Fields, name: str = "num_hidden_layers") -> int:
-    """How many layers, sane enough to make a list of."""
-    value = c.need(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 100_000:
-        raise UserError(f"{name} of config.json must be a positive whole number, not {value!r}")
+    """How many layers, few enough to make a list of."""
+    value: int = c.need(name)
+    if value > MOST_LAYERS:
+        raise UserError(f"{name} of config.json is {shown(value)}, but no model has more than {MOST_LAYERS:,} layers")
     return value
 
 
@@ -324,6 +376,7 @@ def _read_qwen(c: Fields, names: frozenset[str], *, third: bool) -> ModelConfig:
     _activation(c, "hidden_act", "silu", SILU)
     window, first = c.get("sliding_window", 4096), c.get("max_window_layers", 28)
     slides = bool(c.get("use_sliding_window", False)) and window is not None
+    first = 28 if first is None else first
     layers = _layer_kinds(c, _count(c), window if slides else None, lambda i: slides and i >= first)
     if third:
         differences = dict(head_dim=c.get("head_dim", 128), qk_norm=True, attention_bias=c.get("attention_bias", False))
@@ -358,11 +411,9 @@ def _read_gemma(c: Fields, names: frozenset[str], *, generation: int) -> ModelCo
     differences: dict[str, Any] = {}
     if generation > 1:
         pattern = c.get("sliding_window_pattern", 6) if generation == 3 else 2
-        if not isinstance(pattern, int) or pattern < 1:
-            raise UserError(f"sliding_window_pattern of config.json cannot be {pattern!r}")
-        scalar = c.get("query_pre_attn_scalar", 256)
-        if not isinstance(scalar, int | float) or not scalar > 0:
-            raise UserError(f"query_pre_attn_scalar of config.json cannot be {scalar!r}")
+        if not is_whole(pattern, 1):
+            raise UserError(f"sliding_window_pattern of config.json cannot be {shown(pattern)}")
+        scalar = c.get("query_pre_attn_scalar", 256) or 256
         differences = _layer_kinds(c, layers, c.get("sliding_window", 4096), lambda i: (i + 1) % pattern != 0)
         differences |= dict(
             norm_placement="sandwich",
@@ -376,7 +427,7 @@ def _read_gemma(c: Fields, names: frozenset[str], *, generation: int) -> ModelCo
         rope, local = _read_rope(c, 1_000_000.0, shape["max_position_embeddings"])
         local_theta = c.get("rope_local_base_freq", 10_000.0)
         if local is not None and local.scaling is not None:
-            raise UserError("stretched rotary positions of sliding layers are not supported", "config.json")
+            raise UserError("stretched rotary positions of sliding layers are not supported")
         shape |= dict(rope_theta=rope.theta)
         differences |= dict(qk_norm=True, rope_local_theta=(local.theta if local else None) or local_theta)
     return ModelConfig(
@@ -417,10 +468,10 @@ def _read_exaone4(c: Fields, names: frozenset[str]) -> ModelConfig:
     window, pattern, layers = c.get("sliding_window", 4096), c.get("sliding_window_pattern", 4), _count(c)
     if isinstance(pattern, str) and pattern and not set(pattern) - {"L", "G"}:
         local = [pattern[i % len(pattern)] == "L" and i < layers - 1 for i in range(layers)]
-    elif isinstance(pattern, int) or pattern is None:
+    elif is_whole(pattern, 0) or pattern is None:
         local = [bool(window and pattern and (i + 1) % pattern) for i in range(layers)]
     else:
-        raise UserError(f"sliding_window_pattern of config.json cannot be {pattern!r}")
+        raise UserError(f"sliding_window_pattern of config.json cannot be {shown(pattern)}")
     kinds = _layer_kinds(c, layers, window, lambda i: local[i])
     return ModelConfig(
         **_read_shape(c, max_positions=2048, heads=32, eps=1e-5),
@@ -446,7 +497,7 @@ def _read_gpt2(c: Fields, names: frozenset[str]) -> ModelConfig:
     """GPT-2 and KoGPT2."""
     for name in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
         if c.get(name):
-            raise UserError(f"{name!r} of config.json is not supported: it changes what the model computes")
+            raise UserError(f"{shown(name)} of config.json is not supported: it changes what the model computes")
     hidden = c.need("n_embd")
     activation = _activation(c, "activation_function", "gelu_new", GELU)
     return ModelConfig(
@@ -454,7 +505,7 @@ def _read_gpt2(c: Fields, names: frozenset[str]) -> ModelConfig:
         hidden_size=hidden,
         num_layers=_count(c, "n_layer"),
         num_heads=c.need("n_head"),
-        intermediate_size=c.get("n_inner") or (4 * hidden if isinstance(hidden, int) else hidden),
+        intermediate_size=c.get("n_inner") or 4 * hidden,
         max_position_embeddings=c.get("n_positions", 1024),
         norm="layernorm",
         norm_eps=c.get("layer_norm_epsilon", 1e-5),
@@ -493,14 +544,13 @@ def _read_neox(c: Fields, names: frozenset[str]) -> ModelConfig:
     official = any(name.endswith("attention.proj_matrix") for name in names)
     activation = _activation(c, "hidden_act", "gelu", GELU)
     hidden, heads = c.need("hidden_size"), c.need("num_attention_heads")
-    if not all(isinstance(n, int) and n > 0 for n in (hidden, heads)):
-        raise UserError(f"hidden_size {hidden!r} and num_attention_heads {heads!r} must be positive whole numbers")
     longest = c.get("max_position_embeddings", 2048)
     rope, _ = _read_rope(c, 10_000.0, longest)
-    percent = c.get("rotary_pct", 0.25)
+    percent = c.get("rotary_pct", 0.25) or 0.25
     share = percent if rope.share is None else rope.share
-    if not isinstance(share, int | float) or not 0 < share <= 1:
-        raise UserError(f"the share of a head that is rotated cannot be {share!r}", "config.json")
+    rotated = int(hidden // heads * min(share, 1))
+    if share > 1 or rotated < 1:
+        raise UserError(f"the share of a head that is rotated (rotary_pct) cannot be {shown(share)}")
     bias = c.get("attention_bias", True)
     return ModelConfig(
         vocab_size=c.need("vocab_size"),
@@ -513,7 +563,7 @@ def _read_neox(c: Fields, names: frozenset[str]) -> ModelConfig:
         norm_eps=c.get("layer_norm_eps", 1e-5),
         rope_theta=rope.theta or 10_000.0,
         rope_scaling=rope.scaling,
-        rotary_dim=int(hidden // heads * share),
+        rotary_dim=rotated,
         attention=("dijiang-official",) if official else ("softmax",),
         mlp="gelu",
         activation=activation,
@@ -635,15 +685,17 @@ def read_config(config: Json, names: frozenset[str]) -> tuple[str, ModelConfig]:
         UserError: an unknown family, or a field that is missing, ill-typed, impossible or not known.
     """
     kind = config.get("model_type")
+    if kind is None:
+        raise UserError("config.json has no 'model_type'")
     if not isinstance(kind, str) or kind not in FAMILIES:
         known = ", ".join(FAMILIES)
         fix = OTHERS.get(kind, f"known are {known}") if isinstance(kind, str) else f"known are {known}"
-        raise UserError(f"model_type {kind!r} is not known", "config.json", fix)
+        raise UserError(f"model_type {shown(kind)} of config.json is not known", fix=fix)
     fields = Fields(config)
     fields.get("model_type")
     if config.get("quantization_config"):
-        raise UserError("the weights are quantized, which cannot be read", "config.json, quantization_config",
-                        "give the folder of the full weights")  # fmt: skip
+        what = "the weights are quantized (quantization_config of config.json), which cannot be read"
+        raise UserError(what, fix="give the folder of the full weights")
     try:
         described = FAMILIES[kind].read(fields, names)
     except (TypeError, ValueError, OverflowError, ZeroDivisionError, AttributeError, KeyError) as error:
@@ -657,7 +709,7 @@ def relevant(config: ModelConfig) -> ModelConfig:
     """The description without settings that its layers do not read."""
     changes: dict[str, Any] = {"window": ModelConfig.window, "sliding_window": _sliding_window(config)}
     if not set(config.attention) & set(LINEAR_KINDS):
-        changes["feature_map"] = FeatureMapConfig()
+        changes |= {"feature_map": FeatureMapConfig(), "state_update": ModelConfig.state_update}
     else:
         changes["window"] = config.window
     if config.mlp == "swiglu":
@@ -685,9 +737,9 @@ def write_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def count_layers(tensors: Iterable[str], family: str) -> int:
-    """Number of blocks that the names of a folder's tensors speak of."""
+    """Number of different blocks that the names of a folder's tensors speak of."""
     block = re.compile(rf"(?:^|\.){FAMILIES[family].names.layers}\.(\d{{1,9}})\.")
-    return 1 + max((int(found[1]) for name in tensors if (found := block.search(name))), default=-1)
+    return len({int(found[1]) for name in tensors if (found := block.search(name))})
 
 
 def to_ours(name: str, tensor: Tensor, config: ModelConfig, family: str) -> Iterator[tuple[str, Tensor]]:
@@ -711,7 +763,7 @@ def to_ours(name: str, tensor: Tensor, config: ModelConfig, family: str) -> Iter
         module, _, leaf = inside.rpartition(".")
         ours = names.top.get(module, module)
         if ours == "lm_head":
-            if not config.tie_embeddings:
+            if not config.tie_embeddings or leaf != "weight":
                 yield f"lm_head.{leaf}", tensor
             return
         yield f"model.{ours}.{leaf}" if module else inside, tensor
@@ -723,8 +775,8 @@ def to_ours(name: str, tensor: Tensor, config: ModelConfig, family: str) -> Iter
     if module == names.fused and names.fused:
         H, G, D = config.heads
         if tensor.dim() < 1 or tensor.shape[0] != 3 * H * D:
-            shape = tuple(tensor.shape)
-            raise UserError(f"tensor {name!r} has shape {shape}, but config.json asks for {3 * H * D} outputs")
+            shape = shown(tuple(tensor.shape))
+            raise UserError(f"tensor {shown(name)} has shape {shape}, config.json asks for {3 * H * D} outputs")
         layout = (H, 3, D) if names.by_head else (3, H, D)
         parts = tensor.reshape(*layout, *tensor.shape[1:]).unbind(1 if names.by_head else 0)
         for letter, part in zip("qkv", parts, strict=True):
@@ -740,13 +792,6 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
     return name
 
 
-def is_renamed_only(name: str, family: str) -> bool:
-    """Whether our tensor has the very bytes of the published one, so that the file can stay mapped."""
-    names = FAMILIES[family].names
-    changed = {names.fused} | names.transposed
-    return not any(part and f".{part}." in name for part in changed)
-
-
 def to_published(tensors: Mapping[str, Tensor], config: ModelConfig, family: str) -> Tensors:
     """Our tensors under the family's names and in its layout: the inverse of `to_ours`.
 
@@ -756,22 +801,13 @@ def to_published(tensors: Mapping[str, Tensor], config: ModelConfig, family: str
         family: a key of `FAMILIES`.
     """
     names = FAMILIES[family].names
-    top, inner = {new: old for old, new in names.top.items()}, {new: old for old, new in names.inner.items()}
     out: Tensors = {}
     for name, tensor in tensors.items():
-        block = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
-        if block is None:
-            module, _, leaf = name.removeprefix("model.").rpartition(".")
-            module = top.get(module, module)
-            out[("" if module in names.outer else names.prefix) + f"{module}.{leaf}"] = tensor
-            continue
-        rest = block[2]
-        if names.fused and (projection := re.fullmatch(r"self_attn\.([qkv])_proj\.(\w+)", rest)):
-            letter, leaf = projection.groups()
+        projection = re.fullmatch(r"(.+\.self_attn\.)([qkv])_proj\.(\w+)", name) if names.fused else None
+        if projection:
+            stem, letter, leaf = projection.groups()
             if letter != "q":
                 continue
-            module = names.fused
-            stem = name.removesuffix(f"q_proj.{leaf}")
             parts = [tensors[f"{stem}{letter}_proj.{leaf}"] for letter in "qkv"]
             H, _, D = config.heads
             if names.by_head:
@@ -779,9 +815,23 @@ def to_published(tensors: Mapping[str, Tensor], config: ModelConfig, family: str
                 tensor = torch.stack(split, 1).reshape(3 * H * D, *tensor.shape[1:])
             else:
                 tensor = torch.cat(parts)
-        else:
-            module, _, leaf = _renamed(rest, inner).rpartition(".")
-        if module in names.transposed and leaf == "weight":
+        published = published_name(name, family)
+        if any(published.endswith(f".{module}.weight") for module in names.transposed):
             tensor = tensor.T
-        out[f"{names.prefix}{names.layers}.{block[1]}." + (f"{module}.{leaf}" if module else leaf)] = tensor
+        out[published] = tensor
     return out
+
+
+def published_name(name: str, family: str) -> str:
+    """What a family calls our tensor, or the one that ours is a part of."""
+    names = FAMILIES[family].names
+    block = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
+    if block is None:
+        top = {new: old for old, new in names.top.items()}
+        module, _, leaf = name.removeprefix("model.").rpartition(".")
+        module = top.get(module, module)
+        return ("" if module in names.outer else names.prefix) + f"{module}.{leaf}"
+    inner = {new: old for old, new in names.inner.items()}
+    if names.fused:
+        inner |= {f"self_attn.{letter}_proj": names.fused for letter in "qkv"}
+    return f"{names.prefix}{names.layers}.{block[1]}.{_renamed(block[2], inner)}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from yeoul.model.attention import Layout, ProjectedAttention
 from yeoul.model.cache import LayerCache, StateCache
+from yeoul.model.feature_maps import dct_matrix
 from yeoul.ops.linear_attention import linear_attention
 
 
@@ -39,8 +40,6 @@ class OfficialDiJiangAttention(ProjectedAttention):
 
     def reset_parameters(self) -> None:
         """The authors' initial values: DCT times normal frequencies, RetNet's decays, a small gate."""
-        from yeoul.model.dijiang import dct_matrix
-
         if self.D1.is_meta:
             return
         with torch.no_grad():

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from yeoul.errors import UserError
+from yeoul.errors import UserError, shown
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
@@ -55,25 +55,33 @@ class RopeScaling:
     long_factor: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.rope_type not in NEEDED:
+        if not isinstance(self.rope_type, str) or self.rope_type not in NEEDED:
             raise UserError(
-                f"rotary positions of type {self.rope_type!r} are not known", "rope_type", f"known: {', '.join(NEEDED)}"
+                f"rotary positions of type {shown(self.rope_type)} are not known", fix=f"known are {', '.join(NEEDED)}"
             )
         allowed = ("rope_type", *NEEDED[self.rope_type], *OPTIONAL[self.rope_type])
         for field in fields(self):
             value = getattr(self, field.name)
             if value is None:
                 if field.name in NEEDED[self.rope_type]:
-                    raise UserError(f"rotary positions of type {self.rope_type!r} need {field.name!r}")
+                    raise UserError(f"rotary positions of type {shown(self.rope_type)} need {shown(field.name)}")
                 continue
             if field.name not in allowed:
-                raise UserError(f"rotary positions of type {self.rope_type!r} have no {field.name!r}")
-            if field.name.endswith("_factor") and isinstance(value, list | tuple):
-                if not value or not all(_is_positive(number) for number in value):
+                raise UserError(f"rotary positions of type {shown(self.rope_type)} have no {shown(field.name)}")
+            if field.name in ("short_factor", "long_factor"):
+                if not isinstance(value, list | tuple) or not all(_is_positive(number) for number in value):
                     raise UserError(f"{field.name} of rotary positions must be a list of positive numbers")
                 object.__setattr__(self, field.name, tuple(float(number) for number in value))
-            elif field.name not in ("rope_type", "truncate") and not _is_positive(value):
-                raise UserError(f"{field.name} of rotary positions must be a positive number, not {value!r}")
+            elif field.name == "original_max_position_embeddings":
+                if not _is_positive(value) or value < 2 or value != int(value):
+                    raise UserError(f"{field.name} of rotary positions must be a length, not {shown(value)}")
+            elif field.name == "truncate":
+                if not isinstance(value, bool):
+                    raise UserError(f"truncate of rotary positions must be true or false, not {shown(value)}")
+            elif field.name != "rope_type" and not _is_positive(value):
+                raise UserError(f"{field.name} of rotary positions must be a positive number, not {shown(value)}")
+        if self.rope_type == "llama3" and not self.low_freq_factor < self.high_freq_factor:  # type: ignore[operator]
+            raise UserError("low_freq_factor of rotary positions must be smaller than high_freq_factor")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set."""
@@ -92,6 +100,19 @@ class Rope(NamedTuple):
     theta: float
     scaling: RopeScaling | None
     max_positions: int
+
+    def check(self) -> None:
+        """UserError where no frequencies follow from it."""
+        if self.theta <= 1:
+            raise UserError(f"the base of rotary positions must be larger than 1, not {shown(self.theta)}")
+        if self.scaling is None:
+            return
+        if self.scaling.rope_type == "dynamic" and self.dim < 4:
+            raise UserError("rotary positions of type 'dynamic' must turn more than two dimensions")
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(self.scaling, name)
+            if factors is not None and len(factors) != self.dim // 2:
+                raise UserError(f"rotary positions turn {self.dim // 2} pairs, but {name} has {len(factors)} numbers")
 
     def variant(self, length: int) -> int:
         """What of a call's length decides the frequencies: equal numbers, equal frequencies."""
@@ -132,8 +153,6 @@ def frequencies(rope: Rope, variant: int = 0) -> tuple[Tensor, float]:
     factors = scaling.long_factor if variant else scaling.short_factor
     original = scaling.original_max_position_embeddings
     assert factors is not None and original is not None
-    if len(factors) != dim // 2:
-        raise UserError(f"rotary positions turn {dim // 2} pairs, but short_factor or long_factor has {len(factors)}")
     attention = scaling.attention_factor
     if attention is None:
         factor = scaling.factor or rope.max_positions / original

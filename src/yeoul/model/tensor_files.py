@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from yeoul.errors import UserError
+from yeoul.errors import UserError, shown
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-LARGEST_JSON = 64 * 2**20
-"""No config.json or index comes near it."""
+INTEGERS = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
+    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64,
+}  # fmt: skip
+"""Types of tensors that are recomputed, such as masks; no weight is of one."""
+LARGEST_JSON = 4 * 2**20
+"""No config.json, index or header comes near it: a model of 1,000 layers has an index of 1 MiB."""
+MOST_VALUES = 2**18
+"""In one of them: what bounds the memory that its objects take, 50 MiB."""
+LARGEST = 2**50
+"""No tensor has so many numbers."""
 DAMAGED = "copy or download it again"
 
 
@@ -36,13 +47,44 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > LARGEST_JSON:
             raise UserError(f"a JSON file of more than {LARGEST_JSON // 2**20} MiB is not read", file)
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"not readable as JSON: {reason}", file) from None
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"the file cannot be read: {error.strerror}", file) from None
+    return _parse_json(data, "the file", file)
+
+
+def _parse_json(data: bytes, what: str, file: Path) -> dict[str, Any]:
+    """One JSON object; its text is at most `LARGEST_JSON` long."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise UserError(f"{what} holds more than {MOST_VALUES:,} values, as none of its kind does", file, DAMAGED)
+    try:
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_without_contradiction)
+    except UnicodeDecodeError:
+        raise UserError(f"{what} is not UTF-8 text", file, DAMAGED) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{what} is not JSON: {error}", file, DAMAGED) from None
+    except RecursionError:
+        raise UserError(f"{what} is nested too deeply", file, DAMAGED) from None
+    except ValueError:  # beyond the digits that Python converts
+        raise UserError(f"{what} has a number of thousands of digits", file, DAMAGED) from None
+    except _TwiceError as error:
+        raise UserError(f"{what} has the key {error} twice, with different values", file, DAMAGED) from None
     if not isinstance(value, dict):
-        raise UserError("not a JSON object", file)
+        raise UserError(f"{what} is not a JSON object", file, DAMAGED)
     return value
+
+
+class _TwiceError(Exception):
+    """A key that stands twice in one object."""
+
+
+def _without_contradiction(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values and values[key] != value:
+            raise _TwiceError(shown(key))
+        values[key] = value
+    return values
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -65,24 +107,27 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    """Tensor -> file, as the index says; every file is there and inside the folder."""
+    """Tensor -> file, as the index says; every file is there, under its bare name.
+
+    What has that name may be a link to elsewhere: in the hub's cache every file is one.
+    """
     listed = read_json(folder / INDEX).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
         raise UserError("the index has no weight_map of tensors and files", folder / INDEX, DAMAGED)
     for name in sorted(set(listed.values())):
         if "/" in name or "\\" in name or "\0" in name or name in ("", ".", ".."):
-            raise UserError(f"the index names {name!r}, which is not a file of this folder", folder / INDEX)
+            raise UserError(f"the index names {shown(name)}, which is not a file of this folder", folder / INDEX)
         if not name.endswith(".safetensors"):
-            raise UserError(f"the index names {name!r}, which is no safetensors file", folder / INDEX)
+            raise UserError(f"the index names {shown(name)}, which is no safetensors file", folder / INDEX)
         if not (folder / name).is_file():
-            raise UserError(f"shard {name!r} is not in this folder", folder / INDEX, "download the missing shard")
+            raise UserError(f"shard {shown(name)} is not in this folder", folder / INDEX, "download the missing shard")
     return listed
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a folder by its published name, from the headers alone.
 
-    The safetensors library checks lengths, offsets and gaps of each header; here they are compared with the index.
+    Lengths, types, shapes and offsets are compared with one another, with the size of the file and with the index.
 
     Raises:
         UserError: a damaged file, a tensor in two files, or an index that says something else.
@@ -91,77 +136,104 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     for file in weight_files(folder):
         for name, stored in _header(file).items():
             if name in found:
-                raise UserError(f"tensor {name!r} is in two files", file, DAMAGED)
+                raise UserError(f"tensor {shown(name)} is in two files", file, DAMAGED)
             found[name] = stored
     if (folder / INDEX).is_file():
         listed = _weight_map(folder)
         for name, shard in listed.items():
             if name not in found or found[name].file.name != shard:
-                raise UserError(f"the index says that tensor {name!r} is in {shard}, but it is not", folder / INDEX)
+                raise UserError(
+                    f"the index says that tensor {shown(name)} is in {shown(shard)}, but it is not", folder / INDEX
+                )
         if unlisted := sorted(set(found) - set(listed)):
-            raise UserError(f"tensor {unlisted[0]!r} is not in the index", folder / INDEX)
+            raise UserError(f"tensor {shown(unlisted[0])} is not in the index", folder / INDEX)
     return found
 
 
 def _header(file: Path) -> dict[str, Stored]:
+    """The tensors of one file; nothing else of it is read (https://github.com/huggingface/safetensors#format)."""
     try:
-        with safe_open(file, framework="pt"):  # the library's checks of header, offsets and size
-            pass
+        size = file.stat().st_size
         with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"damaged or truncated weights: {reason}", file, DAMAGED) from None
-    header.pop("__metadata__", None)
-    out = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            if entry["dtype"] in ("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "C64"):
-                dtype = {"BOOL": torch.bool, "U8": torch.uint8}.get(entry["dtype"], torch.int64)
-            else:
-                raise UserError(f"tensor {name!r} is of type {entry['dtype']}, which is not read", file)
-        else:
-            dtype = DTYPES[entry["dtype"]]
-        start, end = entry["data_offsets"]
-        out[name] = Stored(file, tuple(entry["shape"]), dtype, 8 + length + start, end - start)
-    return out
+            first = opened.read(8)
+            if first == b"version ":
+                what = "the file is a pointer of Git LFS in place of the weights"
+                raise UserError(what, file, "run `git lfs pull` in this folder")
+            length = int.from_bytes(first, "little")
+            if size < 8 or length > size - 8:
+                what = f"a header of {length:,} bytes does not fit into a file of {size:,}"
+                raise UserError(f"damaged or truncated weights: {what}", file, DAMAGED)
+            if length > LARGEST_JSON:
+                raise UserError(f"a header of {length:,} bytes is not read", file, DAMAGED)
+            header = _parse_json(opened.read(length), "the header", file)
+    except OSError as error:
+        raise UserError(f"the file cannot be read: {error.strerror}", file) from None
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise UserError(f"damaged weights: __metadata__ of the header is {shown(metadata)}", file, DAMAGED)
+    found = {name: _entry(name, entry, 8 + length, file) for name, entry in header.items()}
+    end = 8 + length
+    for name, place in sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if place.start != end:
+            how = "overlaps the one before it" if place.start < end else "leaves a gap before it"
+            raise UserError(f"damaged weights: tensor {shown(name)} {how}", file, DAMAGED)
+        end += place.nbytes
+    if end != size:
+        what = f"the file should be {end:,} bytes long, but has {size:,}"
+        raise UserError(f"damaged or truncated weights: {what}", file, DAMAGED)
+    try:
+        with safe_open(file, framework="pt"):  # reads the same header once more, and by its own rules
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"damaged weights: {' '.join(str(error).split())[:200]}", file, DAMAGED) from None
+    return found
 
 
-def read_tensors(stored: dict[str, Stored], is_mapped: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+def _entry(name: str, entry: Any, base: int, file: Path) -> Stored:
+    """One tensor of a header; `base` is where the tensors' bytes begin."""
+
+    def wrong(what: str) -> UserError:
+        return UserError(f"damaged weights: tensor {shown(name)} {what}", file, DAMAGED)
+
+    if not isinstance(entry, dict):
+        raise wrong(f"is described by {shown(entry)}")
+    kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if (
+        not isinstance(shape, list)
+        or len(shape) > 8
+        or not all(_is_count(size, LARGEST) for size in shape)
+        or math.prod(max(size, 1) for size in shape) >= LARGEST
+    ):
+        raise wrong(f"has the shape {shown(shape)}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(place, 2**63) for place in offsets):
+        raise wrong(f"has the offsets {shown(offsets)}")
+    dtype = (DTYPES | INTEGERS).get(kind) if isinstance(kind, str) else None
+    if dtype is None:
+        raise UserError(f"tensor {shown(name)} is of type {shown(kind)}, which is not read", file)
+    start, end = offsets
+    if start > end:
+        raise wrong(f"has the offsets {shown(offsets)}")
+    if end - start != (nbytes := math.prod(shape) * dtype.itemsize):
+        raise wrong(f"of shape {shown(shape)} and type {kind} takes {nbytes:,} bytes, not {end - start:,}")
+    return Stored(file, tuple(shape), dtype, base + start, nbytes)
+
+
+def _is_count(value: object, limit: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
+
+
+def read_tensors(stored: dict[str, Stored]) -> Iterator[tuple[str, Tensor]]:
     """The tensors on the CPU, file by file in the order of their bytes.
 
-    Args:
-        stored: from `stored_tensors`.
-        is_mapped: of a name: whether the tensor may stay a private view of the mapped file, whose pages come when they
-            are used; else its bytes are copied, and the file takes no memory.
+    Each is a private view of the mapped file: its pages come when they are used and go with the tensor, and writing to
+    it changes no file.
     """
-    files: dict[Path, list[str]] = {}
-    for name, place in stored.items():
-        files.setdefault(place.file, []).append(name)
-    for file, names in files.items():
-        names.sort(key=lambda name: stored[name].start)
-        mapped = [name for name in names if is_mapped(name)]
+    for name, place in sorted(stored.items(), key=lambda item: (item[1].file, item[1].start)):
+        if not place.nbytes:
+            yield name, torch.empty(place.shape, dtype=place.dtype)
+            continue
         try:
-            if mapped:
-                with safe_open(file, framework="pt") as opened:
-                    for name in mapped:
-                        yield name, opened.get_tensor(name)
-            with file.open("rb", buffering=0) as raw:
-                for name in names:
-                    if not is_mapped(name):
-                        yield name, _copied(raw, stored[name])
-        except (SafetensorError, OSError, EOFError) as error:
-            raise UserError(f"damaged or truncated weights: {error}", file, DAMAGED) from None
-
-
-def _copied(raw: Any, place: Stored) -> Tensor:
-    buffer = torch.empty(place.nbytes, dtype=torch.uint8)
-    view, done = memoryview(buffer.numpy().data), 0
-    raw.seek(place.start)
-    while done < place.nbytes:
-        count = raw.readinto(view[done:])
-        if not count:
-            raise EOFError("the file ends too early")
-        done += count
-    return buffer.view(place.dtype).view(place.shape)
+            mapped = np.memmap(place.file, dtype=np.uint8, mode="c", offset=place.start, shape=(place.nbytes,))
+        except (OSError, ValueError) as error:
+            raise UserError(f"the file cannot be mapped: {error}", place.file, DAMAGED) from None
+        yield name, torch.from_numpy(mapped).view(place.dtype).view(place.shape)

@@ -17,6 +17,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from yeoul.ops import triton_chunked
 from yeoul.ops.chunked import chunked
 from yeoul.ops.inputs import Inputs, LinearState, check_options, prepare
 from yeoul.ops.quadratic import bidirectional, everything_sees_everything, quadratic
@@ -83,8 +84,9 @@ def linear_attention(
 ) -> Tensor | tuple[Tensor, LinearState]:
     """Attention over feature vectors, in time linear in T ("quadratic" excepted).
 
-    All arithmetic, state and denominator are float32 (float64 when q, k or v is), also under autocast. It is
-    differentiable in q, k, v, log_decay and initial_state. k and v are never repeated over query heads.
+    All arithmetic, state and denominator are float32 (float64 when q, k or v is), also under autocast; on a
+    GPU the factors of products are TensorFloat32 where v is bfloat16. It is differentiable in q, k, v, log_decay
+    and initial_state. k and v are never repeated over query heads.
 
     Args:
         q: (B, H, T, M) query features, non-negative unless normalize is False. H is a multiple of G.
@@ -92,8 +94,8 @@ def linear_attention(
         v: (B, G, T, D) values.
         log_decay: (G,) or (B, G, T), <= 0: the natural logarithm of the factor by which the state shrinks
             before token t is added. None is no decay. Above 0 the state grows; such values are taken too.
-        mode: "chunked" (O(T), batched matrix products), "recurrent" (O(T), a loop over tokens) or "quadratic"
-            (O(T^2), the definition).
+        mode: "chunked" (O(T), matrix products; Triton kernels on NVIDIA GPUs), "recurrent" (O(T), a loop over
+            tokens) or "quadratic" (O(T^2), the definition).
         causal: False lets every token see its whole sequence; it takes no log_decay and no initial_state.
         chunk_size: positions that "chunked" treats at once; any value gives the same result.
         normalize: False returns the numerator alone.
@@ -139,4 +141,6 @@ def _run(
         return quadratic(x, normalize=normalize, eps=eps)
     if mode == "recurrent":
         return recurrent(x, normalize=normalize, eps=eps)
+    if triton_chunked.takes(x):
+        return triton_chunked.chunked(x, chunk_size=chunk_size, normalize=normalize, eps=eps)
     return chunked(x, chunk_size=chunk_size, normalize=normalize, eps=eps)

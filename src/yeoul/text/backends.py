@@ -18,9 +18,12 @@ from typing import Any, NamedTuple, Protocol
 
 from yeoul.text.added_tokens import MOST_IDS, AddedToken, pattern_of
 from yeoul.text.byte_level import byte_level_alphabet
+from yeoul.text.files import json_object
 from yeoul.text.sentencepiece_model import SPACE, ModelType, PieceType, SentencePieceModel, read_model, without_text
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+THEIR_ENUM = re.compile(r"data did not match any variant of untagged enum (?:Py)?(\w+?)(?:Untagged|Wrapper|Type)?\b")
+"""How the library says that nothing it knows looks so."""
 FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 PROBE = "a 가\n1"
 """A text that shows at once what is damaged."""
@@ -88,8 +91,10 @@ class JsonBackend:
         from tokenizers import Tokenizer
 
         with _one_error(), _without_stderr():
-            self.spec: dict[str, Any] = json.loads(data)
-            _check_merges(self.spec["model"])
+            self.spec: dict[str, Any] = json_object(data)
+            if not isinstance(model := self.spec.get("model"), dict):
+                raise ValueError("it has no model")
+            _check_merges(model)
             self._tokenizer = Tokenizer.from_buffer(data)
             self._tokenizer.encode(PROBE, add_special_tokens=False)
         largest = _largest_id(self._tokenizer.get_vocab(with_added_tokens=True))
@@ -249,7 +254,9 @@ def _one_error() -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
-        raise ValueError(" ".join(str(error).split())[:200]) from None
+        reason = " ".join(str(error).split()).removeprefix("Cannot instantiate Tokenizer from buffer: ")
+        reason = THEIR_ENUM.sub(r"a part of it (\1) has no form that is known", reason)
+        raise ValueError(reason[:200]) from None
 
 
 def _piece_bytes(piece: str, steps: list[dict[str, Any]]) -> bytes:

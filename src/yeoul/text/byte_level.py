@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from yeoul.text.added_tokens import CLASSES, TokenizerClass
+from yeoul.text.files import json_object
 
 
 @cache
@@ -31,8 +32,8 @@ def byte_level_json(vocabulary: bytes, merges: bytes, habits: TokenizerClass | N
         ValueError: a damaged file.
     """
     habits = habits or CLASSES["GPT2Tokenizer"]
-    ids = json.loads(vocabulary)
-    if not isinstance(ids, dict) or not all(type(i) is int for i in ids.values()):
+    ids = json_object(vocabulary)
+    if not all(type(i) is int for i in ids.values()):
         raise ValueError("vocab.json maps no pieces to ids")
     byte_level: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     cut: dict[str, Any] = {**byte_level, "use_regex": True}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from yeoul.errors import UserError
 
@@ -38,12 +40,31 @@ def read_files(folder: Path) -> dict[str, bytes]:
     templates = sorted(f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja"))
     for name in (*VOCABULARIES, *COMPANIONS, *templates, GENERATION):
         try:
+            if not (folder / name).exists():
+                continue
+            if not (folder / name).is_file():
+                raise UserError("this is not a file", folder / name, "copy the tokenizer again")
             files[name] = (folder / name).read_bytes()
-        except FileNotFoundError:
-            continue
         except OSError as error:
             raise UserError(f"the file cannot be read: {error.strerror}", folder / name) from None
     return files
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """The JSON object of a file; a ValueError in plain words where it holds none."""
+    try:
+        values = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError:  # beyond the digits that Python converts
+        raise ValueError("it has a number of thousands of digits") from None
+    if not isinstance(values, dict):
+        raise ValueError("it holds no JSON object")
+    return values
 
 
 def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -14,7 +14,7 @@ from yeoul.errors import UserError
 from yeoul.text.added_tokens import CLASSES, ROLES, declared_tokens, named_token, special_texts, tokenizer_class
 from yeoul.text.backends import Backend, Decoding, JsonBackend, ModelBackend
 from yeoul.text.byte_level import byte_level_json
-from yeoul.text.files import GENERATION, PAIR, find_folder, read_files, replace_files
+from yeoul.text.files import GENERATION, PAIR, find_folder, json_object, read_files, replace_files
 from yeoul.text.sentencepiece_model import SPACE
 from yeoul.text.streaming import StreamDecoder, token_bytes
 
@@ -332,20 +332,21 @@ class Tokenizer:
     def _loaded(self, name: str, load: Callable[[bytes], T]) -> T:
         try:
             return load(self._files.get(name, b""))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"the tokenizer cannot be used: {reason}", self._where / name, DAMAGED) from None
+        except UnicodeDecodeError:
+            reason = "it is not UTF-8 text"
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+        except (LookupError, TypeError, AttributeError, RecursionError):
+            reason = "a part of it has another form than in a tokenizer"
+        raise UserError(f"the tokenizer cannot be used: {reason}", self._where / name, DAMAGED)
 
     def _json(self, name: str) -> dict[str, Any]:
         if name not in self._files:
             return {}
         try:
-            values = json.loads(self._files[name])
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"the file is not JSON: {error}", self._where / name, DAMAGED) from None
-        if not isinstance(values, dict):
-            raise UserError("the file holds no JSON object", self._where / name, DAMAGED)
-        return values
+            return json_object(self._files[name])
+        except ValueError as error:
+            raise UserError(f"the file cannot be used: {error}", self._where / name, DAMAGED) from None
 
     def _text(self, name: str) -> str:
         try:
