@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from yeoul.adapt.lora_layers import CONFIG, Adapter, LoraConfig, LoraLinear, dense, named
 from yeoul.errors import UserError
 from yeoul.hub import local_folder
-from yeoul.model import families
+from yeoul.model import families, tensor_names
 from yeoul.model.checkpoint import read_json
 from yeoul.model.decoder import Decoder
 
@@ -205,11 +205,11 @@ def _sites(model: Decoder, family: str) -> dict[str, _Site]:
         for path, module in linears.items()
     }
     sites = {}
-    for published, tensor in families.to_published(weights, config, family).items():
+    for published, tensor in tensor_names.to_published(weights, config, family).items():
         path = published.removesuffix(".weight")
-        parts = [ours.removesuffix(".weight") for ours, _ in families.to_ours(published, tensor, config, family)]
+        parts = [ours.removesuffix(".weight") for ours, _ in tensor_names.to_ours(published, tensor, config, family)]
         count = torch.arange(sum(linears[part].out_features for part in parts))
-        rows = families.to_ours(f"{path}.bias", count, config, family)
+        rows = tensor_names.to_ours(f"{path}.bias", count, config, family)
         sites[path] = _Site(path, {ours.removesuffix(".bias"): index for ours, index in rows})
     return sites
 

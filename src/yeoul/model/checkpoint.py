@@ -14,14 +14,7 @@ from torch import Tensor
 from yeoul.errors import UserError, shown
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
-from yeoul.model.families import (
-    count_layers,
-    published_name,
-    read_config,
-    to_ours,
-    to_published,
-    write_config,
-)
+from yeoul.model.families import read_config, write_config
 from yeoul.model.remote_code import AUTO_MAP, remote_code_files
 from yeoul.model.tensor_files import (
     INDEX,
@@ -32,6 +25,7 @@ from yeoul.model.tensor_files import (
     stored_tensors,
     weight_files,
 )
+from yeoul.model.tensor_names import count_layers, published_name, to_ours, to_published
 
 __all__ = [
     "load_config", "load_model", "load_weights", "model_folder", "read_json", "save_model", "stored_dtype",
