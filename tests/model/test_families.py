@@ -221,7 +221,7 @@ def test_config_json_of_the_older_generation_reads_alike(name: str, tmp_path: Pa
         ("llama", {"quantization_config": {"bits": 4}}, "quantized"),
         ("qwen3", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
         ("gemma-3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ("gemma-3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma-3", {"attn_logit_softcapping": 1.0}, "attn_logit_softcapping"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("neox", {"model_type": "gptj"}, "gptj"),
     ],

@@ -90,15 +90,15 @@ class Fields:
         return self.get(name)
 
     def refuse(self, *names: str) -> None:
-        """A UserError where one of these is set to anything but null, false, 0 or 1."""
+        """A UserError where one of these is set to anything but null, false or 0."""
         for name in names:
-            if self.get(name) not in (None, False, 0, 1):
+            if self.get(name):
                 raise UserError(f"{shown(name)} of config.json is not supported: it changes what the model computes")
 
     def finish(self) -> None:
-        """A UserError that names a field which nobody has read."""
+        """A UserError that names a field which nobody has read and which is not null, false or 0."""
         for name in sorted(self.unread - NEUTRAL):
-            if self.values[name] in (None, False) or name.startswith(("_", "unsloth")):
+            if self.values[name] in (None, False, 0) or name.startswith(("_", "unsloth")):
                 continue
             kind = shown(self.values.get("model_type"))
             raise UserError(
@@ -157,8 +157,7 @@ def _parse_rope(values: object, where: str, lengths: tuple[int | None, int]) -> 
     theta, share = rest.pop("rope_theta", None), rest.pop("partial_rotary_factor", None)
     _check_kind("rope_theta", theta)
     _check_kind("partial_rotary_factor", share)
-    for neutral in ("finetuned",):
-        rest.pop(neutral, None)
+    rest.pop("finetuned", None)  # says where the stretching came from
     if kind == "su":  # what longrope was first called
         kind = "longrope"
     if kind in ("llama3", "yarn", "longrope"):

@@ -210,9 +210,7 @@ def _write_exaone4(config: ModelConfig) -> dict[str, Any]:
 
 def _read_gpt2(c: Fields, names: frozenset[str]) -> ModelConfig:
     """GPT-2 and KoGPT2."""
-    for name in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
-        if c.get(name):
-            raise UserError(f"{shown(name)} of config.json is not supported: it changes what the model computes")
+    c.refuse("scale_attn_by_inverse_layer_idx", "add_cross_attention")
     hidden = c.need("n_embd")
     activation = read_activation(c, "activation_function", "gelu_new", GELU)
     return ModelConfig(
