@@ -10,6 +10,7 @@ from torch import Tensor
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.model.delta import DeltaDiJiangAttention, Gate
+from yeoul.model.feature_maps import FrequencyFeatureMap
 
 VOCAB = 101
 KINDS: dict[str, dict[str, Any]] = {
@@ -19,6 +20,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "no-positions": dict(positions="none", parallel_residual=True),
     "partial-rotary": dict(rotary_dim=4),
     "sliding": dict(attention=("sliding",)),
+    "sliding-sinks": dict(attention=("sliding",), sinks=3),
     "dijiang": dict(attention=("dijiang",), feature_map=dict(kernel="exp")),
     "dijiang-decay": dict(attention=("dijiang",), feature_map=dict(decay="learned", features=12)),
     "dijiang-bounded": dict(
@@ -27,6 +29,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "hybrid": dict(attention=("hybrid",), feature_map=dict(kernel="exp")),
     "hybrid-decay": dict(attention=("hybrid",), feature_map=dict(decay="fixed", sequence="stratified")),
     "hybrid-bounded": dict(attention=("hybrid",), feature_map=dict(kernel="softmax")),
+    "hybrid-sinks": dict(attention=("hybrid",), sinks=7, attention_softcap=2.0, feature_map=dict(decay="learned")),
+    "separate": dict(attention=("dijiang",), feature_map=dict(separate=True, mass="learned", decay="learned")),
+    "hybrid-separate": dict(attention=("hybrid",), sinks=2, feature_map=dict(separate=True, mass="learned")),
     "performer-hybrid": dict(attention=("hybrid",), feature_map=dict(name="performer", features=12)),
     "pff": dict(attention=("dijiang",), feature_map=dict(name="pff")),
     "wdcf-hybrid": dict(attention=("hybrid",), feature_map=dict(name="wdcf", decay="fixed")),
@@ -64,6 +69,11 @@ KINDS: dict[str, dict[str, Any]] = {
     ),
     "delta": dict(attention=("dijiang",), state_update="delta"),
     "delta-hybrid": dict(attention=("hybrid",), state_update="delta", feature_map=dict(kernel="exp")),
+    "delta-hybrid-sinks": dict(attention=("hybrid",), state_update="delta", sinks=4, feature_map=dict(separate=True)),
+    "fourier": dict(attention=("dijiang",), state_update="delta", feature_map=dict(name="fourier", features=20)),
+    "fourier-hybrid": dict(
+        attention=("hybrid",), state_update="delta", sinks=1, feature_map=dict(name="fourier", separate=True)
+    ),
     "mixed": dict(attention=("softmax", "hybrid", "sliding"), num_layers=3),
 }
 
@@ -88,5 +98,10 @@ def make(kind: str) -> Decoder:
             torch.nn.init.normal_(module.weight, std=0.3)
             torch.nn.init.uniform_(module.bias, -3, 1)
         if isinstance(module, DeltaDiJiangAttention) and module.window:
-            torch.nn.init.normal_(module.read_weight)
+            torch.nn.init.normal_(module.read_mass)
+            torch.nn.init.normal_(module.read_direction, std=0.3)
+        if isinstance(module, FrequencyFeatureMap) and module.config.mass == "learned":  # begins as a constant mass
+            torch.nn.init.normal_(module.mass_direction, std=0.3)
+            torch.nn.init.uniform_(module.temper, 0, 0.5)
+            torch.nn.init.normal_(module.log_weights)
     return model

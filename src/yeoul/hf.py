@@ -194,7 +194,15 @@ class YeoulForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["Block"]
     _skip_keys_device_placement = ["past_key_values"]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _keep_in_fp32_modules_strict = ["feature_map", "decay_logit", "decay_log", "D1", "D2"]
+    _keep_in_fp32_modules_strict = [
+        "feature_map",
+        "decay_logit",
+        "decay_log",
+        "read_mass",
+        "read_direction",
+        "D1",
+        "D2",
+    ]
 
     def __init__(self, config: YeoulConfig) -> None:
         super().__init__(config)

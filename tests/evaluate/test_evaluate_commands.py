@@ -81,3 +81,59 @@ def test_bench_names_what_is_wrong():
         bench.Config(("x",), turns=0)
     with pytest.raises(UserError, match="no model"):
         bench.Config(())
+
+
+@pytest.fixture(scope="module")
+def word_folder(tmp_path_factory) -> Path:
+    """A model whose tokenizer has whole words, and the same linearized in OUT/linear."""
+    from yeoul.adapt.linearize import Conversion, convert
+    from yeoul.text.tokenizer import Tokenizer
+    from yeoul.text.training import TokenizerConfig, train_tokenizer
+
+    words = "강가 마을 아이 물가 하늘 구름 바람 나무 사과 노래 시장 학교 친구 겨울 여름 가을 아침 저녁 바다".split()
+    lines = [" ".join(words[(i * j) % 19] for j in range(1, 10)) + ".\n" for i in range(1, 300)]
+    out = tmp_path_factory.mktemp("words")
+    train_tokenizer(lines, TokenizerConfig(vocab_size=340), out / "tokenizer")
+    tokenizer = Tokenizer.load(out / "tokenizer")
+    shape = dict(hidden_size=16, num_layers=1, num_heads=2, max_position_embeddings=128)
+    model = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))
+    for name, saved in (("softmax", model), ("linear", convert(model, Conversion(window=16)))):
+        (out / name).mkdir()
+        save_folder(saved, tokenizer, out / name)
+    (out / "text.txt").write_text("".join(lines[:60]), encoding="utf-8")
+    return out
+
+
+def test_evaluate_judges_a_conversion_against_its_teacher(word_folder, capsys):
+    settings = dict(teacher=str(word_folder / "softmax"), data=str(word_folder / "text.txt"), max_tokens=400)
+    config = evaluate.Config(str(word_folder / "linear"), prompts=2, new_tokens=4, json=True, **settings)
+    assert evaluate.run(config) == 0
+    values = json.loads(capsys.readouterr().out)
+    judgement = values["judgement"]
+    assert values["teacher"] == settings["teacher"] and judgement["window"] == 16 and judgement["sinks"] == 4
+    by_name = {row["name"]: row for row in judgement["far"]["rows"]}
+    assert by_name["converted"]["loss"] == pytest.approx(values["loss"], rel=1e-4)
+    assert judgement["agreement"]["prompts"] == 2 and "mqar" in judgement
+    assert judgement["not_judged"].keys() == {"needle"}  # nothing of 512 tokens fits
+    config = evaluate.Config(str(word_folder / "linear"), prompts=0, window=8, **settings)
+    assert evaluate.run(config) == 0
+    printed = capsys.readouterr().out
+    assert "the last 8 positions and the first 4" in printed and "window only" in printed
+
+
+def test_evaluate_asks_a_single_model(word_folder, capsys):
+    settings = dict(data=str(word_folder / "text.txt"), max_tokens=400)
+    assert evaluate.run(evaluate.Config(str(word_folder / "softmax"), mqar=True, json=True, **settings)) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["mqar"]["cells"] and "needle" not in values and "judgement" not in values
+    assert evaluate.run(evaluate.Config(str(word_folder / "softmax"), mqar=True, **settings)) == 0
+    assert "recall of pairs (MQAR)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nothing fits: 512 tokens"):
+        evaluate.run(evaluate.Config(str(word_folder / "softmax"), needle=True, **settings))
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(word_folder, run_folder):
+    with pytest.raises(UserError, match="another tokenizer"):
+        evaluate.run(evaluate.Config(str(word_folder / "linear"), teacher=str(run_folder / "model"), data="x"))
+    with pytest.raises(UserError, match="--sinks"):
+        evaluate.Config("x", sinks=-1)

@@ -104,7 +104,7 @@ def test_padding_gets_exactly_zero_gradient(kind: str, side: str) -> None:
     assert grad.isfinite().all() and grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("kind", ["softmax", "hybrid", "dijiang-decay", "delta-hybrid"])
+@pytest.mark.parametrize("kind", ["softmax", "hybrid", "dijiang-decay", "delta-hybrid", "hybrid-sinks"])
 def test_gradient_checkpointing_gives_the_same_gradients(kind: str) -> None:
     model, ids = make(kind).train(), tokens(2, 20)
     grads = []
@@ -120,7 +120,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind: str) -> None:
 
 @torch.no_grad()
 def test_reorder_keeps_the_chosen_rows() -> None:
-    for kind in ("softmax", "sliding", "hybrid", "dijiang", "delta", "delta-hybrid"):
+    for kind in ("softmax", "sliding", "hybrid", "dijiang", "delta", "delta-hybrid", "hybrid-sinks"):
         model, ids = make(kind), tokens(3, 18)
         cache = model.new_cache(3)
         model(ids[:, :12], cache=cache)
@@ -131,7 +131,7 @@ def test_reorder_keeps_the_chosen_rows() -> None:
 
 @torch.no_grad()
 def test_linear_and_window_caches_stop_growing() -> None:
-    for kind in ("sliding", "dijiang", "hybrid", "delta", "delta-hybrid"):
+    for kind in ("sliding", "dijiang", "hybrid", "delta", "delta-hybrid", "sliding-sinks", "hybrid-sinks"):
         model = make(kind)
         cache, sizes = model.new_cache(1), []
         for _ in range(4):

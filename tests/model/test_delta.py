@@ -23,16 +23,35 @@ from yeoul.model.decoder import skeleton
 from yeoul.model.delta import DeltaDiJiangAttention
 from yeoul.train.distill import alignment_objective
 
-OWN = ("beta_proj.weight", "beta_proj.bias", "decay_proj.weight", "decay_proj.bias", "decay_log", "read_weight")
+OWN = (
+    "beta_proj.weight",
+    "beta_proj.bias",
+    "decay_proj.weight",
+    "decay_proj.bias",
+    "decay_log",
+    "read_mass",
+    "read_direction",
+)
+
+
+MAPS = {
+    "exp": FeatureMapConfig(kernel="exp"),
+    "softmax": FeatureMapConfig(),
+    "fourier": FeatureMapConfig(name="fourier", separate=True),
+}
 
 
 def layer_of(window: int, kernel: str = "softmax") -> DeltaDiJiangAttention:
-    layer = DeltaDiJiangAttention(32, 4, 2, window=window, feature_map=FeatureMapConfig(kernel=kernel))
+    layer = DeltaDiJiangAttention(32, 4, 2, window=window, feature_map=MAPS[kernel])
     with torch.no_grad():
         for parameter in (layer.beta_proj.weight, layer.decay_proj.weight, layer.decay_proj.bias):
             parameter.normal_(std=0.5)
         if window:
-            layer.read_weight.normal_()
+            layer.read_mass.normal_()
+            layer.read_direction.normal_()
+        for name, parameter in layer.feature_map.named_parameters():
+            if name.endswith(("phases", "directions")):  # so that queries and keys differ where they have own maps
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return layer
 
 
@@ -41,7 +60,7 @@ def batch(rows: int = 2, length: int = 30) -> Batch:
     return Batch(input_ids=ids[:, :-1], labels=ids[:, 1:])
 
 
-@pytest.mark.parametrize("kernel", ["exp", "softmax"])
+@pytest.mark.parametrize("kernel", MAPS)
 @pytest.mark.parametrize("window", [0, 4])
 @torch.no_grad()
 def test_layer_equals_its_definition(kernel: str, window: int) -> None:
@@ -51,23 +70,29 @@ def test_layer_equals_its_definition(kernel: str, window: int) -> None:
     strength = torch.sigmoid(x @ layer.beta_proj.weight.T + layer.beta_proj.bias)[0].double()
     rate = -layer.decay_log.exp() * torch.nn.functional.softplus(x @ layer.decay_proj.weight.T + layer.decay_proj.bias)
     gate = rate[0].double().exp()
-    unit = lambda logs: logs.exp() / logs.exp().norm(dim=-1, keepdim=True)  # noqa: E731
-    queries, keys = unit(layer.feature_map(q))[0], unit(layer.feature_map(k))[0]
+    if kernel == "fourier":
+        queries, keys = layer.feature_map.unit(q)[0], layer.feature_map.unit_of_keys(k)[0]
+        torch.testing.assert_close(keys.norm(dim=-1), torch.ones(2, 19).double())
+    else:
+        unit = lambda logs: logs.exp() / logs.exp().norm(dim=-1, keepdim=True)  # noqa: E731
+        queries, keys = unit(layer.feature_map(q))[0], unit(layer.feature_map(k))[0]
     out = torch.zeros(4, 19, 8).double()
     for head in range(4):
         g = head // 2
-        s = torch.zeros(keys.shape[-1], 8).double()
+        s = torch.zeros(keys.shape[-1], 9).double()
         for t in range(19):
             j = t - window
             if j >= 0:
-                key, b = keys[g, j], strength[j, g]
-                s = gate[j, g] * (s - b * key[:, None] * (key @ s)[None]) + b * key[:, None] * v[0, g, j][None]
-            read = s.T @ queries[head, t]
+                key, b, value = keys[g, j], strength[j, g], torch.cat((v[0, g, j], torch.ones(1).double()))
+                s = gate[j, g] * (s - b * key[:, None] * (key @ s)[None]) + b * key[:, None] * value[None]
+            read, found = (s.T @ queries[head, t]).split((8, 1))
             if window:
                 first = max(0, j + 1)
-                weights = torch.softmax(k[0, g, first : t + 1] @ q[0, head, t] / 8**0.5, 0)
-                read = weights @ v[0, g, first : t + 1] + layer.read_weight[head] * read
-            out[head, t] = read
+                weights = torch.exp(k[0, g, first : t + 1] @ q[0, head, t] / 8**0.5)
+                hit = torch.exp(layer.read_mass[head] + layer.read_direction[head].double() @ q[0, head, t])
+                above = weights @ v[0, g, first : t + 1] + (hit * read if found > 0 else 0)
+                read = above / (weights.sum() + hit * found.clamp_min(0))
+            out[head, t] = read.squeeze()
     wanted = layer.o_proj(out.float().transpose(0, 1).reshape(1, 19, 32))
     assert rms_ratio(layer(x), wanted) < 1e-5
 
@@ -76,10 +101,25 @@ def test_layer_equals_its_definition(kernel: str, window: int) -> None:
 def test_it_begins_by_remembering_everything_and_writing_gently() -> None:
     layer = DeltaDiJiangAttention(32, 4, 2, window=4)
     gated = layer.gated(torch.zeros(1, 2, 9, 8), torch.randn(1, 9, 32))
-    torch.testing.assert_close(gated[..., 8], torch.full((1, 2, 9), 0.12))
-    half_lives = torch.tensor([512.0, 8192.0])[None, :, None].expand(1, 2, 9)
-    torch.testing.assert_close(-torch.log(torch.tensor(2.0)) / gated[..., 9], half_lives, rtol=1e-4, atol=0)
-    assert torch.equal(layer.read_weight, torch.full((4,), 0.1))
+    torch.testing.assert_close(gated[..., 8], torch.full((1, 2, 9), 0.3))
+    half_lives = torch.tensor([8192.0, 131072.0])[None, :, None].expand(1, 2, 9)
+    torch.testing.assert_close(-torch.log(torch.tensor(2.0)) / gated[..., 9], half_lives, rtol=1e-3, atol=0)
+    assert torch.equal(layer.read_mass, torch.full((4,), 2.0)) and not layer.read_direction.any()
+
+
+@torch.no_grad()
+def test_products_of_fourier_features_are_a_bell_of_the_distance() -> None:
+    """exp(-t^2 |x - y|^2 / 2) of vectors as they enter, within the error of 4,096 random frequencies."""
+    layer = DeltaDiJiangAttention(8, 1, feature_map=FeatureMapConfig(name="fourier", features=8192))
+    x = torch.randn(1, 1, 50, 8)
+    given = layer.feature_map.unit(x)[0, 0] @ layer.feature_map.unit_of_keys(x)[0, 0].T
+    distance = torch.cdist(x[0, 0], x[0, 0]).square()
+    assert (given - torch.exp(-(1.5**2) * distance / 8 / 2)).abs().max() < 0.05
+
+
+def test_fourier_features_need_the_delta_rule() -> None:
+    with pytest.raises(UserError, match="only the delta rule"):
+        make("softmax").config.with_(attention=("hybrid",) * 2, feature_map=FeatureMapConfig(name="fourier"))
 
 
 def test_every_part_of_the_layer_learns() -> None:
@@ -90,7 +130,7 @@ def test_every_part_of_the_layer_learns() -> None:
         assert grad is not None and grad.isfinite().all() and grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("kernel", ["exp", "softmax"])
+@pytest.mark.parametrize("kernel", MAPS)
 def test_large_inputs_neither_overflow_nor_vanish(kernel: str) -> None:
     for scale in (1e-3, 1.0, 30.0, 1e3):
         layer = layer_of(3, kernel)
@@ -111,7 +151,7 @@ def test_state_has_the_size_of_features_and_values_only() -> None:
     model(ids, cache=cache)
     layer = cache.layers[0]
     assert isinstance(layer, HybridCache) and layer.linear.z is None and layer.linear.s is not None
-    assert layer.linear.s.shape == (1, 2, 32, 16) and layer.linear.s.dtype == torch.float32
+    assert layer.linear.s.shape == (1, 2, 32, 17) and layer.linear.s.dtype == torch.float32
     size = cache.nbytes()
     for i in range(5):
         model(ids[:, i : i + 1], cache=cache)
@@ -142,7 +182,7 @@ def test_alignment_trains_features_and_gates(attention: str) -> None:
     assert student.config.state_update == "delta"
     train_only_maps(student)
     trained = {name for name, p in student.named_parameters() if p.requires_grad}
-    own = set(OWN) - ({"read_weight"} if attention == "dijiang" else set())
+    own = set(OWN) - ({"read_mass", "read_direction"} if attention == "dijiang" else set())
     endings = (*(f".self_attn.{part}" for part in own), "frequencies", "log_weights", "directions")
     assert trained == {name for name, _ in student.named_parameters() if name.endswith(endings)}
     before = {name: p.detach().clone() for name, p in student.named_parameters()}
@@ -199,7 +239,9 @@ def test_parts_removed_are_what_they_say() -> None:
 def test_the_commands_flag_reaches_the_model() -> None:
     config = linearize.Config("model", state_update="delta")
     assert linearize.conversion(config).apply(make("softmax").config).state_update == "delta"
-    assert linearize.conversion(linearize.Config("model")).state_update == "additive"
+    assert linearize.conversion(linearize.Config("model")).state_update == "delta"  # of a hybrid
+    for other in (dict(attention="dijiang"), dict(map="dijiang"), dict(decay="learned"), dict(kernel="exp")):
+        assert linearize.conversion(linearize.Config("model", **other)).state_update == "additive"
 
 
 def test_what_has_no_meaning_is_refused() -> None:

@@ -25,7 +25,8 @@ from yeoul.model.dijiang import DiJiangAttention
 from yeoul.model.feature_maps import FeatureMap, make_feature_map
 
 D, G = 8, 3
-SETTINGS: dict[str, dict[str, Any]] = {name: dict(name=name) for name in FEATURE_MAPS} | {
+POSITIVE = [name for name in FEATURE_MAPS if name != "fourier"]  # which tests/model/test_delta.py has
+SETTINGS: dict[str, dict[str, Any]] = {name: dict(name=name) for name in POSITIVE} | {
     "dijiang-exp": dict(kernel="exp"),
     "dijiang-orthogonal": dict(directions="orthogonal", kernel="exp", learn=("weights",)),
     "performer-random": dict(name="performer", directions="random"),
@@ -143,7 +144,7 @@ def test_performers_directions_are_orthogonal_in_blocks_and_pffs_are_not() -> No
         assert (directions[:, 0] - directions[:, block]).norm() > 0.1
 
 
-@pytest.mark.parametrize("name", FEATURE_MAPS)
+@pytest.mark.parametrize("name", POSITIVE)
 def test_heads_and_seeds_draw_apart_and_the_same_seed_alike(name: str) -> None:
     def parameters(seed: int) -> dict[str, Tensor]:
         return dict(make_feature_map(D, 2, FeatureMapConfig(name=name, seed=seed)).named_parameters())
@@ -178,7 +179,7 @@ def test_token_by_token_equals_the_whole_and_the_definition(kind: str, window: i
     assert rms_ratio(whole, layer.o_proj(wanted.float().transpose(1, 2).flatten(2))) < 1e-5
 
 
-@pytest.mark.parametrize("name", FEATURE_MAPS)
+@pytest.mark.parametrize("name", POSITIVE)
 def test_a_model_converts_aligns_and_comes_back_from_its_folder(name: str, tmp_path: Path) -> None:
     teacher = make("softmax")
     student = convert(teacher, Conversion(window=4, feature_map=FeatureMapConfig(name=name)))
@@ -259,7 +260,10 @@ def test_the_flag_and_its_file(tmp_path: Path) -> None:
     save_config(config, tmp_path / "config.yaml")
     assert load_config(linearize.Config, tmp_path / "config.yaml") == config
     plain = parse_flags(linearize.Config, ["runs/ko"], program="yeoul linearize")
-    assert plain is not None and linearize.conversion(plain).feature_map == FeatureMapConfig()
+    assert plain is not None
+    assert linearize.conversion(plain).feature_map == FeatureMapConfig(name="fourier", separate=True)
+    alone = parse_flags(linearize.Config, ["runs/ko", "--attention", "dijiang"], program="yeoul linearize")
+    assert alone is not None and linearize.conversion(alone).feature_map == FeatureMapConfig()
     wrong = parse_flags(linearize.Config, ["m", "--map", "performer", "--kernel", "softmax"], program="yeoul linearize")
     with pytest.raises(UserError, match="performer"):
         linearize.conversion(wrong)

@@ -264,6 +264,7 @@ def config(**changes: Any) -> ModelConfig:
         (dict(positions="none"), "none"),
         (dict(rotary_dim=8), "8 of 16"),
         (dict(norm="layernorm"), "layernorm"),
+        (dict(attention=("sliding",), sinks=4), "first tokens"),
         (dict(qk_norm=True, mlp_bias=True), "qk_norm"),
     ],
 )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
 from yeoul.model.attention import SoftmaxAttention
 from yeoul.model.config import FeatureMapConfig, ModelConfig
-from yeoul.model.decoder import Decoder
+from yeoul.model.decoder import Decoder, make_attention, skeleton
 from yeoul.model.delta import DeltaDiJiangAttention
 from yeoul.model.dijiang import DiJiangAttention
 
@@ -23,6 +25,8 @@ class Conversion:
     Attributes:
         attention: "hybrid" (a softmax window, linear attention before it) or "dijiang" (linear attention alone).
         window: of the hybrid, in positions.
+        sinks: first positions of every text that the hybrid's softmax sees for ever; a model with sliding layers,
+            which would see them too, gets none.
         feature_map: of the linear part.
         keep_softmax: layers that stay as they are, counted from 0.
         state_update: "additive", or "delta": see `ModelConfig`.
@@ -30,6 +34,7 @@ class Conversion:
 
     attention: str = "hybrid"
     window: int = 64
+    sinks: int = 0
     feature_map: FeatureMapConfig = field(default_factory=FeatureMapConfig)
     keep_softmax: tuple[int, ...] = ()
     state_update: str = "additive"
@@ -51,24 +56,44 @@ class Conversion:
         )
         if kinds == config.attention:
             raise UserError("the model has no softmax layer to linearize", fix="give a softmax model")
+        sinks = self.sinks if "hybrid" in kinds and "sliding" not in kinds else config.sinks
         return config.with_(
-            attention=kinds, window=self.window, feature_map=self.feature_map, state_update=self.state_update,
-            sliding_window=config.sliding_window or config.window,
+            attention=kinds, sinks=sinks, window=self.window, feature_map=self.feature_map,
+            state_update=self.state_update, sliding_window=config.sliding_window or config.window,
         )  # fmt: skip
 
 
-def convert(teacher: Decoder, conversion: Conversion) -> Decoder:
-    """A new model with the teacher's weights (copied) whose softmax layers are linear; feature maps are untrained."""
-    student = Decoder(conversion.apply(teacher.config)).to(teacher.device)
-    missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
+def convert(teacher: Decoder, conversion: Conversion, *, share: bool = False) -> Decoder:
+    """A new model with the teacher's weights whose softmax layers are linear; feature maps are untrained.
+
+    Args:
+        teacher: stays as it is.
+        conversion: what its softmax layers become.
+        share: the new model's weights lie where the teacher's lie, and only what the teacher lacks takes memory:
+            whoever trains one of them must give it memory of its own first (`unshare`). Otherwise all are copied.
+    """
+    student = skeleton(conversion.apply(teacher.config))
+    for layer, kind in enumerate(student.config.attention):
+        if kind != teacher.config.attention[layer]:
+            student.layers[layer].self_attn = make_attention(student.config, layer).to(teacher.device)
+    weights = teacher.state_dict()
+    if not share:
+        weights = {name: tensor.clone() for name, tensor in weights.items()}
+    missing, unexpected = student.load_state_dict(weights, strict=False, assign=True)
     strange = [name for name in missing if not _in_map(name)]
     if strange or unexpected:
         raise ValueError(f"the student lacks {strange} and the teacher has {unexpected} beside")
-    dtype = teacher.output_weight.dtype
-    for name, parameter in student.named_parameters():
-        if name not in missing:
-            parameter.data = parameter.data.to(dtype)
     return student.eval()
+
+
+@torch.no_grad()
+def unshare(student: Decoder, teacher: Decoder) -> None:
+    """Gives every trained weight of the student memory of its own, in fp32 at least."""
+    shared = {tensor.data_ptr() for tensor in teacher.parameters()}
+    for parameter in student.parameters():
+        if parameter.requires_grad:
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            parameter.data = parameter.data.to(wide, copy=parameter.data_ptr() in shared)
 
 
 def converted_layers(student: Decoder) -> list[int]:
@@ -82,6 +107,15 @@ def train_only_maps(student: Decoder) -> None:
         parameter.requires_grad_(_in_map(name) and _is_learned(student, name))
 
 
+def train_attention(student: Decoder) -> None:
+    """The attention of the converted layers is trained whole, projections and what is new in it."""
+    train_only_maps(student)
+    for layer in converted_layers(student):
+        for name, parameter in student.layers[layer].self_attn.named_parameters():
+            if not _in_map(f".{name}"):
+                parameter.requires_grad_(True)
+
+
 def train_everything(student: Decoder) -> None:
     """All weights are trained, but for what the feature map's configuration freezes."""
     for name, parameter in student.named_parameters():
@@ -90,14 +124,15 @@ def train_everything(student: Decoder) -> None:
 
 def _in_map(name: str) -> bool:
     """Whether a parameter belongs to the linear attention and not to the projections taken over."""
-    inside = (".feature_map.", ".beta_proj.", ".decay_proj.")
-    return any(part in name for part in inside) or name.endswith((".decay_logit", ".decay_log", ".read_weight"))
+    new = (".feature_map.", ".beta_proj.", ".decay_proj.", ".decay_log", ".read_mass", ".read_direction")
+    return any(part in name for part in new)
 
 
 def _is_learned(student: Decoder, name: str) -> bool:
     config = student.config.feature_map
-    part = {"frequencies": "frequencies", "log_weights": "weights", "directions": "directions"}.get(name.split(".")[-1])
-    if name.endswith("log_mass"):
+    parts = dict(frequencies="frequencies", log_weights="weights", directions="directions", phases="directions")
+    part = parts.get(name.split(".")[-1])
+    if name.endswith(("log_mass", "mass_direction", "temper")):
         return student.config.state_update == "additive"  # the delta rule's features have length 1
     if name.endswith("decay_logit"):
         return config.decay == "learned"
@@ -107,18 +142,24 @@ def _is_learned(student: Decoder, name: str) -> bool:
 class Alignment:
     """Errors of every converted layer against the teacher's softmax layer, on the teacher's own inputs.
 
-    The teacher runs once without gradients; each layer's queries, keys and values go through the student's linear
-    attention as well. The error is taken behind the output projection, so that heads count by what they contribute,
-    and relative to the mean square of the teacher's output, so that layers count alike.
+    The teacher runs once without gradients; the student's attention gets what each softmax layer gets. The error is
+    taken behind the output projection, so that heads count by what they contribute, and relative to the mean square of
+    the teacher's output, so that layers count alike.
     """
+
+    independent = True
 
     def __init__(self, teacher: Decoder) -> None:
         self.teacher = teacher
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
         """(layers, B, T) squared relative errors."""
+        return torch.stack(list(self.by_layer(student, batch)))
+
+    def by_layer(self, student: nn.Module, batch: Batch) -> Iterator[Tensor]:
+        """(B, T) squared relative errors, layer by layer."""
         assert isinstance(student, Decoder)
-        teacher, errors = self.teacher, []
+        teacher = self.teacher
         with torch.no_grad():
             layout = teacher.layout(batch.input_ids, None, batch.positions, batch.seq_ids, None)
             x = teacher.embed(batch.input_ids, layout.positions)
@@ -134,11 +175,57 @@ class Alignment:
                 attended = attention.o_proj(_merge(wanted))
                 x = block.finish(x, attended)
                 scale = attended.float().square().mean((0, 1)).sum()
-            values = linear.gated(v, normed) if isinstance(linear, DeltaDiJiangAttention) else v
-            given = linear.mix(q, k, values, layout, None)
-            gap = torch.matmul(_merge(given - wanted), attention.o_proj.weight.T)  # (B, T, hidden)
-            errors.append(gap.float().square().sum(-1) / scale)
-        return torch.stack(errors)
+            if _same_projections(linear, attention):
+                values = linear.gated(v, normed) if isinstance(linear, DeltaDiJiangAttention) else v
+                given = linear.mix(q, k, values, layout, None)
+                gap = torch.matmul(_merge(given - wanted), attention.o_proj.weight.T)  # (B, T, hidden)
+            else:
+                gap = linear(normed, layout) - attended
+            yield gap.float().square().sum(-1) / scale
+
+
+class HiddenAlignment:
+    """Errors of the hidden states behind every converted block against the teacher's.
+
+    The student runs on its own, so that a layer also learns to make good what those before it missed. Relative to the
+    mean square of the teacher's hidden states, so that layers count alike. After step 1 of RADLADS (arXiv 2505.03005).
+    """
+
+    independent = False
+
+    def __init__(self, teacher: Decoder) -> None:
+        self.teacher = teacher
+
+    def by_layer(self, student: nn.Module, batch: Batch) -> Iterator[Tensor]:
+        """(B, T) squared relative errors, layer by layer."""
+        assert isinstance(student, Decoder)
+        layout = student.layout(batch.input_ids, None, batch.positions, batch.seq_ids, None)
+        y = student.embed(batch.input_ids, layout.positions)
+        with torch.no_grad():
+            x = self.teacher.embed(batch.input_ids, layout.positions)
+        recompute = student.gradient_checkpointing and student.training
+        for block, other in zip(self.teacher.layers, student.layers, strict=True):
+            with torch.no_grad():
+                x = block(x, layout)
+            y = checkpoint(other, y, layout, use_reentrant=False) if recompute else other(y, layout)
+            if isinstance(other.self_attn, DiJiangAttention):
+                wanted = x.float()
+                yield (y.float() - wanted).square().sum(-1) / wanted.square().mean((0, 1)).sum()
+
+
+def _same_projections(linear: nn.Module, attention: nn.Module) -> bool:
+    """Whether two layers read the same memory in all that comes before and after attention proper."""
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+    ours, theirs = (
+        [
+            tensor.data_ptr()
+            for name in names
+            if (module := getattr(layer, name)) is not None
+            for tensor in module.parameters()  # an adapter's count too
+        ]
+        for layer in (linear, attention)
+    )
+    return ours == theirs
 
 
 def _merge(y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`yeoul evaluate`: how well a model foretells text, and whether it still knows what it was told."""
+"""`yeoul evaluate`: how well a model foretells text, what it still knows, and what a conversion has kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from yeoul.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from yeoul.data.batch import Batch
     from yeoul.data.shards import TokenShards
+    from yeoul.evaluate.associative import RecallGrid
+    from yeoul.evaluate.judge import Judgement
     from yeoul.evaluate.perplexity import LMScore
     from yeoul.evaluate.recall import RecallScore
     from yeoul.model.decoder import Decoder
@@ -23,7 +28,9 @@ if TYPE_CHECKING:
 class Config:
     """Score a model on a text: loss, perplexity and bits per byte.
 
-    Bits per byte are fair between models with different tokenizers; loss and perplexity are not.
+    Bits per byte are fair between models with different tokenizers; loss and perplexity are not. With --teacher, a
+    converted model is judged against the model that it was made of: what it keeps of what distance is worth, of
+    recall, and of free generation.
     """
 
     model: str
@@ -49,6 +56,20 @@ class Config:
     """Ask so many built-in questions for facts that were told early; 0 asks none."""
     recall_method: Literal["rank", "generate"] = "rank"
     """rank: is the answer likelier than other answers; generate: does the model say it."""
+    mqar: bool = False
+    """Recall of pairs of words over a grid of pairs and distances (MQAR)."""
+    needle: bool = False
+    """Recall of one pair of words somewhere in a text."""
+    teacher: str | None = None
+    """Softmax model that MODEL was converted from: judges what MODEL kept, --mqar and --needle included."""
+    window: int | None = None
+    """Window that recall must reach beyond, and to which the teacher is cut; MODEL's own, or 64, when not given."""
+    sinks: int = 4
+    """First positions that the cut teacher still sees."""
+    prompts: int = 16
+    """Prompts that teacher and MODEL continue greedily; 0 leaves that out."""
+    new_tokens: int = 64
+    """New tokens of each such continuation."""
     json: bool = False
     """Print one JSON object."""
     device: str = "auto"
@@ -64,6 +85,10 @@ class Config:
             ("batch-size", self.batch_size, 1),
             ("max-tokens", self.max_tokens, 1),
             ("recall", self.recall, 0),
+            ("window", self.window, 1),
+            ("sinks", self.sinks, 0),
+            ("prompts", self.prompts, 0),
+            ("new-tokens", self.new_tokens, 1),
         ):
             if value is not None and value < least:
                 raise UserError(f"--{flag} is {value}, but must be at least {least}")
@@ -79,14 +104,31 @@ def run(config: Config) -> int:
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so no text can be scored", config.model)
     context = _context(config, model)
+    teacher = None if config.teacher is None else _teacher(config, config.teacher, tokenizer, context)
+    recall = _recall(config, model, tokenizer) if config.recall else None
     with tempfile.TemporaryDirectory(prefix="yeoul-") as folder:
         shards, name = _shards(config, tokenizer, Path(folder))
-        result = _score(config, model, tokenizer, shards, context)
-    recall = _recall(config, model, tokenizer) if config.recall else None
+        batches = _batches(config, shards, context)
+        result = _score(config, model, tokenizer, batches, context)
+        judgement, grids = None, {}
+        if teacher is not None:
+            judgement = _judgement(config, teacher, model, tokenizer, batches, context)
+        elif config.mqar or config.needle:
+            grids = _grids(config, model, tokenizer, batches, context)
     values: dict[str, Any] = {"model": config.model, "data": name, "context": context, **result.as_dict()}
     if recall is not None:
         values["recall"] = recall.as_dict()
-    print(json.dumps(values, ensure_ascii=False, indent=2) if config.json else describe(values))
+    if config.json:
+        values |= {kind: grid.as_dict() for kind, grid in grids.items()}
+        if judgement is not None:
+            values |= {"teacher": config.teacher, "judgement": judgement.as_dict()}
+        print(json.dumps(values, ensure_ascii=False, indent=2))
+        return 0
+    print(describe(values))
+    for grid in grids.values():
+        print("\n" + _described(grid))
+    if judgement is not None:
+        print("\n" + judgement.table())
     return 0
 
 
@@ -117,22 +159,107 @@ def _shards(config: Config, tokenizer: Tokenizer, folder: Path) -> tuple[TokenSh
     return shards, str(kept)
 
 
-def _score(config: Config, model: Decoder, tokenizer: Tokenizer, shards: TokenShards, context: int) -> LMScore:
-    from yeoul import runtime
+def _batches(config: Config, shards: TokenShards, context: int) -> Callable[[], Iterable[Batch]]:
     from yeoul.commands.corpus import held_out
-    from yeoul.evaluate.perplexity import score
 
-    batches = held_out(
+    return held_out(
         shards,
         batch_size=config.batch_size,
         context=context,
         max_tokens=config.max_tokens,
         isolate_documents=config.isolate_documents,
     )
-    if not config.json:
-        print(f"Scoring {config.model} in sequences of {context:,} tokens ...", file=sys.stderr, flush=True)
+
+
+def _score(
+    config: Config, model: Decoder, tokenizer: Tokenizer, batches: Callable[[], Iterable[Batch]], context: int
+) -> LMScore:
+    from yeoul import runtime
+    from yeoul.evaluate.perplexity import score
+
+    _say(config, f"Scoring {config.model} in sequences of {context:,} tokens ...")
     dtype = runtime.resolve_dtype(config.dtype, model.output_weight.device)
     return score(model, batches(), tokenizer.byte_lengths(), dtype=dtype, by_position=config.by_position)
+
+
+def _say(config: Config, what: str) -> None:
+    if not config.json:
+        print(what, file=sys.stderr, flush=True)
+
+
+def _teacher(config: Config, name: str, tokenizer: Tokenizer, context: int) -> Decoder:
+    """The teacher, which must read the same tokens as the model."""
+    import yeoul
+
+    teacher, own = yeoul.load(name, device=config.device)
+    if own is not None and own.fingerprint != tokenizer.fingerprint:
+        raise UserError("the teacher has another tokenizer than the model", f"--teacher {name}", "give its own teacher")
+    tokenizer.check_fits(teacher.config.vocab_size)
+    longest = teacher.config.bounded_context
+    if longest is not None and context > longest and teacher.config.positions != "rotary":
+        raise UserError(f"the context of {context:,} is longer than the teacher's {longest:,} positions", "--context")
+    return teacher
+
+
+def _window(config: Config, model: Decoder) -> int:
+    hybrid = "hybrid" in model.config.attention
+    return config.window or (model.config.window if hybrid else 64)
+
+
+def _judgement(
+    config: Config,
+    teacher: Decoder,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    batches: Callable[[], Iterable[Batch]],
+    context: int,
+) -> Judgement:
+    from yeoul import runtime
+    from yeoul.evaluate.judge import Budget, judge
+
+    return judge(
+        teacher,
+        model,
+        tokenizer,
+        batches,
+        context=context,
+        window=_window(config, model),
+        sinks=config.sinks,
+        budget=Budget(prompts=config.prompts, new_tokens=config.new_tokens),
+        dtype=runtime.resolve_dtype(config.dtype, model.output_weight.device),
+        progress=lambda what: _say(config, f"Judging {what} ..."),
+    )
+
+
+def _grids(
+    config: Config, model: Decoder, tokenizer: Tokenizer, batches: Callable[[], Iterable[Batch]], context: int
+) -> dict[str, RecallGrid]:
+    """The recall of one model, without a teacher."""
+    from yeoul import runtime
+    from yeoul.evaluate.associative import Material, ask, mqar_questions, needle_questions
+    from yeoul.evaluate.words import TEXT_TOKENS, text_ids
+
+    material = Material(tokenizer, text_ids(tokenizer, batches(), TEXT_TOKENS), lead=config.sinks)
+    dtype = runtime.resolve_dtype(config.dtype, model.output_weight.device)
+    grids = {}
+    for kind, wanted, make in (
+        ("mqar", config.mqar, mqar_questions),
+        ("needle", config.needle, needle_questions),
+    ):
+        if not wanted:
+            continue
+        _say(config, f"Asking {kind} ...")
+        questions = make(material, context=context, window=_window(config, model))
+        if not questions.cells:
+            raise UserError("nothing fits: " + "; ".join(questions.left_out), f"--{kind}")
+        grids[kind] = ask(model, questions, dtype=dtype)
+    return grids
+
+
+def _described(grid: RecallGrid) -> str:
+    from yeoul.evaluate.judge_table import recall_table
+
+    return recall_table({"accuracy": grid})
 
 
 def _recall(config: Config, model: Decoder, tokenizer: Tokenizer) -> RecallScore:

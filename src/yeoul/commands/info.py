@@ -162,16 +162,17 @@ def _layer_cache(config: ModelConfig, kind: str, window: int, dtype: torch.dtype
         vocab_size=2, hidden_size=2 * size, num_layers=1, num_heads=groups, num_kv_heads=groups, head_dim=size,
         intermediate_size=2, attention=(kind,), window=window, feature_map=config.feature_map, positions="none",
         state_update=config.state_update, max_position_embeddings=config.max_position_embeddings,
+        sinks=config.sinks,
     )  # fmt: skip
     model = Decoder(small).to(dtype).eval()
     sizes = []
     with torch.inference_mode():
         cache = model.new_cache(1)
-        for columns in (window + 1, 1):
+        for columns in (window + config.sinks + 1, 1):
             model(torch.zeros(1, columns, dtype=torch.int64), cache=cache, logits_to_keep=1)
             sizes.append(cache.nbytes())
     growing = sizes[1] - sizes[0]
-    return sizes[0] - (window + 1) * growing, growing
+    return sizes[0] - (window + config.sinks + 1) * growing, growing
 
 
 def _tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:

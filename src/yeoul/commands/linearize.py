@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from yeoul.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
+    from yeoul.commands.recipe import Recipe
     from yeoul.data.batch import Batch
-    from yeoul.data.loader import PackedLoader
     from yeoul.model.decoder import Decoder
-    from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.config import TrainConfig
-    from yeoul.train.loss import Objective
 
 Stage = Literal["align", "distil", "finetune"]
+Trained = Literal["maps", "attention", "all", "low-rank", "low-rank-all"]
+CALIBRATION_CONTEXT = 1024
+"""Longest sequence that is looked at before training."""
+RANKING_TOKENS = 16_384
+"""Tokens of the text to train on by which layers are compared; the first of them set the start too."""
+LEAST_PATIENCE = 10
+"""Steps of the shortest window in which a stage's loss is averaged."""
+LARGEST_BUDGET, MOST_PASSES = 2_000_000, 4
+"""Budget when none is given: so many tokens, but at most so many passes over the text; further ones teach little
+(Muennighoff and others 2023)."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,8 @@ class Config:
     _: KW_ONLY
     data: str = "builtin"
     """Text: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas."""
-    tokens: int = 2_000_000
-    """Token budget of all stages together."""
+    tokens: int | None = None
+    """Token budget of all stages together; 2,000,000, but at most four passes over the text, when not given."""
     out: Path = Path("runs/linearize")
     """Folder of the run; the model is left in OUT/model."""
     config: Path | None = None
@@ -49,17 +57,33 @@ class Config:
     """Device: auto, cpu, cuda or cuda:N."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products."""
+    teacher_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the teacher's weights and of the student's that are not trained; auto: float32, or bfloat16 where both
+    the products and the model's files have it."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the saved weights; auto keeps that of the model's files."""
 
     attention: Literal["hybrid", "dijiang"] = "hybrid"
     """hybrid: a softmax window and linear attention over what came before it; dijiang: linear attention alone."""
     window: int = 64
     """Positions of the hybrid's window."""
-    keep_softmax: tuple[int, ...] = ()
-    """Layers that stay softmax, counted from 0."""
-    map: Literal["dijiang", "performer", "pff", "wpff", "dcf", "wdcf", "dijiang-code", "hedgehog", "elu"] = "dijiang"
-    """Feature map; the settings below take what it has when not given."""
+    sinks: int = 4
+    """First positions of every text that the hybrid's softmax sees for ever (none where the model has sliding layers,
+    which would see them too)."""
+    keep_softmax: str = "0"
+    """How many layers stay softmax, those that need distance most; auto: the fewest that make up half of what distance
+    is worth, at most a quarter. Their caches grow."""
+    softmax_layers: tuple[int, ...] = ()
+    """Layers that stay softmax by number, counted from 0, instead."""
+    map: (
+        Literal["dijiang", "performer", "pff", "wpff", "dcf", "wdcf", "dijiang-code", "hedgehog", "elu", "fourier"]
+        | None
+    ) = None
+    """Feature map; the settings below take what it has when not given. fourier in a hybrid with the delta rule, else
+    dijiang, when not given."""
     features: int | None = None
-    """Features of a head; twice the head size when not given, or once where the map has no pairs."""
+    """Features of a head; twice the head size when not given, once where the map has no pairs, eight times with
+    fourier."""
     kernel: Literal["softmax", "exp"] | None = None
     """Feature kernel: softmax normalises the features of each vector, exp estimates the softmax kernel."""
     radii: Literal["chi", "normal"] | None = None
@@ -70,9 +94,18 @@ class Config:
     """What of the feature map is trained."""
     decay: Literal["none", "fixed", "learned"] = "none"
     """Decay of the linear state."""
-    state_update: Literal["additive", "delta"] = "additive"
-    """How the state takes in a token: additive sums, delta corrects (the gated delta rule, with its own decay)."""
+    separate_maps: bool | None = None
+    """Queries and keys get maps of their own; with fourier they do when not given."""
+    mass: Literal["constant", "learned"] = "constant"
+    """How much a key or a query weighs altogether: the same for all of a head, or learned from the vector."""
+    calibrate: bool = True
+    """Set maps, masses and decays in closed form from the teacher's queries and keys before training."""
+    state_update: Literal["additive", "delta"] | None = None
+    """How the state takes in a token: additive sums, delta corrects (the gated delta rule, with its own decay). delta
+    in a hybrid when neither a map nor a decay is given, else additive."""
 
+    stages: tuple[Literal["align", "distil", "finetune"], ...] = ("align", "distil", "finetune")
+    """Stages to run; they share the whole budget in the proportion of their shares."""
     align_share: float = 0.3
     """Share of the budget for the first stage."""
     finetune_share: float = 0.2
@@ -83,8 +116,27 @@ class Config:
     """Peak learning rate of all weights in the second stage."""
     finetune_lr: float = 1e-4
     """Peak learning rate in the last stage."""
+    train_align: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "maps"
+    """What alignment trains: feature maps and gates; the whole attention; all weights; or the maps and a low-rank part
+    of the attention (low-rank) and of the MLPs too (low-rank-all)."""
+    train_distil: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "all"
+    """What distillation trains, likewise; all keeps the weights in memory twice, for teacher and student."""
+    train_finetune: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "all"
+    """What the last stage trains, likewise."""
+    rank: int = 8
+    """Rank of the low-rank parts."""
+    align_on: Literal["outputs", "hidden"] = "outputs"
+    """Align each layer's attention on the teacher's inputs (outputs), or the hidden states of the whole model."""
+    temperature: float = 1.0
+    """Temperature of the distillation."""
+    kl_weight: float = 1.0
+    """Share of the divergence from the teacher in the distillation; the rest is cross-entropy with the text."""
+    patience: int | None = None
+    """Steps between two looks at whether a stage still pays; a fifth of the stage when not given, 0 never looks."""
     batch_size: int = 8
-    """Sequences in a step."""
+    """Sequences in a micro-batch."""
+    accumulate: int = 1
+    """Micro-batches in a step."""
     context: int | None = None
     """Tokens in a sequence; the model's own length, but at most 2,048, when not given."""
     gradient_checkpointing: bool = False
@@ -110,15 +162,33 @@ class Config:
     """Largest number of tokens that one validation scores."""
     contexts: tuple[int, ...] = (512, 2048, 8192)
     """Contexts at which tokens per second and cache are measured at the end."""
+    judge_tokens: int = 50_000
+    """Held-out tokens by which the result is judged against the teacher and against the teacher cut to the window
+    (what distance is worth, recall, free generation); 0 leaves this out."""
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
+        if self.tokens is not None and self.tokens < 1:
             raise UserError(f"the budget is {self.tokens} tokens", "--tokens", "give at least one step's tokens")
         for flag, share in (("--align-share", self.align_share), ("--finetune-share", self.finetune_share)):
             if not 0 <= share <= 1:
                 raise UserError(f"{share} is not a share between 0 and 1", flag)
         if self.align_share + self.finetune_share > 1:
             raise UserError("the shares of the stages are more than 1 together", "--align-share, --finetune-share")
+        if not self.stages:
+            raise UserError("there is no stage to run", "--stages", f"choose from {', '.join(get_args(Stage))}")
+        for flag, value, ok in (
+            ("--rank", self.rank, self.rank >= 1), ("--temperature", self.temperature, 0 < self.temperature < 1000),
+            ("--kl-weight", self.kl_weight, 0 <= self.kl_weight <= 1),
+            ("--accumulate", self.accumulate, self.accumulate >= 1), ("--sinks", self.sinks, self.sinks >= 0),
+            ("--judge-tokens", self.judge_tokens, self.judge_tokens >= 0),
+            ("--patience", self.patience, (self.patience or 0) >= 0),
+        ):  # fmt: skip
+            if not ok:
+                raise UserError(f"{value} is out of range", flag)
+        if self.keep_softmax != "auto" and not self.keep_softmax.isdecimal():
+            raise UserError(f"{self.keep_softmax!r} is neither a number of layers nor auto", "--keep-softmax")
+        if self.keep_softmax != "0" and self.softmax_layers:
+            raise UserError("give one of them", "--keep-softmax, --softmax-layers")
         if self.batch_size < 1 or (self.context is not None and self.context < 2):
             raise UserError("a step needs at least one sequence of two tokens", "--batch-size, --context")
 
@@ -126,9 +196,12 @@ class Config:
 def run(config: Config) -> int:
     """Linearize; the exit code is 0, or 130 or 143 where a signal stopped it with everything saved."""
     from yeoul import load, runtime
+    from yeoul.adapt.calibrate import calibrate
     from yeoul.adapt.linearize import convert
-    from yeoul.commands.corpus import held_out, save_folder
+    from yeoul.commands.conclusion import conclude
+    from yeoul.commands.corpus import held_out, save_folder, validation
     from yeoul.commands.preparation import removed_on_user_error, shards_of
+    from yeoul.commands.recipe import plain, run_stages, weights_digest
     from yeoul.config import save_config
     from yeoul.data.loader import PackedLoader
     from yeoul.train.interrupt import Interrupted
@@ -137,25 +210,26 @@ def run(config: Config) -> int:
     if config.out.exists() and not config.out.is_dir():
         raise UserError("this is a file, not a folder", f"--out {config.out}")
     runtime.set_threads()
-    teacher, tokenizer = load(config.model, device=config.device, dtype="float32")
+    compute, held, saved = _dtypes(config)
+    teacher, tokenizer = load(config.model, device=config.device, dtype=held)
     if tokenizer is None:
         raise UserError("the model's folder has no tokenizer", config.model)
     longest = teacher.config.max_position_embeddings
     context = config.context or min(longest, 2048)
     if context > longest:
         raise UserError(f"the context of {context:,} is longer than the model's {longest:,} positions", "--context")
-    settings = plan(config, context)
+    layers = teacher.config.attention.count("softmax")
+    if config.keep_softmax.isdecimal() and int(config.keep_softmax) >= max(1, layers):
+        raise UserError(f"none of the {layers} softmax layers would be linearized", "--keep-softmax", "keep fewer")
     teacher.requires_grad_(False)
-    student = convert(teacher, conversion(config))
-    if "align" in settings and not _learns_alone(student):
-        raise UserError(
-            f"nothing of the feature map {config.map!r} is learned, so there is nothing to align",
-            "--map", "give --align-share 0, or --learn where the map has parts to learn",
-        )  # fmt: skip
+    student = convert(teacher, conversion(config), share=True)
+    recipe_of(config, context, student)  # what cannot be is said before the text is read
     with removed_on_user_error(config.out):
         shards, val = shards_of(config, tokenizer)
         if val is None:
             raise UserError("there is no text to validate on", "--val-fraction", "put a share aside or give --val-data")
+        budget = config.tokens or min(LARGEST_BUDGET, MOST_PASSES * shards.meta.tokens)
+        recipe = recipe_of(replace(config, tokens=budget), context, student)
         make_loader = lambda stage: PackedLoader(  # noqa: E731
             shards, batch_size=config.batch_size, context=context, seed=config.seed + stage
         )
@@ -165,28 +239,92 @@ def run(config: Config) -> int:
     # Never saved as true: the file given back as --config must not throw the run away.
     save_config(replace(config, overwrite=False), config.out / "config.yaml")
     batches = held_out(val, batch_size=config.batch_size, context=context, max_tokens=config.val_tokens)
+    some = held_out(shards, batch_size=4, context=min(context, CALIBRATION_CONTEXT), max_tokens=RANKING_TOKENS)
+    kept = kept_layers(config, teacher, some, compute)
+    student = convert(teacher, conversion(config, kept), share=True)
+    print(_choices(config, kept, recipe, budget, shards.meta.tokens, context, compute), flush=True)
+    if config.calibrate:
+        calibrate(teacher, student, some())
     try:
-        stages = _train_stages(config, settings, teacher, student, tokenizer, make_loader, batches)
+        stages = run_stages(
+            recipe, teacher, student, config.out / "stages", make_loader=make_loader,
+            save_model=lambda model, folder: save_folder(plain(model, saved), tokenizer, folder),
+            validate=validation(student, batches, tokenizer, compute),
+            identity={"teacher": weights_digest(teacher), "tokenizer": tokenizer.fingerprint,
+                      "model": student.config.to_dict(), "calibrate": config.calibrate,
+                      "validation": [val.meta.tokens, config.val_tokens]},
+        )  # fmt: skip
     except Interrupted as stop:
         return stop.exit_code
-    replace_folder(config.out / "model", lambda folder: save_folder(student, tokenizer, folder))
-    _conclude(config, teacher, student, tokenizer, batches, stages)
+    finished = plain(student, saved)
+    replace_folder(config.out / "model", lambda folder: save_folder(finished, tokenizer, folder))
+    student = plain(finished, held)  # what was saved, in the type that the teacher has
+    conclude(config, teacher, student, tokenizer, batches, {name: stage.as_dict() for name, stage in stages.items()},
+              context)  # fmt: skip
     return 0
 
 
-def conversion(config: Config) -> Any:
-    """The `Conversion` that the flags describe."""
+def _dtypes(config: Config) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+    """Types of the products, of weights that are not trained, and of saved weights."""
+    import torch
+
+    from yeoul import runtime
+    from yeoul.hub import local_folder
+    from yeoul.model.checkpoint import model_folder, stored_dtype
+
+    compute = runtime.resolve_dtype(config.dtype, runtime.resolve_device(config.device))
+    stored = stored_dtype(model_folder(local_folder(config.model)))
+    if config.teacher_dtype == "auto":
+        held = torch.bfloat16 if compute == stored == torch.bfloat16 else torch.float32
+    else:
+        held = getattr(torch, config.teacher_dtype)
+    if held == torch.bfloat16 != compute:
+        raise UserError(
+            f"products in {str(compute).removeprefix('torch.')} do not take weights in bfloat16",
+            "--teacher-dtype", "give --dtype bfloat16 too, or --teacher-dtype float32",
+        )  # fmt: skip
+    return compute, held, stored if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
+
+
+def kept_layers(
+    config: Config, teacher: Decoder, batches: Callable[[], Iterable[Batch]], dtype: torch.dtype
+) -> tuple[int, ...]:
+    """The layers that stay softmax by `--softmax-layers`, or by what cutting each of them costs."""
+    from yeoul.evaluate.layer_costs import layer_costs, layers_to_keep
+
+    if config.keep_softmax == "0":
+        return config.softmax_layers
+    count = None if config.keep_softmax == "auto" else int(config.keep_softmax)
+    costs = layer_costs(teacher, batches, window=config.window, sinks=config.sinks, dtype=dtype)
+    kept = layers_to_keep(costs, count)
+    print("What a window instead of softmax costs in each layer alone, nats a token:")
+    print("\n".join(f"  layer {i}: {cost:+.4f}{'  stays softmax' if i in kept else ''}" for i, cost in costs.items()))
+    return kept
+
+
+def conversion(config: Config, kept: tuple[int, ...] = ()) -> Any:
+    """The `Conversion` that the flags describe, with these layers left as softmax."""
     from yeoul.adapt.linearize import Conversion
     from yeoul.model.config import FeatureMapConfig
 
+    name, update = linear_part(config)
     feature_map = FeatureMapConfig(
-        name=config.map, features=config.features, decay=config.decay, seed=config.seed,
+        name=name, features=config.features, decay=config.decay, seed=config.seed,
         kernel=config.kernel, radii=config.radii, sequence=config.sequence, learn=config.learn,  # type: ignore[arg-type]
+        separate=name == "fourier" if config.separate_maps is None else config.separate_maps, mass=config.mass,
     )  # fmt: skip
     return Conversion(
-        attention=config.attention, window=config.window, feature_map=feature_map, keep_softmax=config.keep_softmax,
-        state_update=config.state_update,
+        attention=config.attention, window=config.window, sinks=config.sinks, feature_map=feature_map,
+        keep_softmax=kept or config.softmax_layers, state_update=update,
     )  # fmt: skip
+
+
+def linear_part(config: Config) -> tuple[str, str]:
+    """Feature map and state update, given or chosen: what kept most of the far context beside a window."""
+    chosen = config.attention == "hybrid" and config.map in (None, "fourier") and config.decay == "none"
+    chosen = chosen and config.kernel is None and config.mass == "constant"
+    update = config.state_update or ("delta" if chosen else "additive")
+    return config.map or ("fourier" if update == "delta" and chosen else "dijiang"), update
 
 
 def _learns_alone(student: Decoder) -> bool:
@@ -198,14 +336,41 @@ def _learns_alone(student: Decoder) -> bool:
     return any("hybrid" in student.config.attention or not name.endswith("log_mass") for name in learned)
 
 
+def trained_parts(config: Config) -> dict[Stage, Trained]:
+    """What each stage trains."""
+    return {"align": config.train_align, "distil": config.train_distil, "finetune": config.train_finetune}
+
+
+def recipe_of(config: Config, context: int, student: Decoder) -> Recipe:
+    """The stages that the flags describe.
+
+    Raises:
+        UserError: a stage has nothing to train, or no stage gets a step.
+    """
+    from yeoul.commands.recipe import Recipe
+
+    recipe = Recipe(
+        settings=plan(config, context), trains=trained_parts(config), align_on=config.align_on, rank=config.rank,
+        kl_weight=config.kl_weight, temperature=config.temperature,
+    )  # fmt: skip
+    for stage in recipe.settings:
+        if recipe.trains[stage] == "maps" and not _learns_alone(student):
+            fix = "give --align-share 0" if stage == "align" else f"let --train-{stage} be another"
+            raise UserError(
+                f"nothing of the feature map {linear_part(config)[0]!r} is learned, so there is nothing to {stage}",
+                "--map", f"{fix}, or --learn where the map has parts to learn",
+            )  # fmt: skip
+    return recipe
+
+
 def plan(config: Config, context: int) -> dict[Stage, TrainConfig]:
-    """Settings of the stages that get at least one step, in order."""
+    """Settings of the stages that get at least one step, in order; without a budget, those of the largest default."""
     from yeoul.train.config import TrainConfig
 
     common = TrainConfig(
-        batch_size=config.batch_size, context=context, weight_decay=0.0, warmup=0.05, seed=config.seed,
-        dtype=config.dtype, gradient_checkpointing=config.gradient_checkpointing, log_every=config.log_every,
-        eval_every=config.eval_every, save_every=config.save_every, keep_last=1,
+        batch_size=config.batch_size, context=context, accumulate=config.accumulate, weight_decay=0.0, warmup=0.05,
+        seed=config.seed, dtype=config.dtype, gradient_checkpointing=config.gradient_checkpointing,
+        log_every=config.log_every, eval_every=config.eval_every, save_every=config.save_every, keep_last=1,
     )  # fmt: skip
     distil_share = 1 - config.align_share - config.finetune_share
     budgets: list[tuple[Stage, float, float]] = [
@@ -213,120 +378,36 @@ def plan(config: Config, context: int) -> dict[Stage, TrainConfig]:
         ("distil", distil_share, config.lr),
         ("finetune", config.finetune_share, config.finetune_lr),
     ]
+    budgets = [(stage, share, lr) for stage, share, lr in budgets if stage in config.stages]
+    total = sum(share for _, share, _ in budgets)
+    budget = config.tokens or LARGEST_BUDGET
     stages: dict[Stage, TrainConfig] = {}
     for stage, share, lr in budgets:
-        tokens = int(config.tokens * share)
-        if tokens >= common.tokens_per_step:
-            whole = tokens // common.tokens_per_step * common.tokens_per_step  # a budget is not overspent
-            stages[stage] = replace(common, tokens=whole, lr=lr)
+        # A budget is not overspent.
+        steps = int(budget * share / total) // common.tokens_per_step if share > 0 else 0
+        if steps:
+            patience = max(LEAST_PATIENCE, steps // 5) if config.patience is None else config.patience
+            stages[stage] = replace(common, tokens=steps * common.tokens_per_step, lr=lr, patience=patience)
     if not stages:
         raise UserError(
-            f"a budget of {config.tokens:,} tokens is less than one step of {common.tokens_per_step:,} in any stage",
+            f"a budget of {budget:,} tokens is less than one step of {common.tokens_per_step:,} in any stage",
             "--tokens", "give more, or a smaller --batch-size or --context",
         )  # fmt: skip
     return stages
 
 
-def _train_stages(
-    config: Config,
-    settings_of: dict[Stage, TrainConfig],
-    teacher: Decoder,
-    student: Decoder,
-    tokenizer: Tokenizer,
-    make_loader: Callable[[int], PackedLoader],
-    batches: Callable[[], Iterable[Batch]],
-) -> dict[str, Any]:
-    """Runs each stage, or passes it where it is finished; returns what each took."""
-    from yeoul import runtime
-    from yeoul.adapt.linearize import Alignment, train_everything, train_only_maps
-    from yeoul.commands.corpus import save_folder, validation
-    from yeoul.train.distill import alignment_objective, distillation_objective
-    from yeoul.train.loop import train
-    from yeoul.train.loss import language_model_objective
-
-    objectives: dict[Stage, Objective] = {
-        "align": alignment_objective(Alignment(teacher)),
-        "distil": distillation_objective(teacher),
-        "finetune": language_model_objective,
-    }
-    dtype = runtime.resolve_dtype(config.dtype, teacher.device)
-    results: dict[str, Any] = {}
-    for number, (stage, settings) in enumerate(settings_of.items(), start=1):
-        (train_only_maps if stage == "align" else train_everything)(student)
-        print(f"Stage {number}, {stage}: {settings.tokens:,} tokens in {settings.steps:,} steps.", flush=True)
-        result = train(
-            student, make_loader(number), objectives[stage], settings, config.out / "stages" / f"{number}-{stage}",
-            save_model=lambda folder: save_folder(student, tokenizer, folder),
-            validate=validation(student, batches, tokenizer, dtype), name=stage,
-            identity={"teacher": _weights_digest(teacher), "tokenizer": tokenizer.fingerprint,
-                      "model": student.config.to_dict()},
-        )  # fmt: skip
-        results[stage] = {"tokens": result.tokens, "seconds": result.seconds, "loss": result.loss, **result.validation}
-    return results
-
-
-def _weights_digest(model: Decoder) -> str:
-    """A fingerprint of a model's weights: a resumed run must have the same teacher."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for _, tensor in sorted(model.state_dict().items()):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _conclude(
-    config: Config,
-    teacher: Decoder,
-    student: Decoder,
-    tokenizer: Tokenizer,
-    batches: Callable[[], Iterable[Batch]],
-    stages: dict[str, Any],
-) -> None:
-    """Scores, speeds and cache of teacher and student; printed, and written to OUT/linearize.json."""
-    from yeoul import runtime
-    from yeoul.adapt.linearize import convert
-    from yeoul.commands.results import machine_facts
-    from yeoul.evaluate import speed
-    from yeoul.evaluate.ablations import ablations, parts
-    from yeoul.evaluate.perplexity import score
-    from yeoul.train.runstate import write_json
-
-    dtype = runtime.resolve_dtype(config.dtype, teacher.device)
-    lengths = tokenizer.byte_lengths()
-    print("Scoring teacher, converted model and its parts ...", flush=True)
-    scores = {"teacher": score(teacher, batches(), lengths, dtype=dtype)}
-    scores |= ablations(student, batches, lengths, dtype=dtype)
-    if config.attention == "hybrid":
-        with parts(convert(teacher, conversion(config)), linear=False) as untrained:
-            scores["teacher's weights, window only"] = score(untrained, batches(), lengths, dtype=dtype)
-    longest = max(config.contexts) + 128
-    models = {"teacher": speed.lengthened(teacher, longest), "converted": speed.lengthened(student, longest)}
-    records = speed.compare(models, config.contexts, dtype=dtype, progress=lambda what: print(f"  {what}", flush=True))
-    print("\n" + score_table({name: value.as_dict() for name, value in scores.items()}))
-    print("\n" + speed.table(records, "teacher"))
-    spent = sum(stage["tokens"] for stage in stages.values())
-    result = {
-        "tokens": spent,
-        "stages": stages,
-        "scores": {name: value.as_dict() for name, value in scores.items()},
-        "speed": [record.as_dict() for record in records],
-        "machine": machine_facts(),
-        "command": " ".join(["yeoul", *sys.argv[1:]]),
-    }
-    write_json(config.out / "linearize.json", json.loads(json.dumps(result, default=str)))
-    print(f"\nThe model is in {config.out / 'model'}, these figures in {config.out / 'linearize.json'}. Next:")
-    print(f'  yeoul generate {config.out} "옛날 옛적에"\n  yeoul chat {config.out}', flush=True)
-
-
-def score_table(scores: dict[str, dict[str, Any]]) -> str:
-    """Scores as plain text, with the loss against the first row."""
-    width = max(len(name) for name in scores)
-    first = next(iter(scores.values()))["loss"]
-    lines = [f"{'model':<{width}}  {'loss':>8}  {'perplexity':>10}  {'bits/byte':>9}  {'against teacher':>15}"]
-    for name, s in scores.items():
-        bits = "-" if s["bits_per_byte"] is None else f"{s['bits_per_byte']:.4f}"
-        lines.append(
-            f"{name:<{width}}  {s['loss']:>8.4f}  {s['perplexity']:>10.3f}  {bits:>9}  {s['loss'] - first:>+15.4f}"
-        )
-    return "\n".join(lines)
+def _choices(
+    config: Config, kept_softmax: tuple[int, ...], recipe: Recipe, budget: int, text: int, context: int,
+    compute: torch.dtype,
+) -> str:  # fmt: skip
+    """What decides the result, whether it was given or chosen, in a few lines."""
+    name, update = linear_part(config)
+    beside = f"hybrid, window {config.window}, {config.sinks} sinks"
+    kind = beside if config.attention == "hybrid" else "linear attention alone"
+    kept = f", softmax in layers {', '.join(map(str, kept_softmax))}" if kept_softmax else ""
+    lines = [
+        f"Attention: {kind}, feature map {name}, decay {config.decay}, state {update}{kept}.",
+        f"Budget: {budget:,} tokens, {budget / text:.2g} passes over {text:,}; steps of {config.batch_size} x "
+        f"{config.accumulate} sequences of {context:,} tokens; products in {str(compute).removeprefix('torch.')}.",
+    ]
+    return "\n".join([*lines, *recipe.lines()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -59,3 +59,24 @@ def ablations(
         with parts(model, linear=linear, window=window):
             result[name] = score(model, batches(), byte_lengths, dtype=dtype)
     return result
+
+
+View = Callable[[], AbstractContextManager[Decoder]]
+"""Opens a model, or a model with parts of its attention switched off, for as long as it is judged."""
+
+
+def views(converted: Decoder) -> dict[str, View]:
+    """The converted model and what is left of it when parts of its attention are off, by the names of tables.
+
+    Returns:
+        "converted"; where layers are linear also "linear only" and "window only" (of a hybrid) and "no attention".
+        Open one at a time.
+    """
+    layers = [b.self_attn for b in converted.layers if isinstance(b.self_attn, DiJiangAttention)]
+    found: dict[str, View] = {"converted": lambda: nullcontext(converted)}
+    if any(layer.window for layer in layers):
+        found["linear only"] = lambda: parts(converted, window=False)
+        found["window only"] = lambda: parts(converted, linear=False)
+    if layers:
+        found["no attention"] = lambda: parts(converted, linear=False, window=False)
+    return found

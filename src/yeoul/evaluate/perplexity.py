@@ -94,7 +94,7 @@ def score(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), _autocast(device, dtype):
+        with torch.inference_mode(), autocast(device, dtype):
             for batch in batches:
                 losses, labels, positions = token_losses(model, batch.to(device))
                 total += float(losses.sum())
@@ -144,7 +144,8 @@ def token_losses(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return losses, labels.cpu(), positions.cpu()
 
 
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast in `dtype`; nothing for None and float32, which run as the weights are."""
     if dtype is None or dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)

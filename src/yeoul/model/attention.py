@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from yeoul.model.cache import KVCache, LayerCache, WindowCache
 from yeoul.model.rope import rotate
-from yeoul.ops.window import sliding_attention, soft_cap
+from yeoul.ops.window import Sinks, sinks_of, sliding_attention, soft_cap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,46 +176,82 @@ class SoftmaxAttention(ProjectedAttention):
 
 
 class SlidingAttention(ProjectedAttention):
-    """Softmax attention over the last `window` positions, itself included (as Mistral), in linear time."""
+    """Softmax attention over the last `window` positions, itself included (as Mistral), in linear time.
 
-    def __init__(self, *, window: int, **projections: object) -> None:
+    With `sinks` s > 0 the first s tokens of every text stay in sight and do not count into the window (StreamingLLM:
+    Xiao and others 2023, arXiv 2309.17453; their positions are those of the text, not of the cache).
+    """
+
+    def __init__(self, *, window: int, sinks: int = 0, **projections: object) -> None:
         super().__init__(**projections)  # type: ignore[arg-type]
-        self.window = window
+        self.window, self.sinks = window, sinks
 
     def new_cache(self) -> WindowCache:
-        """A ring of `window` keys and values."""
-        return WindowCache(self.window)
+        """A ring of `window` keys and values, and the sinks."""
+        return WindowCache(self.window, self.sinks)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         """See `ProjectedAttention.mix`."""
-        B, _, T, _ = q.shape
-        if cache is not None:
-            assert isinstance(cache, WindowCache)
-            if T == 1 and layout.mask is None:
-                cache.push(k[:, :, 0], v[:, :, 0])
-                keys, values, valid = cache.columns()
-                allowed = None if valid is None else valid[:, None, None, :]
-                return self.attend(q, keys, values, allowed)
-            keys, values, valid = cache.extend(k, v, layout.mask)
-            return sliding_attention(q, keys, values, self.window, self.scale, valid=valid, softcap=self.softcap)
-        if T <= self.window:
+        T = q.shape[2]
+        memory = cache if isinstance(cache, WindowCache) else None
+        if memory and memory.sinks_full and T == 1 and layout.mask is None:
+            memory.push(k[:, :, 0], v[:, :, 0])
+            keys, values, valid = memory.columns()
+            allowed = None if valid is None else valid[:, None, None, :]
+            return self.attend(q, keys, values, allowed)
+        if memory is None and T <= self.window:
             return SoftmaxAttention.mix(self, q, k, v, layout, None)  # type: ignore[arg-type]
-        keys, values, valid, key_ids = window_prefix(k, v, self.window, layout)
+        seen = window_columns(k, v, self.window, self.sinks, layout, memory)
         return sliding_attention(
-            q, keys, values, self.window, self.scale,
-            valid=valid, seq_ids=layout.seq_ids, key_seq_ids=key_ids, softcap=self.softcap,
+            q, seen.k, seen.v, self.window, self.scale, valid=seen.valid, seq_ids=layout.seq_ids,
+            key_seq_ids=seen.seq_ids, softcap=self.softcap, sinks=seen.sinks,
         )  # fmt: skip
 
 
-def window_prefix(k: Tensor, v: Tensor, window: int, layout: Layout) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Keys and values with an empty window before the first, as a fresh `WindowCache` would give them.
+class WindowColumns(NamedTuple):
+    """What the queries of a call see by softmax: the w columns before the first of them, then their own.
 
-    Returns:
-        keys and values (B, G, w + T, D), valid (B or 1, w + T) bool, sequence ids (B, w + T) or None.
+    Attributes:
+        k: (B, G, w + T, D).
+        v: (B, G, w + T, D).
+        valid: (B or 1, w + T) bool, which columns are tokens.
+        seq_ids: (B, w + T), with packed sequences.
+        sinks: what is seen beside the window; None where a layer has none.
     """
-    T = k.shape[2]
+
+    k: Tensor
+    v: Tensor
+    valid: Tensor
+    seq_ids: Tensor | None
+    sinks: Sinks | None
+
+    def leaving(self, T: int, seq_ids: Tensor | None) -> Tensor:
+        """(B or 1, T) bool: key t leaves the window at query t, (B, T) of which `seq_ids` are. A sink never does."""
+        left = self.valid[:, :T]
+        if self.sinks is not None:
+            left = left & ~self.sinks.is_sink[:, :T]
+        if seq_ids is not None and self.seq_ids is not None:
+            left = left & (self.seq_ids[:, :T] == seq_ids)
+        return left
+
+
+def window_columns(
+    k: Tensor, v: Tensor, window: int, sinks: int, layout: Layout, cache: WindowCache | None
+) -> WindowColumns:
+    """The columns that queries over (B, G, T, D) keys and values see; without a cache the window before is empty."""
+    if cache is not None:
+        keys, values, valid, first = cache.extend(k, v, layout.mask)
+        return WindowColumns(keys, values, valid, None, first)
+    T, ids = k.shape[2], layout.seq_ids
     mask = layout.mask if layout.mask is not None else torch.ones(1, T, dtype=torch.bool, device=k.device)
-    ids = None if layout.seq_ids is None else F.pad(layout.seq_ids, (window, 0), value=-1)
-    if layout.seq_ids is not None:
-        mask = mask & (layout.seq_ids >= 0)
-    return F.pad(k, (0, 0, window, 0)), F.pad(v, (0, 0, window, 0)), F.pad(mask, (window, 0)), ids
+    texts = None  # the sequences' numbers, negative at padding
+    if ids is not None:
+        mask = mask & (ids >= 0)
+        texts = ids.masked_fill(~mask, -1)
+    elif layout.mask is not None:
+        texts = mask.long() - 1
+    return WindowColumns(
+        F.pad(k, (0, 0, window, 0)), F.pad(v, (0, 0, window, 0)), F.pad(mask, (window, 0)),
+        None if ids is None else F.pad(ids, (window, 0), value=-1),
+        sinks_of(k, v, window, sinks, texts) if sinks else None,
+    )  # fmt: skip

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yeoul.ops.linear_attention import LinearState
+from yeoul.ops.window import Sinks
 
 
 class LayerCache:
@@ -70,46 +71,77 @@ class KVCache(LayerCache):
 
 
 class WindowCache(LayerCache):
-    """The last w keys and values, in a ring: column c lies in slot c mod w."""
+    """The last w keys and values, in a ring, behind the first s of each text, its sinks.
 
-    def __init__(self, window: int) -> None:
-        self.window = window
-        self.k: Tensor | None = None  # (B, G, w, D)
-        self.v: Tensor | None = None  # (B, G, w, D), with more channels where a layer keeps more
-        self.valid: Tensor | None = None  # (B, w) bool: the slot holds a token
+    Slots 0 ... s-1 hold the sinks and column c lies in slot s + c mod w. A sink passes through the ring too, so that
+    all rows keep step, but counts there as no token.
+    """
+
+    def __init__(self, window: int, sinks: int = 0) -> None:
+        self.window, self.sinks = window, sinks
+        self.k: Tensor | None = None  # (B, G, s + w, D)
+        self.v: Tensor | None = None  # (B, G, s + w, D), with more channels where a layer keeps more
+        self.valid: Tensor | None = None  # (B, s + w) bool: the slot holds a token
         self.length = 0
         self.padded = 0  # pushes until the last padded column has left the ring
+        self.sinks_full = sinks == 0  # every row has all its sinks
 
     def _allocate(self, k: Tensor, v: Tensor) -> None:
-        B, G, _, D = k.shape
-        self.k, self.v = k.new_zeros(B, G, self.window, D), v.new_zeros(B, G, self.window, v.shape[3])
-        self.valid = torch.zeros(B, self.window, dtype=torch.bool, device=k.device)
+        (B, G, _, D), slots = k.shape, self.sinks + self.window
+        self.k, self.v = k.new_zeros(B, G, slots, D), v.new_zeros(B, G, slots, v.shape[3])
+        self.valid = torch.zeros(B, slots, dtype=torch.bool, device=k.device)
 
-    def extend(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def extend(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Sinks | None]:
         """Appends (B, G, T, D); returns the w columns before and the new ones, oldest first, and which are tokens.
 
         Returns:
-            keys and values (B, G, w + T, D), valid (B, w + T) bool.
+            keys and values (B, G, w + T, D), valid (B, w + T) bool, and the sinks where there are any: then the w
+            columns before that are sinks are not valid.
         """
-        (B, _, T, _), w = k.shape, self.window
+        (B, _, T, _), w, s = k.shape, self.window, self.sinks
         if self.k is None:
             self._allocate(k, v)
         assert self.k is not None and self.v is not None and self.valid is not None
         turn = -(self.length % w)
         new = torch.ones(B, T, dtype=torch.bool, device=k.device) if mask is None else mask
-        keys = torch.cat((self.k.roll(turn, 2), k), dim=2)
-        values = torch.cat((self.v.roll(turn, 2), v), dim=2)
-        valid = torch.cat((self.valid.roll(turn, 1), new), dim=1)
+        keys = torch.cat((self.k[:, :, s:].roll(turn, 2), k), dim=2)
+        values = torch.cat((self.v[:, :, s:].roll(turn, 2), v), dim=2)
+        valid = torch.cat((self.valid[:, s:].roll(turn, 1), new), dim=1)
+        taken = self._take_sinks(k, v, new) if s else None
+        kept = valid if taken is None else valid & ~taken[0].is_sink
         self.length += T
         turn = self.length % w
         self.k, self.v = keys[:, :, -w:].roll(turn, 2), values[:, :, -w:].roll(turn, 2)
-        self.valid = valid[:, -w:].roll(turn, 1)
+        self.valid = kept[:, -w:].roll(turn, 1)
         recent = min(self.length, w)
-        self.padded = 0 if bool(valid[:, -recent:].all()) else w
-        return keys, values, valid
+        self.padded = 0 if bool(kept[:, -recent:].all()) else w
+        if taken is None:
+            return keys, values, valid, None
+        sinks, there = taken
+        self.k, self.v = torch.cat((sinks.k[:, :, 0], self.k), 2), torch.cat((sinks.v[:, :, 0], self.v), 2)
+        self.valid, self.sinks_full = torch.cat((there, self.valid), 1), bool(there.all())
+        return keys, values, valid, sinks
+
+    def _take_sinks(self, k: Tensor, v: Tensor, new: Tensor) -> tuple[Sinks, Tensor]:
+        """The sinks after new columns, of which `new` (B, T) are tokens; and which of them there are by now, (B, s)."""
+        assert self.k is not None and self.v is not None and self.valid is not None
+        (B, G, T, _), s, device = k.shape, self.sinks, k.device
+        known = self.valid[:, :s].sum(1, keepdim=True)  # (B, 1)
+        ordinal = known + new.long().cumsum(1) - 1
+        is_sink = new & (ordinal < s)
+        slot = torch.arange(s, device=device)
+        column = slot - known + new.long().argmax(1, keepdim=True)  # (B, s): tokens stand together
+        old, arrives = slot < known, (slot >= known) & (slot <= ordinal[:, -1:])
+        there = column.clamp(0, T - 1)[:, None, :, None]
+        at = lambda x: x.gather(2, there.expand(B, G, s, x.shape[3]))  # noqa: E731
+        keys = torch.where(arrives[:, None, :, None], at(k), self.k[:, :, :s])
+        values = torch.where(arrives[:, None, :, None], at(v), self.v[:, :, :s])
+        column = torch.where(old, -1, torch.where(arrives, column, T))
+        sinks = Sinks(keys[:, :, None], values[:, :, None], column[:, None], F.pad(is_sink, (self.window, 0)))
+        return sinks, old | arrives
 
     def push(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """Writes one token, (B, G, D), in place of the oldest.
+        """Writes one token, (B, G, D), in place of the oldest in the ring; the sinks must be full.
 
         Returns:
             The column that left, (k, v, valid): each (B, G, D), valid (B,) bool or None where it surely was a token;
@@ -117,8 +149,8 @@ class WindowCache(LayerCache):
         """
         if self.k is None:
             self._allocate(k[:, :, None], v[:, :, None])
-        assert self.k is not None and self.v is not None and self.valid is not None
-        slot, left = self.length % self.window, None
+        assert self.k is not None and self.v is not None and self.valid is not None and self.sinks_full
+        slot, left = self.sinks + self.length % self.window, None
         if self.length >= self.window:
             valid = self.valid[:, slot].clone() if self.padded else None
             left = self.k[:, :, slot].clone(), self.v[:, :, slot].clone(), valid
@@ -130,9 +162,9 @@ class WindowCache(LayerCache):
         return left
 
     def columns(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values in use, (B, G, up to w, D), in the order of the slots; valid (B, up to w), None: all."""
+        """Keys and values in use, (B, G, up to s + w, D), in the order of the slots; valid (B, same), None: all."""
         assert self.k is not None and self.v is not None and self.valid is not None
-        used = min(self.length, self.window)
+        used = self.sinks + min(self.length, self.window)
         valid = self.valid[:, :used] if self.padded else None
         return self.k[:, :, :used], self.v[:, :, :used], valid
 
@@ -155,10 +187,10 @@ class StateCache(LayerCache):
 
 
 class HybridCache(LayerCache):
-    """A window of keys and values, and the state of what has left it."""
+    """A window of keys and values, with the sinks before it, and the state of what has left it."""
 
-    def __init__(self, window: int) -> None:
-        self.window = WindowCache(window)
+    def __init__(self, window: int, sinks: int = 0) -> None:
+        self.window = WindowCache(window, sinks)
         self.linear = StateCache()
 
     def nbytes(self) -> int:

@@ -139,7 +139,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torc
     tensors: dict[str, Tensor] = {}
     for published, tensor in read_tensors(stored):
         for name, ours in to_ours(published, tensor, config, family):
-            wanted = torch.float32 if _stays_fp32(name) else dtype
+            wanted = torch.float32 if stays_fp32(name) else dtype
             tensors[name] = _own(ours.to(device=target, dtype=wanted))
     model.load_state_dict(tensors, assign=True)
     for name, parameter in model.named_parameters():
@@ -153,9 +153,11 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format) if part else tensor.contiguous()
 
 
-def _stays_fp32(name: str) -> bool:
+def stays_fp32(name: str) -> bool:
     """Frequencies, feature weights and decays: few numbers that stand in exponents."""
-    return ".feature_map." in name or name.endswith(("decay_logit", "decay_log", ".D1", ".D2"))
+    return ".feature_map." in name or name.endswith(
+        ("decay_logit", "decay_log", "read_mass", "read_direction", ".D1", ".D2")
+    )
 
 
 def load_weights(model: Decoder, path: Path | str) -> None:

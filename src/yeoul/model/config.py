@@ -14,6 +14,7 @@ from yeoul.model.rope import Rope, RopeScaling
 AttentionKind = Literal["softmax", "sliding", "dijiang", "hybrid", "dijiang-official"]
 LINEAR_KINDS = ("dijiang", "hybrid", "dijiang-official")
 MOST_LAYERS = 1000
+MOST_SINKS = 2**16
 SIZES = {
     "vocab_size": 2**28, "hidden_size": 2**24, "num_layers": MOST_LAYERS, "num_heads": 2**16, "num_kv_heads": 2**16,
     "head_dim": 2**16, "intermediate_size": 2**28, "max_position_embeddings": 2**31, "rotary_dim": 2**16,
@@ -74,10 +75,13 @@ FEATURE_MAPS: dict[str, dict[str, tuple[Any, ...]]] = {
                      pairs=(True,), kernel=("softmax",), learn=("directions",)),
     "elu": dict(directions=("none",), radii=("none",), sequence=("none",),
                 pairs=(False,), kernel=("none",), learn=()),
+    "fourier": dict(directions=("orthogonal", "dct", "random"), radii=("chi",), sequence=_SEQUENCES,
+                    pairs=(True,), kernel=("cosine",), learn=_LEARNED),
 }  # fmt: skip
 """What each feature map lets one choose; the first is its default."""
 _LEARNED_UNLESS_SAID = {
     "dijiang": _LEARNED, "wpff": ("weights",), "wdcf": ("weights",), "hedgehog": ("directions",),
+    "fourier": _LEARNED,
 }  # fmt: skip
 
 
@@ -87,8 +91,10 @@ class FeatureMapConfig:
 
     Attributes:
         name: "dijiang" (ours), "performer", "pff", "wpff", "dcf", "wdcf", "dijiang-code" (as the authors of DiJiang
-            compute it), "hedgehog", "elu". `FEATURE_MAPS` says which settings each of them takes.
-        features: number of features M of a head; None means twice the head size with `pairs`, else the head size.
+            compute it), "hedgehog", "elu", "fourier" (with the delta rule only). `FEATURE_MAPS` says which settings
+            each of them takes.
+        features: number of features M of a head; None means eight times the head size of "fourier", of others twice
+            with `pairs`, else once.
         directions: "dct"; "random" (uniform on the sphere), "orthogonal" (the same in orthogonal blocks).
         pairs: use every frequency with both signs, which halves the variance of odd terms and keeps features positive.
         radii: distribution of the frequencies: "chi" is that of the norm of a Gaussian vector of the head size
@@ -99,6 +105,9 @@ class FeatureMapConfig:
             softmax kernel itself.
         learn: which of "weights" (D), "frequencies" (T) and "directions" (C) are trained.
         decay: "none"; "fixed" or "learned", one log-decay for each key-value head.
+        separate: queries and keys have maps of their own, which begin alike (calibration sets them apart).
+        mass: "constant", or "learned": a vector's features sum to what `FrequencyFeatureMap` says (kernel "softmax" of
+            the frequency maps only).
         seed: seed of directions, "stratified" and "random", and of Sobol's scrambling.
 
     Raises:
@@ -114,6 +123,8 @@ class FeatureMapConfig:
     kernel: str = None  # type: ignore[assignment]
     learn: tuple[str, ...] = None  # type: ignore[assignment]
     decay: str = "none"
+    separate: bool = False
+    mass: str = "constant"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -125,11 +136,15 @@ class FeatureMapConfig:
                 object.__setattr__(self, setting, default)
         _check_list("learn", self.learn, str)
         object.__setattr__(self, "learn", tuple(self.learn))
-        if not isinstance(self.pairs, bool):
-            raise UserError(f"pairs must be true or false, not {shown(self.pairs)}")
+        for setting in ("pairs", "separate"):
+            if not isinstance(getattr(self, setting), bool):
+                raise UserError(f"{setting} must be true or false, not {shown(getattr(self, setting))}")
         if not is_whole(self.seed, 0):
             raise UserError(f"seed must be a whole number, not {shown(self.seed)}")
         _choice("decay", self.decay, ("none", "fixed", "learned"))
+        _choice("mass", self.mass, ("constant", "learned"))
+        if self.mass == "learned" and (self.kernel != "softmax" or self.name == "hedgehog"):
+            raise UserError(f"the feature map {self.name!r} with kernel {self.kernel!r} has no learned mass")
         for setting, allowed in settings.items():
             value = getattr(self, setting)
             for one in value if setting == "learn" else (value,):
@@ -149,7 +164,7 @@ class FeatureMapConfig:
 
     def size(self, head_dim: int) -> int:
         """Number of features M for a head of this size."""
-        return self.features or head_dim * (2 if self.pairs else 1)
+        return self.features or head_dim * (8 if self.name == "fourier" else 2 if self.pairs else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +189,8 @@ class ModelConfig:
             the gated delta rule, see `DeltaDiJiangAttention`; a hybrid's parts are then added, without a shared
             normalisation.
         window: of "hybrid" layers, and of "sliding" ones where `sliding_window` is None.
+        sinks: how many of the first tokens of every text "sliding" and "hybrid" layers see for ever, beside their
+            window and without counting into it (Xiao and others 2023, arXiv 2309.17453).
         attention_scale: factor of the scores; None means 1 / sqrt(head_dim).
         attention_softcap: scores s become cap * tanh(s / cap) (Gemma 2); None leaves them.
         logit_softcap: the same of the logits.
@@ -206,6 +223,7 @@ class ModelConfig:
     attention: tuple[str, ...] = ("softmax",)
     window: int = 64
     sliding_window: int | None = None
+    sinks: int = 0
     feature_map: FeatureMapConfig = field(default_factory=FeatureMapConfig)
     state_update: str = "additive"
     mlp: str = "swiglu"
@@ -264,6 +282,12 @@ class ModelConfig:
                 "the delta rule learns its own decay of each token, so that the feature map has none",
                 fix="set its decay to 'none', or state_update to 'additive'",
             )
+        if self.feature_map.name == "fourier" and self.state_update != "delta":
+            if any(kind in ("dijiang", "hybrid") for kind in self.attention):
+                raise UserError(
+                    "the feature map 'fourier' has both signs, which only the delta rule takes",
+                    fix="set state_update to 'delta', or take another map",
+                )
         _choice("norm", self.norm, ("rmsnorm", "layernorm"))
         _choice("positions", self.positions, ("rotary", "sinusoidal", "learned", "none"))
         _choice("mlp", self.mlp, ("swiglu", "geglu", "gelu"))
@@ -287,6 +311,8 @@ class ModelConfig:
                 raise UserError(f"{name} must be a positive whole number, not {shown(value)}")
             if value > largest:
                 raise UserError(f"{name} is {value:,}, which is more than any model has ({largest:,})")
+        if not is_whole(self.sinks, 0) or self.sinks > MOST_SINKS:
+            raise UserError(f"sinks must be a whole number from 0 to {MOST_SINKS:,}, not {shown(self.sinks)}")
         for name in NUMBERS:
             value = getattr(self, name)
             if value is None and name in optional:

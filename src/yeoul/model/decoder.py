@@ -36,12 +36,12 @@ def make_attention(config: ModelConfig, layer: int) -> ProjectedAttention:
     if kind == "softmax":
         return SoftmaxAttention(**projections)  # type: ignore[arg-type]
     if kind == "sliding":
-        return SlidingAttention(window=config.sliding_window or config.window, **projections)
+        return SlidingAttention(window=config.sliding_window or config.window, sinks=config.sinks, **projections)
     if kind == "dijiang-official":
         return OfficialDiJiangAttention(length=config.max_position_embeddings, **projections)
-    window = config.window if kind == "hybrid" else 0
+    window, sinks = (config.window, config.sinks) if kind == "hybrid" else (0, 0)
     linear = DeltaDiJiangAttention if config.state_update == "delta" else DiJiangAttention
-    return linear(**projections, window=window, feature_map=config.feature_map)  # type: ignore[arg-type]
+    return linear(**projections, window=window, sinks=sinks, feature_map=config.feature_map)  # type: ignore[arg-type]
 
 
 class Block(nn.Module):

@@ -14,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yeoul.model.attention import Layout, window_prefix
+from yeoul.model.attention import Layout, window_columns
 from yeoul.model.cache import HybridCache, LayerCache, StateCache
-from yeoul.model.dijiang import TINY, DiJiangAttention
+from yeoul.model.dijiang import DiJiangAttention
 from yeoul.ops.delta_rule import delta_rule, delta_step
 from yeoul.ops.window import soft_cap, window_terms
 
-FIRST_STRENGTH = 0.12
-"""Write strength before training: what is there is corrected by an eighth, not replaced."""
-FIRST_HALF_LIVES = 512, 8192
+FIRST_STRENGTH = 0.3
+"""Write strength before training: what is there is corrected by a third, not replaced."""
+FIRST_HALF_LIVES = 8192, 131072
 """Half-lives of the state before training in positions, spread over the heads in powers: next to nothing is lost."""
-FIRST_READ_WEIGHT = 0.1
-"""Weight of the state beside a window before training: little against the window, and not 0, where nothing learns."""
+FIRST_READ_MASS = 2.0
+"""Logarithm of what a full hit in the state weighs before training, where a score of 0 in the window weighs 1."""
 
 
 class Gate(nn.Module):
@@ -50,7 +50,7 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, hidden) to (B, G, T, 1), in fp32 (fp64 for fp64 inputs)."""
-        y = F.linear(x, self.weight, self.bias).transpose(1, 2)[..., None]
+        y = F.linear(x.to(self.weight.dtype), self.weight, self.bias).transpose(1, 2)[..., None]
         return y.to(torch.promote_types(y.dtype, torch.float32))
 
 
@@ -61,20 +61,29 @@ class DeltaDiJiangAttention(DiJiangAttention):
     "softmax" kernel and -|x|^2/2 of the "exp" kernel have no effect. The read S^T q has no denominator and no factor.
     A token has the write strength sigmoid(beta_proj(x)) and the log-decay -exp(decay_log) softplus(decay_proj(x)).
 
-    With a window the output is softmax(window) + read_weight S^T q, with one learned weight for each query head, and S
-    is the delta rule over the tokens that have left the window, each with its own gates. The additive layer's shared
-    normalisation needs a denominator, which the delta rule has not; this sum is our choice.
+    With a window both parts share one normalisation, as in the additive layer. The state also holds a 1 beside each
+    value, so that a read comes with its own measure h of how much of the query's key is there: 1 for one that was just
+    written, near 0 for one that never was. With the window's sums N and d of exp(score) v and exp(score),
+
+        o = (N + e^m r [h > 0]) / (d + e^m max(h, 0)),    (r, h) = S^T phi(q),    m = read_mass + read_direction . q
+
+    so that a hit takes the place of the far positions' share in the softmax, and where nothing is found the window
+    stands alone. S is the delta rule over the tokens that have left the window, each with its own gates. The sum of the
+    additive layer cannot be that measure here, because the delta rule takes away what it has written. This joint
+    normalisation is our own; nobody has published it that we know of.
 
     Parameters beside those of `DiJiangAttention`: beta_proj and decay_proj (`Gate`), decay_log (G,) fp32 and, with a
-    window, read_weight (H,). Arguments are the same; `causal` must be True and the feature map's decay "none".
+    window, read_mass (H,) and read_direction (H, D) fp32. Arguments are the same; `causal` must be True and the feature
+    map's decay "none".
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if not self.causal or hasattr(self, "decay_logit"):
             raise ValueError("the delta rule is causal, and has a gate of its own in place of the feature map's decay")
-        if hasattr(self.feature_map, "log_mass"):  # cancelled by the length of 1: its gradient is rounding
-            self.feature_map.log_mass.requires_grad_(False)
+        for name, parameter in self.feature_map.named_parameters():
+            if name.endswith(("log_mass", "mass_direction", "temper")):  # cancelled by the length of 1
+                parameter.requires_grad_(False)
         G = self.num_kv_heads
         shortest, longest = FIRST_HALF_LIVES
         half_lives = [shortest * (longest / shortest) ** (g / max(1, G - 1)) for g in range(G)]
@@ -82,7 +91,8 @@ class DeltaDiJiangAttention(DiJiangAttention):
         self.decay_proj = Gate(self.hidden_size, [math.log(math.expm1(math.log(2) / h)) for h in half_lives])
         self.decay_log = nn.Parameter(torch.empty(G))
         if self.window:
-            self.read_weight = nn.Parameter(torch.empty(self.num_heads))
+            self.read_mass = nn.Parameter(torch.empty(self.num_heads))
+            self.read_direction = nn.Parameter(torch.empty(self.num_heads, self.head_dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -91,7 +101,8 @@ class DeltaDiJiangAttention(DiJiangAttention):
             with torch.no_grad():
                 self.decay_log.zero_()
                 if self.window:
-                    self.read_weight.fill_(FIRST_READ_WEIGHT)
+                    self.read_mass.fill_(FIRST_READ_MASS)
+                    self.read_direction.zero_()
 
     def gated(self, v: Tensor, x: Tensor) -> Tensor:
         """Values with write strength and log-decay as two more channels: cached, padded and shifted as the values are.
@@ -116,7 +127,7 @@ class DeltaDiJiangAttention(DiJiangAttention):
         """See `ProjectedAttention.mix`; v is (B, G, T, D + 2) from `gated`."""
         one_token = q.shape[2] == 1 and layout.mask is None
         if self.window:
-            if isinstance(cache, HybridCache) and one_token:
+            if isinstance(cache, HybridCache) and cache.window.sinks_full and one_token:
                 return self._decode_hybrid(q, k, v, cache)
             return self._hybrid(q, k, v, layout, cache)
         if not self.linear_enabled:
@@ -126,7 +137,7 @@ class DeltaDiJiangAttention(DiJiangAttention):
             return self._write_and_read(q, k[:, :, 0], v[:, :, 0], None, memory)[:, :, None].to(q.dtype)
         values, beta, log_decay = _parted(v)
         out, state = delta_rule(
-            _unit(self.feature_map(q)), _unit(self.feature_map(k)), values, beta, log_decay,
+            self.feature_map.unit(q), self.feature_map.unit_of_keys(k), values, beta, log_decay,
             mask=layout.mask, seq_ids=layout.seq_ids, initial_state=memory.s if memory else None, return_state=True,
         )  # fmt: skip
         if memory:
@@ -136,32 +147,30 @@ class DeltaDiJiangAttention(DiJiangAttention):
     def _hybrid(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         """Whole sequences. Key t of the delta rule is the one that leaves the window at query t."""
         T, memory = q.shape[2], cache if isinstance(cache, HybridCache) else None
-        if memory:
-            keys, values, valid = memory.window.extend(k, v, layout.mask)
-            key_ids = None
-        else:
-            keys, values, valid, key_ids = window_prefix(k, v, self.window, layout)
-        numerator, denominator, _ = window_terms(
-            q, keys, values[..., :-2], self.window, self.scale, valid=valid, seq_ids=layout.seq_ids,
-            key_seq_ids=key_ids, softcap=self.softcap,
+        seen = window_columns(k, v, self.window, self.sinks, layout, memory.window if memory else None)
+        sinks = None if seen.sinks is None else seen.sinks._replace(v=seen.sinks.v[..., :-2])
+        numerator, denominator, top = window_terms(
+            q, seen.k, seen.v[..., :-2], self.window, self.scale, valid=seen.valid, seq_ids=layout.seq_ids,
+            key_seq_ids=seen.seq_ids, softcap=self.softcap, sinks=sinks,
         )  # fmt: skip
-        left = valid[:, :T]  # (B or 1, T): a token leaves the window at this column
-        if layout.seq_ids is not None and key_ids is not None:
-            left = left & (key_ids[:, :T] == layout.seq_ids)
-        outgoing, beta, log_decay = _parted(values[:, :, :T])
+        left = seen.leaving(T, layout.seq_ids)
+        outgoing, beta, log_decay = _parted(seen.v[:, :, :T])
         read, state = delta_rule(
-            _unit(self.feature_map(q)), _unit(self.feature_map(keys[:, :, :T])), outgoing.to(numerator.dtype),
-            beta * left[:, None], log_decay * left[:, None], seq_ids=layout.seq_ids,
+            self.feature_map.unit(q), self.feature_map.unit_of_keys(seen.k[:, :, :T]),
+            F.pad(outgoing.to(numerator.dtype), (0, 1), value=1.0), beta * left[:, None],
+            log_decay * left[:, None], seq_ids=layout.seq_ids,
             initial_state=memory.linear.s if memory else None, return_state=True,
         )  # fmt: skip
         if memory:
             memory.linear.s = state
-        return self._add(numerator / denominator.clamp_min(TINY), read).to(q.dtype)
+        return self._joined(q, numerator, denominator, top, read).to(q.dtype)
 
-    def _add(self, window: Tensor, read: Tensor) -> Tensor:
-        """Window and weighted read, each (B, H, T, D)."""
-        weight = self.read_weight.to(read.dtype)[:, None, None]
-        return window * self.window_enabled + weight * read * self.linear_enabled
+    def _joined(self, q: Tensor, window: Tensor, window_sum: Tensor, top: Tensor, read: Tensor) -> Tensor:
+        """The formula of this class for (B, H, T, ...) terms; `read` has D + 1 channels, the last is h."""
+        direction = self.read_direction.to(read.dtype)[..., None]  # (H, D, 1)
+        mass = torch.matmul(q.to(read.dtype), direction) + self.read_mass.to(read.dtype)[:, None, None]
+        found = read[..., -1:]
+        return self._join(window, window_sum, top, read[..., :-1] * (found > 0), found.clamp_min(0), mass)
 
     def _decode_hybrid(self, q: Tensor, k: Tensor, v: Tensor, cache: HybridCache) -> Tensor:
         """One token: (B, H, 1, D). What leaves the ring enters the state, which is read at once."""
@@ -174,35 +183,35 @@ class DeltaDiJiangAttention(DiJiangAttention):
             scores = soft_cap(scores, self.softcap)
         if valid is not None:
             scores = scores.masked_fill(~valid[:, None, None], -torch.inf)
-        weights = torch.softmax(scores, dim=-1).to(values.dtype)
-        window = torch.matmul(weights, values[..., :-2]).view(B, H, 1, D).to(scores.dtype)
+        top = scores.amax(-1, keepdim=True)
+        weights = torch.exp(scores - top)
+        window = torch.matmul(weights.to(values.dtype), values[..., :-2]).to(scores.dtype)
+        window, window_sum, top = (term.view(B, H, 1, -1) for term in (window, weights.sum(-1, keepdim=True), top))
         if gone is None:  # nothing has left the window: the state is empty
-            read = torch.zeros_like(window)
+            read = q.new_zeros((B, H, 1, D + 1), dtype=scores.dtype)
         else:
             read = self._write_and_read(q, *gone, cache.linear)[:, :, None]
-        return self._add(window, read).to(q.dtype)
+        return self._joined(q, window, window_sum, top, read).to(q.dtype)
 
     def _write_and_read(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, memory: StateCache) -> Tensor:
         """Writes a key (B, G, D) with its value (B, G, D + 2) where valid (B,), then reads for q (B, H, 1, D).
 
         Returns:
-            (B, H, D) in fp32.
+            (B, H, D) in fp32; with a window (B, H, D + 1), see the class.
         """
-        logs = self._log_features_together(q, k[:, :, None])  # (B, G, R + 1, M)
-        features = _unit(logs)
+        B, _, _, D = q.shape
+        queries, key = self.feature_map.unit_of_step(q.view(B, self.num_kv_heads, -1, D), k[:, :, None])
         values, beta, log_decay = _parted(v)
+        values = values.to(key.dtype)
+        if self.window:
+            values = F.pad(values, (0, 1), value=1.0)
         if valid is not None:
             beta, log_decay = beta * valid[:, None], log_decay * valid[:, None]
         out, memory.s = delta_step(
-            features[:, :, :-1].flatten(1, 2), features[:, :, -1], values.to(features.dtype), beta, memory.s, log_decay,
+            queries.flatten(1, 2), key, values, beta, memory.s, log_decay,
             inplace=not torch.is_grad_enabled(),
         )  # fmt: skip
         return out
-
-
-def _unit(logs: Tensor) -> Tensor:
-    """Features of length 1, (..., M), from their logarithms."""
-    return F.normalize(torch.exp(logs - logs.detach().amax(-1, keepdim=True)), dim=-1)
 
 
 def _parted(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

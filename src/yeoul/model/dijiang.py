@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yeoul.model.attention import Layout, ProjectedAttention, window_prefix
+from yeoul.model.attention import Layout, ProjectedAttention, window_columns
 from yeoul.model.cache import HybridCache, LayerCache, StateCache
 from yeoul.model.config import FeatureMapConfig
 from yeoul.model.feature_maps import make_feature_map
@@ -33,7 +33,8 @@ class DiJiangAttention(ProjectedAttention):
 
     With `window` w > 0 the last w positions are attended to by softmax and everything before them by the linear part;
     both are summed as estimates of the same exp(q.k / sqrt(D)) and normalised once. Training, prefill and decoding
-    compute the same function.
+    compute the same function. With `sinks` the first tokens of every text are attended to by softmax too, for ever:
+    they neither count into the window nor enter the state (arXiv 2309.17453).
 
     Args:
         hidden_size: width of input and output.
@@ -41,6 +42,7 @@ class DiJiangAttention(ProjectedAttention):
         num_kv_heads: key-value heads G, each with one state; None means H.
         head_dim: D; None means hidden_size / num_heads.
         window: w; 0 means linear attention alone.
+        sinks: how many of the first tokens stay in the softmax; they need a window.
         causal: False lets every position see all others (vision, audio, encoders); it excludes a window and decay.
         feature_map: the features and what of them is trained.
         bias: biases of the query, key and value projections.
@@ -62,6 +64,7 @@ class DiJiangAttention(ProjectedAttention):
         head_dim: int | None = None,
         *,
         window: int = 0,
+        sinks: int = 0,
         causal: bool = True,
         feature_map: FeatureMapConfig | None = None,
         bias: bool = False,
@@ -75,7 +78,9 @@ class DiJiangAttention(ProjectedAttention):
         config = feature_map or FeatureMapConfig()
         if not causal and (window or config.decay != "none"):
             raise ValueError("a window and a decay have a direction: they need causal=True")
-        self.window, self.causal = window, causal
+        if sinks and not window:
+            raise ValueError("sinks stand beside a window: they need window > 0")
+        self.window, self.sinks, self.causal = window, sinks, causal
         self.feature_map = make_feature_map(self.head_dim, self.num_kv_heads, config, self.scale)
         if config.decay != "none":
             self.decay_logit = nn.Parameter(torch.empty(self.num_kv_heads), requires_grad=config.decay == "learned")
@@ -94,14 +99,15 @@ class DiJiangAttention(ProjectedAttention):
         layer: ProjectedAttention,
         *,
         window: int = 0,
+        sinks: int = 0,
         feature_map: FeatureMapConfig | None = None,
         causal: bool = True,
     ) -> Self:
         """A linear layer that has taken over (shares) the projections of a softmax layer."""
         new = cls(
             layer.hidden_size, layer.num_heads, layer.num_kv_heads, layer.head_dim,
-            window=window, feature_map=feature_map, causal=causal, scale=layer.scale, softcap=layer.softcap,
-            rope=layer.rope,
+            window=window, sinks=sinks, feature_map=feature_map, causal=causal, scale=layer.scale,
+            softcap=layer.softcap, rope=layer.rope,
         )  # fmt: skip
         new.q_norm, new.k_norm = layer.q_norm, layer.k_norm
         new.q_proj, new.k_proj, new.v_proj, new.o_proj = layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj
@@ -114,7 +120,7 @@ class DiJiangAttention(ProjectedAttention):
 
     def new_cache(self) -> StateCache | HybridCache:
         """A linear state, and with a window the ring of its keys and values."""
-        return HybridCache(self.window) if self.window else StateCache()
+        return HybridCache(self.window, self.sinks) if self.window else StateCache()
 
     def forward(
         self,
@@ -143,7 +149,8 @@ class DiJiangAttention(ProjectedAttention):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         """See `ProjectedAttention.mix`."""
         if self.window:
-            if isinstance(cache, HybridCache) and q.shape[2] == 1 and layout.mask is None:
+            one_token = q.shape[2] == 1 and layout.mask is None
+            if isinstance(cache, HybridCache) and cache.window.sinks_full and one_token:
                 return self._decode_hybrid(q, k, v, cache)
             return self._hybrid(q, k, v, layout, cache)
         if not self.linear_enabled:
@@ -151,7 +158,7 @@ class DiJiangAttention(ProjectedAttention):
         if isinstance(cache, StateCache) and q.shape[2] == 1 and layout.mask is None:
             return self._decode(q, k, v, cache)
         features, _ = _shifted(self.feature_map(q))
-        keys = _key_features(self.feature_map(k))
+        keys = _key_features(self.feature_map.of_keys(k))
         shared: dict[str, Any] = dict(eps=TINY, mask=layout.mask, seq_ids=layout.seq_ids)
         if not self.causal:
             return linear_attention(features, keys, v, causal=False, **shared).to(q.dtype)
@@ -167,32 +174,26 @@ class DiJiangAttention(ProjectedAttention):
     def _hybrid(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         """Window and linear part over whole sequences. Key t of the linear part is the one that leaves the window
         at query t: the keys shifted by w."""
-        T = q.shape[2]
-        if isinstance(cache, HybridCache):
-            keys, values, valid = cache.window.extend(k, v, layout.mask)
-            key_ids = None
-        else:
-            keys, values, valid, key_ids = window_prefix(k, v, self.window, layout)
+        T, memory = q.shape[2], cache if isinstance(cache, HybridCache) else None
+        seen = window_columns(k, v, self.window, self.sinks, layout, memory.window if memory else None)
         numerator, denominator, top = window_terms(
-            q, keys, values, self.window, self.scale, valid=valid, seq_ids=layout.seq_ids, key_seq_ids=key_ids,
-            softcap=self.softcap,
+            q, seen.k, seen.v, self.window, self.scale, valid=seen.valid, seq_ids=layout.seq_ids,
+            key_seq_ids=seen.seq_ids, softcap=self.softcap, sinks=seen.sinks,
         )  # fmt: skip
-        left = valid[:, :T]  # (B or 1, T): a token leaves the window at this column
-        if layout.seq_ids is not None and key_ids is not None:
-            left = left & (key_ids[:, :T] == layout.seq_ids)
+        left = seen.leaving(T, layout.seq_ids)
         features, shift = _shifted(self.feature_map(q))
-        key_features = _key_features(self.feature_map(keys[:, :, :T])) * left[:, None, :, None]
+        key_features = _key_features(self.feature_map.of_keys(seen.k[:, :, :T])) * left[:, None, :, None]
         log_decay = self.log_decay
         if log_decay is not None:
             log_decay = (log_decay[None, :, None] * left[:, None]).expand(q.shape[0], -1, -1)
-        initial = cache.linear.state if isinstance(cache, HybridCache) else None
-        outgoing = F.pad(values[:, :, :T].to(numerator.dtype), (0, 1), value=1.0)  # ones give the denominator
+        initial = memory.linear.state if memory else None
+        outgoing = F.pad(seen.v[:, :, :T].to(numerator.dtype), (0, 1), value=1.0)  # ones give the denominator
         terms, state = linear_attention(
             features, key_features, outgoing, log_decay, normalize=False, seq_ids=layout.seq_ids,
             initial_state=None if initial is None else _with_ones(initial), return_state=True,
         )  # fmt: skip
-        if isinstance(cache, HybridCache):
-            cache.linear.state = LinearState(state.s[..., :-1].contiguous(), state.s[..., -1].contiguous())
+        if memory:
+            memory.linear.state = LinearState(state.s[..., :-1].contiguous(), state.s[..., -1].contiguous())
         return self._join(numerator, denominator, top, terms[..., :-1], terms[..., -1:], shift).to(q.dtype)
 
     def _join(self, window: Tensor, window_sum: Tensor, top: Tensor, linear: Tensor, linear_sum: Tensor,
@@ -205,10 +206,10 @@ class DiJiangAttention(ProjectedAttention):
 
     def _decode(self, q: Tensor, k: Tensor, v: Tensor, cache: StateCache) -> Tensor:
         """One token of linear attention alone: (B, H, 1, D)."""
-        logs = self._log_features_together(q, k)  # (B, G, R + 1, M)
-        queries, _ = _shifted(logs[:, :, :-1])
+        query_logs, key_logs = self._of_step(q, k)
+        queries, _ = _shifted(query_logs)
         out, cache.state = recurrent_step(
-            queries.flatten(1, 2), _key_features(logs[:, :, -1]), v[:, :, 0], cache.state, self.log_decay,
+            queries.flatten(1, 2), _key_features(key_logs), v[:, :, 0], cache.state, self.log_decay,
             eps=TINY, inplace=not torch.is_grad_enabled(),
         )  # fmt: skip
         return out[:, :, None].to(q.dtype)
@@ -243,9 +244,9 @@ class DiJiangAttention(ProjectedAttention):
             numerator (B, G, R, D), denominator and shift (B, G, R, 1).
         """
         B, H, _, D = q.shape
-        logs = self._log_features_together(q, k[:, :, None])
-        queries, shift = _shifted(logs[:, :, :-1])  # (B, G, R, M)
-        features, decay = _key_features(logs[:, :, -1]), self.log_decay
+        query_logs, key_logs = self._of_step(q, k[:, :, None])
+        queries, shift = _shifted(query_logs)  # (B, G, R, M)
+        features, decay = _key_features(key_logs), self.log_decay
         if valid is not None:
             features = features * valid[:, None, None]
             decay = None if decay is None else decay * valid[:, None]
@@ -256,11 +257,10 @@ class DiJiangAttention(ProjectedAttention):
         assert linear.z is not None
         return out.view(B, -1, H // self.num_kv_heads, D), torch.matmul(queries, linear.z[..., None]), shift
 
-    def _log_features_together(self, q: Tensor, k: Tensor) -> Tensor:
-        """One pass of the map over the queries (B, H, 1, D) and the key (B, G, 1, D) of a step: (B, G, R + 1, M)."""
-        B, H, _, D = q.shape
-        both = torch.cat((q.view(B, self.num_kv_heads, -1, D), k), dim=2)
-        return self.feature_map.grouped(both)
+    def _of_step(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-features of a step's queries (B, H, 1, D) and key (B, G, 1, D): (B, G, R, M) and (B, G, M)."""
+        B, _, _, D = q.shape
+        return self.feature_map.of_step(q.view(B, self.num_kv_heads, -1, D), k)
 
 
 def _shifted(logs: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ meant stands in `FeatureMapConfig.name`:
 | dijiang | see `FrequencyFeatureMap` | this package |
 | hedgehog | log-softmax of (W x, -W x) | Zhang and others, arXiv 2402.04347, section 4 |
 | elu | log(elu(x_i) + 1) | Katharopoulos and others, arXiv 2006.16236, equation 7 |
+| fourier | no logarithm: cos and sin of t_i c_i . x' + p_i, see `FourierFeatureMap` | Rahimi and Recht 2007 |
 
 x' = x sqrt(scale) with scale 1 / sqrt(D) unless given, so that q' . k' is the score of softmax attention.
 
@@ -25,12 +26,18 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yeoul.errors import UserError
 from yeoul.model.config import FeatureMapConfig
+
+BANDWIDTH = 1.5
+"""Of "fourier", over the root mean square length of the vectors: two unrelated ones of the same kind give
+exp(-1.5^2) = 0.1, and those that match give much more (found on the heads of a trained model)."""
 
 
 @functools.lru_cache(maxsize=32)
@@ -134,9 +141,79 @@ class FeatureMap(nn.Module):
         """(B, G, N, D), any rows of each key-value head, to log-features (B, G, N, M)."""
         raise TypeError(f"{type(self).__name__} has no grouped()")
 
+    def of_keys(self, x: Tensor) -> Tensor:
+        """Log-features of keys (B, G, T, D): (B, G, T, M)."""
+        return self(x)
+
+    def of_step(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-features of one token's queries (B, G, R, D) and key (B, G, 1, D): (B, G, R, M) and (B, G, M)."""
+        logs = self.grouped(torch.cat((q, k), dim=2))
+        return logs[:, :, :-1], logs[:, :, -1]
+
+    def grouped_unit(self, x: Tensor) -> Tensor:
+        """(B, G, N, D), any rows of each key-value head, to features of length 1, (B, G, N, M)."""
+        logs = self.grouped(x)
+        return F.normalize(torch.exp(logs - logs.detach().amax(-1, keepdim=True)), dim=-1)
+
+    def unit(self, x: Tensor) -> Tensor:
+        """(B, H, T, D) queries to features of length 1, (B, H, T, M): what the delta rule reads by."""
+        B, H, T, D = x.shape
+        return self.grouped_unit(x.reshape(B, self.num_kv_heads, -1, D)).view(B, H, T, self.features)
+
+    def unit_of_keys(self, x: Tensor) -> Tensor:
+        """The same of keys (B, G, T, D): (B, G, T, M)."""
+        return self.grouped_unit(x)
+
+    def unit_of_step(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """As `of_step`, features of length 1."""
+        features = self.grouped_unit(torch.cat((q, k), dim=2))
+        return features[:, :, :-1], features[:, :, -1]
+
     def reset_parameters(self) -> None:
         """Initial values; nothing on the meta device."""
         raise TypeError(f"{type(self).__name__} has no reset_parameters()")
+
+
+class SeparateFeatureMaps(nn.Module):
+    """One map for queries and another of the same kind for keys; they begin alike. Interface of `FeatureMap`.
+
+    Args:
+        make: makes a map.
+    """
+
+    def __init__(self, make: Callable[[], FeatureMap]) -> None:
+        super().__init__()
+        self.query_map, self.key_map = make(), make()
+        self.features = self.query_map.features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of queries, (B, H, T, D) to (B, H, T, M)."""
+        return self.query_map(x)
+
+    def of_keys(self, x: Tensor) -> Tensor:
+        """See `FeatureMap.of_keys`."""
+        return self.key_map(x)
+
+    def of_step(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """See `FeatureMap.of_step`."""
+        return self.query_map.grouped(q), self.key_map.grouped(k)[:, :, 0]
+
+    def unit(self, x: Tensor) -> Tensor:
+        """See `FeatureMap.unit`."""
+        return self.query_map.unit(x)
+
+    def unit_of_keys(self, x: Tensor) -> Tensor:
+        """See `FeatureMap.unit_of_keys`."""
+        return self.key_map.unit_of_keys(x)
+
+    def unit_of_step(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """See `FeatureMap.unit_of_step`."""
+        return self.query_map.grouped_unit(q), self.key_map.grouped_unit(k)[:, :, 0]
+
+    def reset_parameters(self) -> None:
+        """See `FeatureMap.reset_parameters`."""
+        self.query_map.reset_parameters()
+        self.key_map.reset_parameters()
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -159,8 +236,13 @@ class FrequencyFeatureMap(FeatureMap):
       |x|^2: the kernel is exp(q.k) exp(|q|^2 / 2) exp(|k|^2 / 2) up to its error, so long keys weigh more.
     - "dijiang-code": the columns of the DCT matrix (x @ C, where the paper has C x), signed normal radii, x not scaled.
 
+    With `mass` "learned" a vector's features of kernel "softmax" do not sum to the same for all vectors, but to the
+    exponential of log_mass + mass_direction . x' + temper (L - log M), where L is the logarithm of the sum before
+    the normalisation. temper 0 is the softmax kernel, 1 the exponential one without its term in |x'|^2 / 2; what
+    queries and keys have in common (their means) is a mass_direction, see `yeoul.adapt.calibrate`.
+
     Parameters (fp32): frequencies (G, F), log_weights (G, M); directions (G, D, F) unless they are the DCT's and not
-    learned.
+    learned; log_mass (G,) of kernel "softmax", and with a learned mass mass_direction (G, D) and temper (G,).
     """
 
     def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None) -> None:
@@ -177,6 +259,9 @@ class FrequencyFeatureMap(FeatureMap):
             self.directions = nn.Parameter(torch.empty(G, head_dim, self.count), requires_grad="directions" in trained)
         if config.kernel == "softmax":
             self.log_mass = nn.Parameter(torch.empty(G))
+            if config.mass == "learned":
+                self.mass_direction = nn.Parameter(torch.empty(G, head_dim))
+                self.temper = nn.Parameter(torch.empty(G))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -198,6 +283,9 @@ class FrequencyFeatureMap(FeatureMap):
                 self.directions.copy_(self._dct())
             if self.config.kernel == "softmax":
                 self.log_mass.fill_(math.log(self.features) / 2)
+                if self.config.mass == "learned":
+                    self.mass_direction.zero_()
+                    self.temper.zero_()
 
     def _dct(self) -> Tensor:
         """(D, F): rows of the DCT as columns, every one in turn; with fewer frequencies than rows, evenly spread."""
@@ -214,8 +302,18 @@ class FrequencyFeatureMap(FeatureMap):
             projected = torch.cat((projected, -projected), dim=-1)
         logs = projected + self.log_weights.to(x.dtype)[:, None]
         if self.config.kernel == "softmax":
-            return logs.log_softmax(-1) + self.log_mass.to(x.dtype)[:, None, None]
+            return self._normalised(logs, x)
         return logs - x.square().sum(-1, keepdim=True) / 2 if self.has_norm_term else logs
+
+    def _normalised(self, logs: Tensor, x: Tensor) -> Tensor:
+        """Kernel "softmax": log-features (B, G, N, M) of x' (B, G, N, D) whose sum is the vector's mass."""
+        per_head = lambda parameter: parameter.to(x.dtype)[:, None, None]  # noqa: E731
+        mass = per_head(self.log_mass)
+        if self.config.mass == "constant":
+            return logs.log_softmax(-1) + mass
+        total = logs.logsumexp(-1, keepdim=True)
+        linear = torch.matmul(x, self.mass_direction.to(x.dtype)[..., None])  # (B, G, N, 1)
+        return logs - total + mass + linear + per_head(self.temper) * (total - math.log(self.features))
 
 
 class HedgehogFeatureMap(FeatureMap):
@@ -281,6 +379,51 @@ class EluFeatureMap(FeatureMap):
         return x.clamp_max(0) + x.clamp_min(0).log1p() + self.log_mass.to(x.dtype)[:, None, None]
 
 
+class FourierFeatureMap(FeatureMap):
+    """cos and sin of projections: features of length 1 whose product is a bell of the distance, for the delta rule.
+
+    phi(x) = (w_i cos(t_i c_i . x' + p_i), w_i sin(t_i c_i . x' + p_i)) with the squares of w summing to 1, so that
+    phi(q) . phi(k) is the mean of cos(t_i c_i . (q' - k')), near exp(-bandwidth^2 |q' - k'|^2 / 2) for Gaussian t c
+    (Rahimi and Recht 2007, "Random Features for Large-Scale Kernel Machines", section 3). Their error does not grow
+    with the norms of queries and keys, as that of exponential features does; but the features have both signs, so that
+    no sum of them can be a denominator: only the delta rule takes them.
+
+    Parameters (fp32): directions (G, D, F), frequencies (G, F), phases (G, F), log_weights (G, F); M = 2 F.
+    """
+
+    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None) -> None:
+        super().__init__(head_dim, num_kv_heads, config, scale)
+        G, count, trained = num_kv_heads, self.count, config.learn
+        self.frequencies = nn.Parameter(torch.empty(G, count), requires_grad="frequencies" in trained)
+        self.directions = nn.Parameter(torch.empty(G, head_dim, count), requires_grad="directions" in trained)
+        self.phases = nn.Parameter(torch.empty(G, count), requires_grad="directions" in trained)
+        self.log_weights = nn.Parameter(torch.empty(G, count), requires_grad="weights" in trained)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Bandwidth `BANDWIDTH` for vectors of unit variance, no phases, equal weights; nothing on the meta device."""
+        if self.frequencies.is_meta:
+            return
+        with torch.no_grad():
+            for g in range(self.num_kv_heads):
+                u = quasi_random(self.count, self.config, g)
+                self.frequencies[g] = chi_quantile(u, self.head_dim) * BANDWIDTH / (self.head_dim**0.5 * self.shrink)
+                if self.config.directions == "dct":
+                    self.directions[g] = dct_matrix(self.head_dim).T[:, _spread(self.count, self.head_dim)]
+                else:
+                    self.directions[g] = random_directions(self.head_dim, self.count, self.config, g)
+            self.phases.zero_()
+            self.log_weights.zero_()
+
+    def grouped_unit(self, x: Tensor) -> Tensor:
+        """(B, G, N, D), any rows of each key-value head, to features of length 1, (B, G, N, M)."""
+        x = _wide(x) * self.shrink
+        waves = self.directions.to(x.dtype) * self.frequencies.to(x.dtype)[:, None]  # (G, D, F)
+        angles = torch.matmul(x, waves) + self.phases.to(x.dtype)[:, None]  # (B, G, N, F)
+        weights = self.log_weights.to(x.dtype).softmax(-1).sqrt()[:, None]
+        return torch.cat((angles.cos() * weights, angles.sin() * weights), dim=-1)
+
+
 def _spread(count: int, size: int) -> Tensor:
     """`count` indices below `size`: every one in turn, or evenly spread where there are fewer."""
     index = torch.arange(count)
@@ -289,7 +432,10 @@ def _spread(count: int, size: int) -> Tensor:
 
 def make_feature_map(
     head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None
-) -> FeatureMap:
-    """The map that `config.name` names; arguments and errors are those of `FeatureMap`."""
-    kinds: dict[str, type[FeatureMap]] = {"hedgehog": HedgehogFeatureMap, "elu": EluFeatureMap}
-    return kinds.get(config.name, FrequencyFeatureMap)(head_dim, num_kv_heads, config, scale)
+) -> FeatureMap | SeparateFeatureMaps:
+    """The map, or two of them, that the configuration names; arguments and errors are those of `FeatureMap`."""
+    kinds: dict[str, type[FeatureMap]] = {
+        "hedgehog": HedgehogFeatureMap, "elu": EluFeatureMap, "fourier": FourierFeatureMap,
+    }  # fmt: skip
+    make = lambda: kinds.get(config.name, FrequencyFeatureMap)(head_dim, num_kv_heads, config, scale)  # noqa: E731
+    return SeparateFeatureMaps(make) if config.separate else make()

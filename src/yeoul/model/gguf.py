@@ -194,6 +194,8 @@ def _obstacles(config: ModelConfig, name: str) -> list[str]:
         found.append("the output is not tied to the embeddings")
     if config.no_rope_layers and config.no_rope_layers != _no_rope_layers(config, name):
         found.append("some layers have no rotary positions")
+    if config.sinks and "sliding" in config.attention:
+        found.append("sliding layers see the first tokens beside their window")
     return found + _rope_obstacles(config, name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,59 @@ def soft_cap(scores: Tensor, cap: float) -> Tensor:
     return torch.tanh(scores / cap) * cap
 
 
+class Sinks(NamedTuple):
+    """Attention sinks: the first s tokens of a text, which every later query of it sees (arXiv 2309.17453).
+
+    Queries stand in blocks of w. Within its own block a query sees sinks as it sees all keys that are not after it;
+    those before the block come from here, and so the keys of the block before do not count where they are sinks.
+
+    Attributes:
+        k: (B, G, n or 1, s, D), sinks of the text to which the first query of each of the n = ceil(T / w) blocks
+            belongs, or the same for all blocks.
+        v: (B, G, n or 1, s, D).
+        column: (B or 1, n or 1, s) int64, where each stands, the first query at 0 and earlier calls below 0; not below
+            the block's own columns, such as T, where there is none.
+        is_sink: (B or 1, w + T) bool, which of the window's keys are sinks; at padding it says nothing.
+    """
+
+    k: Tensor
+    v: Tensor
+    column: Tensor
+    is_sink: Tensor
+
+
+def first_columns(seq_ids: Tensor) -> Tensor:
+    """Column at which each column's sequence begins, (B, T) int64; a run of equal ids is a sequence."""
+    begins = F.pad(seq_ids[:, 1:] != seq_ids[:, :-1], (1, 0), value=True)
+    columns = torch.arange(seq_ids.shape[1], device=seq_ids.device)
+    return torch.where(begins, columns, 0).cummax(dim=1).values
+
+
+def sinks_of(k: Tensor, v: Tensor, window: int, count: int, seq_ids: Tensor | None = None) -> Sinks:
+    """The first `count` tokens of every sequence as sinks, for whole sequences that begin in this call.
+
+    Args:
+        k: (B, G, T, D), of the queries, without those of the window before the first.
+        v: (B, G, T, D).
+        window: w.
+        count: s.
+        seq_ids: (B, T) int64, packed sequences, negative for padding; None is one sequence a row without padding.
+    """
+    (B, G, T, _), device = k.shape, k.device
+    if seq_ids is None:
+        columns = torch.arange(T, device=device)
+        is_sink = F.pad(columns < count, (window, 0))[None]
+        return Sinks(k[:, :, None, :count], v[:, :, None, :count], columns[None, None, :count], is_sink)
+    first = first_columns(seq_ids)
+    is_sink = torch.arange(T, device=device) - first < count
+    column = first[:, ::window, None] + torch.arange(count, device=device)  # (B, n, s)
+    index = column.clamp_max(T - 1).view(B, 1, -1, 1)
+    at = lambda x: x.gather(2, index.expand(B, G, -1, x.shape[3])).unflatten(2, (-1, count))  # noqa: E731
+    # a column that belongs to the next text is not before the block, so that nobody sees it
+    column = column.masked_fill((seq_ids[:, ::window] < 0)[..., None], T)
+    return Sinks(at(k), at(v), column, F.pad(is_sink, (window, 0)))
+
+
 def window_terms(
     q: Tensor,
     k: Tensor,
@@ -34,6 +88,7 @@ def window_terms(
     seq_ids: Tensor | None = None,
     key_seq_ids: Tensor | None = None,
     softcap: float | None = None,
+    sinks: Sinks | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Numerator, denominator and shift of softmax attention over the last `window` keys.
 
@@ -50,6 +105,7 @@ def window_terms(
         seq_ids: (B, T) int64, packed sequences; a query sees only keys of its own.
         key_seq_ids: (B, w + T), with `seq_ids`.
         softcap: of the scores, see `soft_cap`.
+        sinks: tokens that are seen beside the window; None means none.
 
     Returns:
         numerator (B, H, T, D), denominator (B, H, T, 1), shift (B, H, T, 1), in fp32 (fp64 for fp64 inputs).
@@ -70,16 +126,37 @@ def window_terms(
         mine = F.pad(seq_ids, (0, pad), value=-1).view(B, 1, n, 1, w, 1)
         theirs = F.pad(key_seq_ids, (0, pad), value=-2).unfold(1, 2 * w, w).view(B, 1, n, 1, 1, 2 * w)
         allowed = allowed & (mine == theirs)
-    scores = torch.matmul(q, keys).to(wide).view(B, G, n, R, w, 2 * w) * scale
+    if sinks is not None:
+        allowed = _with_sinks(allowed, sinks, seq_ids, pad)
+        keys = torch.cat((keys, sinks.k.transpose(-1, -2).expand(-1, -1, n, -1, -1)), dim=-1)
+        values = torch.cat((values, sinks.v.expand(-1, -1, n, -1, -1)), dim=-2)
+    S = keys.shape[-1]  # 2w, and the sinks
+    scores = torch.matmul(q, keys).to(wide).view(B, G, n, R, w, S) * scale
     if softcap is not None:
         scores = soft_cap(scores, softcap)
     scores = scores.masked_fill(~allowed, -torch.inf)
     shift = scores.detach().amax(-1, keepdim=True)
     shift = shift.masked_fill(shift == -torch.inf, 0)
     weights = torch.exp(scores - shift)
-    numerator = torch.matmul(weights.view(B, G, n, R * w, 2 * w).to(v.dtype), values).to(wide)
+    numerator = torch.matmul(weights.view(B, G, n, R * w, S).to(v.dtype), values).to(wide)
     unblock = lambda x: x.view(B, G, n, R, w, -1).transpose(2, 3).reshape(B, H, n * w, -1)[:, :, :T]  # noqa: E731
     return unblock(numerator), unblock(weights.sum(-1, keepdim=True)), unblock(shift)
+
+
+def _with_sinks(allowed: Tensor, sinks: Sinks, seq_ids: Tensor | None, pad: int) -> Tensor:
+    """What a query may see of its two blocks, (B or 1, 1, n or 1, 1, w, 2w), with columns for the sinks: 2w + s."""
+    w = allowed.shape[4]
+    blocks = F.pad(sinks.is_sink, (0, pad)).unfold(1, 2 * w, w)  # (B or 1, n, 2w)
+    n, this = blocks.shape[1], torch.arange(2 * w, device=blocks.device) >= w
+    allowed = allowed & (this | ~blocks)[:, None, :, None, None]
+    before = sinks.column < torch.arange(n, device=blocks.device)[:, None] * w  # (B or 1, n, s)
+    seen = before[:, None, :, None, None]
+    if seq_ids is not None:
+        mine = F.pad(seq_ids, (0, pad), value=-1).view(-1, 1, n, 1, w, 1)
+        seen = seen & (mine == mine[..., :1, :])
+    rows = max(allowed.shape[0], seen.shape[0])
+    parts = (part.expand(rows, 1, n, 1, w, -1) for part in (allowed, seen))
+    return torch.cat(tuple(parts), dim=-1)
 
 
 def sliding_attention(
@@ -93,9 +170,10 @@ def sliding_attention(
     seq_ids: Tensor | None = None,
     key_seq_ids: Tensor | None = None,
     softcap: float | None = None,
+    sinks: Sinks | None = None,
 ) -> Tensor:
     """Softmax attention over the last `window` keys, O(T w); arguments as `window_terms`. Returns (B, H, T, D)."""
     numerator, denominator, _ = window_terms(
-        q, k, v, window, scale, valid=valid, seq_ids=seq_ids, key_seq_ids=key_seq_ids, softcap=softcap
+        q, k, v, window, scale, valid=valid, seq_ids=seq_ids, key_seq_ids=key_seq_ids, softcap=softcap, sinks=sinks
     )
     return (numerator / denominator.clamp_min(1e-30)).to(q.dtype)

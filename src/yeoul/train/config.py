@@ -49,6 +49,8 @@ class TrainConfig:
     """adamw, or muon (orthogonalised momentum for hidden matrices, AdamW for the rest)."""
     dtype: DTypeName = "auto"
     """Type of the matrix products; auto takes bfloat16 where the machine has it in hardware."""
+    patience: int = 0
+    """Steps between two looks at whether the loss still falls; the run ends early where it does not; 0 never looks."""
     compile: bool = False
     """Compile the model with torch.compile; the first step then takes a minute longer."""
     gradient_checkpointing: bool = False
@@ -69,7 +71,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("tokens", "batch_size", "context", "accumulate", "log_every", "keep_last"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give a whole number of at least 1")
-        for name in ("eval_every", "save_every"):
+        for name in ("eval_every", "save_every", "patience"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more steps")
         _require(0 < self.lr < 100, "lr", self.lr, "give a number above 0, such as 1e-3")
         for name in ("min_lr_ratio", "warmup"):

@@ -5,8 +5,8 @@ Shapes: N tokens, d and e widths of student and teacher, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ class _LinearKL(torch.autograd.Function):
         exact = torch.float64 if compute == torch.float64 else torch.float32
         total = torch.zeros((), dtype=exact, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device)
+        train_weight = ctx.needs_input_grad[1]
+        grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if train_weight else None
         with torch.autocast(device, enabled=False):
             h, w = hidden.to(compute), weight.to(compute)
             g, u = goal.to(compute), goal_weight.to(compute)
@@ -45,15 +46,16 @@ class _LinearKL(torch.autograd.Function):
                 gradient = (student.exp_() - wanted).mul_(temperature)
                 gradient = (gradient if slope is None else gradient.mul_(slope)).to(compute)
                 grad_hidden[part] = gradient @ w
-                grad_weight.add_((gradient.t() @ h[part]).to(exact))
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+                if grad_weight is not None:
+                    grad_weight.add_((gradient.t() @ h[part]).to(exact))
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_total, grad_weight * grad_total, None, None, None, None
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        grad_hidden, grad_weight = (None if g is None else g * grad_total for g in ctx.saved_tensors)
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def linear_kl(
@@ -111,17 +113,60 @@ def distillation_objective(teacher: nn.Module, *, kl_weight: float = 1.0, temper
     return objective
 
 
-LayerErrors = Callable[[nn.Module, Batch], Tensor]
-"""(layers, B, T) squared relative error of every converted layer at every token, with a gradient."""
+class LayerErrors(Protocol):
+    """Errors of the converted layers against a teacher's.
+
+    Attributes:
+        independent: whether no parameter has a part in the errors of two layers, and no layer reads another's graph.
+    """
+
+    independent: bool
+
+    def by_layer(self, model: nn.Module, batch: Batch) -> Iterator[Tensor]:
+        """(B, T) squared relative errors at every token with a gradient, layer by layer."""
 
 
 def alignment_objective(errors: LayerErrors) -> Objective:
-    """The mean over layers of their errors, summed over tokens; the log gets each layer's ("layer_0", ...)."""
+    """The mean over layers of their errors, summed over tokens; the log gets each layer's ("layer_0", ...).
+
+    Where layers are independent, the gradient of each is taken as soon as its error is known and its graph let go, so
+    that activations of one layer are held at a time; `backward` then only hands the gradients out.
+    """
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         valid = batch.labels != IGNORE
-        by_layer = (errors(model, batch) * valid).sum((1, 2))  # (layers,)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        gradients: list[Tensor | None] = [None] * len(trained)
+        sums = []
+        for error in errors.by_layer(model, batch):
+            total = (error * valid).sum()
+            if errors.independent and total.requires_grad:
+                with torch.autocast(total.device.type, enabled=False):  # as in backward(), which the loop calls outside
+                    found = torch.autograd.grad(total, trained, allow_unused=True)
+                for i, (known, new) in enumerate(zip(gradients, found, strict=True)):
+                    gradients[i] = new if known is None else known if new is None else known + new
+                total = total.detach()
+            sums.append(total)
+        by_layer = torch.stack(sums)  # (layers,)
         parts = {f"layer_{i}": value for i, value in enumerate(by_layer.tolist())}
-        return Loss(total=by_layer.mean(), count=int(valid.sum()), parts=parts)
+        mean = by_layer.mean()
+        if any(gradient is not None for gradient in gradients):
+            mean = cast(Tensor, _Differentiated.apply(mean, gradients, 1 / len(sums), *trained))
+        return Loss(total=mean, count=int(valid.sum()), parts=parts)
 
     return objective
+
+
+class _Differentiated(torch.autograd.Function):
+    """A value whose gradients in some parameters, up to a factor, are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], factor: float, *parameters: Tensor) -> Tensor:
+        ctx.gradients, ctx.factor = gradients, factor
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (None if g is None else g * (grad * ctx.factor).to(g.dtype) for g in ctx.gradients)
+        return None, None, None, *scaled

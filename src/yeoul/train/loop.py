@@ -20,7 +20,8 @@ from yeoul.train.config import CHANGEABLE, TrainConfig
 from yeoul.train.interrupt import Interrupted, StopRequests
 from yeoul.train.log import MetricsLog, Progress, TensorBoard, duration, memory_in_use
 from yeoul.train.loss import Objective
-from yeoul.train.optim import Optimizer, learning_rate, trainable_parameters
+from yeoul.train.optim import Optimizer, trainable_parameters
+from yeoul.train.plateau import Plateau
 from yeoul.train.runstate import (
     Checkpoints,
     RunState,
@@ -54,6 +55,7 @@ class TrainResult:
         seconds: time spent in steps, over all sessions of the run.
         checkpoint: folder of the last checkpoint.
         resumed_from: step at which this call found the run, or None when it began afresh.
+        unspent: tokens of the budget left over where the run ended early (`TrainConfig.patience`).
     """
 
     step: int
@@ -64,6 +66,7 @@ class TrainResult:
     seconds: float
     checkpoint: Path
     resumed_from: int | None
+    unspent: int = 0
 
 
 def train(
@@ -111,7 +114,7 @@ def train(
         was_training = model.training
         try:
             run.start(resume)
-            return run.finish() if run.step >= config.steps else run.go()
+            return run.finish() if run.step >= run.plateau.end else run.go()
         except Interrupted:
             run.say_how_to_go_on()
             raise
@@ -145,6 +148,7 @@ class _Run:
         self.device = next(model.parameters()).device
         self.autocast_to = autocast_dtype(config, self.device)
         self.optimizer = Optimizer(model, config)
+        self.plateau = Plateau(config)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_last)
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
         self.board: TensorBoard | None = None
@@ -165,8 +169,7 @@ class _Run:
         """Begin afresh or from the newest whole checkpoint."""
         self.checkpoints.clean()
         if not resume and self.checkpoints.steps():
-            fix = "resume it, choose another folder, or overwrite it"
-            raise UserError("there is a run already", where=self.run_dir, fix=fix)
+            raise UserError("there is a run already", self.run_dir, "resume it, choose another folder, or overwrite it")
         state = self.checkpoints.load_newest(self.progress.say)
         if state is None:
             torch.manual_seed(self.config.seed)
@@ -193,6 +196,8 @@ class _Run:
         self.step, self.tokens, self.seconds = values["step"], values["tokens"], values["seconds"]
         self.pending, self.best = values["pending"], values["best"]
         self.resumed_from = self.step
+        if "plateau" in values:
+            self.plateau.load_state_dict(values["plateau"])
         if self.best and self.best["step"] not in self.checkpoints.steps():
             self.best = None  # its checkpoint was lost with the damaged ones
         lines = self.metrics.truncate(self.step)
@@ -200,7 +205,7 @@ class _Run:
         done = [line for line in lines if line["kind"] == "val" and line["step"] == self.step]
         if done:
             self._note_validation({k: v for k, v in done[-1].items() if k not in ("kind", "step", "tokens")})
-        if self.step < self.config.steps:
+        if self.step < self.plateau.end:
             self.progress.say(f"Resuming {self.run_dir} at step {self.step:,} of {self.config.steps:,}.")
         if not done and self._validates_at(self.step):  # killed between saving and validating
             self._validate()
@@ -214,12 +219,11 @@ class _Run:
 
     def go(self) -> TrainResult:
         """Step until the budget is spent."""
-        steps = self.config.steps
         with StopRequests() as stop:
             self.model.train()
-            while self.step < steps:
+            while self.step < self.plateau.end:
                 lr, norm = self._one_step()
-                if self.step % self.config.log_every == 0 or self.step == steps:
+                if self.step % self.config.log_every == 0 or self.step == self.plateau.end:
                     self._log(lr, norm)
                 if stop.requested or self._saves_at(self.step):
                     self._save()
@@ -229,8 +233,8 @@ class _Run:
                     stop.at_once = True
                     self._validate()
                     stop.at_once = False
-                if self.progress.due() or self.step == steps:
-                    left = (steps - self.step) * self.config.tokens_per_step / max(self.rate, 1e-9)
+                if self.progress.due() or self.step == self.plateau.end:
+                    left = (self.plateau.end - self.step) * self.config.tokens_per_step / max(self.rate, 1e-9)
                     memory = memory_in_use(self.device)
                     self.progress.show(self.step, self.loss, lr, self.rate, left, memory)
         return self.finish()
@@ -238,7 +242,7 @@ class _Run:
     def _one_step(self) -> tuple[float, float]:
         """One optimizer step; returns its learning rate and the norm of its gradient before clipping."""
         began = time.perf_counter()
-        lr = learning_rate(self.config, self.step)
+        lr = self.plateau.learning_rate(self.step)
         total = torch.zeros((), device=self.device)
         count, seen = 0, 0
         parts: dict[str, float] = {}
@@ -261,7 +265,10 @@ class _Run:
         self.tokens += seen
         for key, value in {"count": count, "loss": summed, **parts}.items():
             self.pending[key] = self.pending.get(key, 0.0) + value
-        self._time(time.perf_counter() - began, seen, summed / max(1, count))
+        mean = summed / max(1, count)
+        self._time(time.perf_counter() - began, seen, mean)
+        if self.plateau.note(self.step, mean, lr):
+            self.progress.say(f"The loss no longer falls at step {self.step:,}: ending with step {self.plateau.end:,}.")
         return lr, norm
 
     def _time(self, spent: float, tokens: int, loss: float) -> None:
@@ -285,14 +292,7 @@ class _Run:
         self.pending = {"count": 0.0, "loss": 0.0}
         rate = self.pending_tokens / max(self.pending_time, 1e-9)
         self.pending_time, self.pending_tokens = 0.0, 0
-        line = {
-            "kind": "train",
-            "step": self.step,
-            "tokens": self.tokens,
-            **means,
-            "lr": lr,
-            "grad_norm": norm,
-        }
+        line = {"kind": "train", "step": self.step, "tokens": self.tokens, **means, "lr": lr, "grad_norm": norm}
         self._append({**line, "tokens_per_second": round(rate, 1), "seconds": round(self.seconds, 3)})
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -302,13 +302,13 @@ class _Run:
 
     def _saves_at(self, step: int) -> bool:
         every = self.config.save_every
-        return self._validates_at(step) or step == self.config.steps or (every > 0 and step % every == 0)
+        return self._validates_at(step) or step == self.plateau.end or (every > 0 and step % every == 0)
 
     def _validates_at(self, step: int) -> bool:
         if self.validate is None or step == 0:
             return False
         every = self.config.eval_every
-        return step == self.config.steps or (every > 0 and step % every == 0)
+        return step == self.plateau.end or (every > 0 and step % every == 0)
 
     def _save(self) -> None:
         self.metrics.sync()
@@ -319,6 +319,7 @@ class _Run:
             "seconds": self.seconds,
             "pending": self.pending,
             "best": self.best,
+            "plateau": self.plateau.state_dict(),
             "config": _plain(asdict(self.config)),
             "identity": _plain(self.identity),
             "loader": self.loader.state_dict(),
@@ -368,7 +369,7 @@ class _Run:
 
     def finish(self) -> TrainResult:
         """The result, said in a line."""
-        if self.resumed_from == self.config.steps:
+        if self.resumed_from == self.plateau.end:
             self.progress.say(f"The run in {self.run_dir} is finished already ({self.step:,} steps).")
         else:
             self.progress.say(f"Trained {self.tokens:,} tokens in {duration(self.seconds)}.")
@@ -382,6 +383,7 @@ class _Run:
             seconds=self.seconds,
             checkpoint=self.checkpoints.path(self.step),
             resumed_from=self.resumed_from,
+            unspent=(self.config.steps - self.step) * self.config.tokens_per_step,
         )
 
     def close(self) -> None:

@@ -1,0 +1,101 @@
+"""The end of `yeoul linearize`: what the conversion cost and gained, printed and written to OUT/linearize.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from yeoul.commands.linearize import Config
+    from yeoul.data.batch import Batch
+    from yeoul.evaluate.judge import Judgement
+    from yeoul.model.decoder import Decoder
+    from yeoul.text.tokenizer import Tokenizer
+
+
+def conclude(
+    config: Config,
+    teacher: Decoder,
+    student: Decoder,
+    tokenizer: Tokenizer,
+    batches: Callable[[], Iterable[Batch]],
+    stages: dict[str, Any],
+    context: int,
+) -> None:
+    """Scores, judgement, speeds and cache of teacher and student; printed, and written to OUT/linearize.json."""
+    from yeoul import runtime
+    from yeoul.adapt.linearize import convert
+    from yeoul.commands.linearize import conversion
+    from yeoul.commands.results import machine_facts
+    from yeoul.evaluate import speed
+    from yeoul.evaluate.ablations import ablations, parts
+    from yeoul.evaluate.perplexity import score
+    from yeoul.train.runstate import write_json
+
+    dtype = runtime.resolve_dtype(config.dtype, teacher.device)
+    lengths = tokenizer.byte_lengths()
+    print("Scoring teacher, converted model and its parts ...", flush=True)
+    scores = {"teacher": score(teacher, batches(), lengths, dtype=dtype)}
+    scores |= ablations(student, batches, lengths, dtype=dtype)
+    if config.attention == "hybrid":
+        kept = tuple(i for i, kind in enumerate(student.config.attention) if kind == "softmax")
+        with parts(convert(teacher, conversion(config, kept), share=True), linear=False) as untrained:
+            scores["teacher's weights, window only"] = score(untrained, batches(), lengths, dtype=dtype)
+    judgement = judge(config, teacher, student, tokenizer, batches, stages, context, dtype)
+    longest = max(config.contexts) + 128
+    models = {"teacher": speed.lengthened(teacher, longest), "converted": speed.lengthened(student, longest)}
+    records = speed.compare(models, config.contexts, dtype=dtype, progress=lambda what: print(f"  {what}", flush=True))
+    print("\n" + score_table({name: value.as_dict() for name, value in scores.items()}))
+    if judgement:
+        print("\n" + judgement.table())
+    print("\n" + speed.table(records, "teacher"))
+    spent = sum(stage["tokens"] for stage in stages.values())
+    result = {
+        "tokens": spent,
+        "stages": stages,
+        "scores": {name: value.as_dict() for name, value in scores.items()},
+        "judgement": judgement.as_dict() if judgement else None,
+        "speed": [record.as_dict() for record in records],
+        "machine": machine_facts(),
+        "command": " ".join(["yeoul", *sys.argv[1:]]),
+    }
+    write_json(config.out / "linearize.json", json.loads(json.dumps(result, default=str)))
+    print(f"\nThe model is in {config.out / 'model'}, these figures in {config.out / 'linearize.json'}. Next:")
+    print(f'  yeoul generate {config.out} "옛날 옛적에"\n  yeoul chat {config.out}', flush=True)
+
+
+def judge(
+    config: Config, teacher: Decoder, student: Decoder, tokenizer: Tokenizer, batches: Callable[[], Iterable[Batch]],
+    stages: dict[str, Any], context: int, dtype: torch.dtype,
+) -> Judgement | None:  # fmt: skip
+    """The judgement against the teacher, or None where it is not wanted."""
+    from yeoul.evaluate import judge as judging
+
+    if not config.judge_tokens:
+        return None
+    cost = judging.TrainingCost(
+        tokens=sum(stage["tokens"] for stage in stages.values()),
+        seconds=sum(stage["seconds"] for stage in stages.values()),
+    )
+    return judging.judge(
+        teacher, student, tokenizer, batches, context=context, window=config.window, sinks=config.sinks, cost=cost,
+        training_length=context, budget=judging.Budget(tokens=config.judge_tokens, questions=64), dtype=dtype,
+        progress=lambda what: print(f"  judging {what}", flush=True),
+    )  # fmt: skip
+
+
+def score_table(scores: dict[str, dict[str, Any]]) -> str:
+    """Scores as plain text, with the loss against the first row."""
+    width = max(len(name) for name in scores)
+    first = next(iter(scores.values()))["loss"]
+    lines = [f"{'model':<{width}}  {'loss':>8}  {'perplexity':>10}  {'bits/byte':>9}  {'against teacher':>15}"]
+    for name, s in scores.items():
+        bits = "-" if s["bits_per_byte"] is None else f"{s['bits_per_byte']:.4f}"
+        lines.append(
+            f"{name:<{width}}  {s['loss']:>8.4f}  {s['perplexity']:>10.3f}  {bits:>9}  {s['loss'] - first:>+15.4f}"
+        )
+    return "\n".join(lines)

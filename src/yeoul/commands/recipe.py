@@ -1,0 +1,336 @@
+"""The stages of a conversion: what each trains, whose memory its weights are in, and whether its result is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from yeoul.adapt.linearize import (
+    Alignment,
+    HiddenAlignment,
+    converted_layers,
+    train_attention,
+    train_everything,
+    train_only_maps,
+    unshare,
+)
+from yeoul.adapt.lora import add_lora, lora_layers, merge_and_unload
+from yeoul.adapt.lora_layers import LoraConfig, dense
+from yeoul.data.loader import PackedLoader
+from yeoul.errors import UserError
+from yeoul.model.checkpoint import stays_fp32
+from yeoul.model.decoder import Decoder, skeleton
+from yeoul.train.config import TrainConfig
+from yeoul.train.distill import alignment_objective, distillation_objective
+from yeoul.train.loop import TrainResult, train
+from yeoul.train.loss import Objective, language_model_objective
+from yeoul.train.optim import trainable_parameters
+from yeoul.train.runstate import disk_errors, write_json
+
+Stage = Literal["align", "distil", "finetune"]
+Trained = Literal["maps", "attention", "all", "low-rank", "low-rank-all"]
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the stages train.
+
+    Attributes:
+        settings: of each stage, in order.
+        trains: what each trains: "maps" (feature maps, decays and gates), "attention" (the whole attention of the
+            converted layers), "all" weights, or the maps and a low-rank part beside the frozen weights, merged into
+            them when the stage ends: "low-rank" of the converted layers' attention, "low-rank-all" of their MLPs too.
+        align_on: "outputs" or "hidden": `Alignment` or `HiddenAlignment`.
+        rank: of the low-rank parts.
+        kl_weight: of the distillation.
+        temperature: of the distillation.
+
+    Raises:
+        UserError: the alignment cannot reach what it is to train.
+    """
+
+    settings: Mapping[Stage, TrainConfig]
+    trains: Mapping[Stage, Trained] = field(
+        default_factory=lambda: {"align": "maps", "distil": "all", "finetune": "all"}
+    )
+    align_on: Literal["outputs", "hidden"] = "outputs"
+    rank: int = 8
+    kl_weight: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if "align" in self.settings and self.align_on == "outputs" and self.trains["align"] in ("all", "low-rank-all"):
+            raise UserError(
+                "alignment of the attention's outputs reaches nothing but attention", "--train-align",
+                "give --align-on hidden, or train the maps, the attention, or a low-rank part of it",
+            )  # fmt: skip
+
+    def objective(self, stage: Stage, teacher: Decoder) -> Objective:
+        """The loss of a stage."""
+        if stage == "align":
+            return alignment_objective((Alignment if self.align_on == "outputs" else HiddenAlignment)(teacher))
+        if stage == "distil":
+            return distillation_objective(teacher, kl_weight=self.kl_weight, temperature=self.temperature)
+        return language_model_objective
+
+    def lines(self) -> list[str]:
+        """What each stage does, for people."""
+        result = []
+        for stage, settings in self.settings.items():
+            how = {
+                "align": f"on {self.align_on}",
+                "distil": f"KL weight {self.kl_weight:g}, temperature {self.temperature:g}",
+                "finetune": "cross-entropy",
+            }[stage]
+            what = self.trains[stage] + (f" (rank {self.rank})" if self.trains[stage].startswith("low-rank") else "")
+            result.append(f"  {stage}: {how}; trains {what}, learning rate {settings.lr:g}.")
+        return result
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage that is resumed must have in common with its beginning, beside its settings."""
+        own: dict[str, object] = {"train": self.trains[stage]}
+        if self.trains[stage].startswith("low-rank"):
+            own["rank"] = self.rank
+        if stage == "align":
+            own["align_on"] = self.align_on
+        if stage == "distil":
+            own |= {"kl_weight": self.kl_weight, "temperature": self.temperature}
+        return own
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a stage came to.
+
+    Attributes:
+        tokens: tokens it was trained on.
+        seconds: training time.
+        loss: its own loss at the end.
+        before: validation loss before it.
+        after: validation loss of its best state.
+        kept: whether that is better than before; otherwise the stage changed nothing.
+        ended_early: whether it stopped paying (`yeoul.train.plateau`).
+        validation: all values of the state that the model is in now.
+    """
+
+    tokens: int
+    seconds: float
+    loss: float
+    before: float
+    after: float
+    kept: bool
+    ended_early: bool
+    validation: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; "loss" and its like are those of the validation, "train_loss" is the stage's own."""
+        values = asdict(self)
+        validation = values.pop("validation")
+        return {**values, "train_loss": values.pop("loss"), **validation}
+
+
+def run_stages(
+    recipe: Recipe,
+    teacher: Decoder,
+    student: Decoder,
+    folder: Path,
+    *,
+    make_loader: Callable[[int], PackedLoader],
+    save_model: Callable[[Decoder, Path], None],
+    validate: Callable[[], dict[str, float]],
+    identity: Mapping[str, object],
+    say: Callable[[str], None] = lambda text: print(text, flush=True),
+) -> dict[str, StageResult]:
+    """Runs each stage, or passes it where it is finished; called again after any stop it goes on.
+
+    The tokens that a stage leaves unspent, because it no longer pays, are added to the next one. A stage whose best
+    validation is worse than the one before it is taken back.
+
+    Args:
+        recipe: what to do.
+        teacher: frozen.
+        student: from `convert`, perhaps sharing the teacher's memory; ends in the best state found, all weights frozen.
+        folder: gets one run's folder for each stage.
+        make_loader: text for the stage of this number, from 1.
+        save_model: writes a whole model into a folder.
+        validate: values of `student` on held-out text; needs "loss".
+        identity: JSON values that must be the same when resuming, beside those of the recipe.
+        say: prints a line.
+
+    Raises:
+        Interrupted: a signal stopped it, with everything saved.
+        UserError: see `yeoul.train.loop.train`.
+    """
+    results: dict[str, StageResult] = {}
+    values, unspent = _start(folder, student, validate, dict(identity)), 0
+    for number, (stage, planned) in enumerate(recipe.settings.items(), start=1):
+        settings, what = replace(planned, tokens=planned.tokens + unspent), recipe.trains[stage]
+        prepare(student, teacher, what, rank=recipe.rank, seed=planned.seed + number)
+        say(f"Stage {number}, {stage}: {settings.tokens:,} tokens in {settings.steps:,} steps, training {what}.")
+        run_dir = folder / f"{number}-{stage}"
+        before = _write_before(student, run_dir)
+        result = train(
+            student, make_loader(number), recipe.objective(stage, teacher), settings, run_dir,
+            save_model=lambda target: save_model(plain(student), target), validate=validate, name=stage,
+            identity={**identity, **recipe.identity(stage)},
+        )  # fmt: skip
+        kept, best = _take_best(student, result, values["loss"], before)
+        merge(student)
+        before.unlink()
+        results[stage] = StageResult(
+            tokens=result.tokens, seconds=result.seconds, loss=result.loss, before=values["loss"],
+            after=best.get("loss", math.nan), kept=kept, ended_early=result.unspent > 0,
+            validation=best if kept else values,
+        )  # fmt: skip
+        unspent = result.unspent
+        say(_verdict(number, stage, results[stage], unspent, last=number == len(recipe.settings)))
+        values = results[stage].validation
+    return results
+
+
+def _verdict(number: int, stage: str, result: StageResult, unspent: int, *, last: bool) -> str:
+    text = f"Stage {number}, {stage}: validation loss {result.before:.4f} before, {result.after:.4f} after"
+    text += "." if result.kept else "; that is no better, so the state before it is kept."
+    if result.ended_early:
+        where = "are left unspent" if last else "go to the next stage"
+        text += f" It stopped paying; {unspent:,} tokens {where}."
+    return text
+
+
+def _start(
+    folder: Path, student: Decoder, validate: Callable[[], dict[str, float]], identity: dict[str, object]
+) -> dict[str, float]:
+    """Validation of the untrained student, from `start.json` where it has been done for this student."""
+    path, identity = folder / "start.json", json.loads(json.dumps(identity, default=str))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["identity"] == identity:
+            return dict(found["validation"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    student.eval()
+    with torch.no_grad():
+        values = validate()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"identity": identity, "validation": values})
+    return values
+
+
+def weights_digest(model: Decoder) -> str:
+    """A fingerprint of a model's weights: a resumed run must have the same teacher."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted(model.state_dict().items()):
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# -- what is trained
+
+
+def prepare(student: Decoder, teacher: Decoder, what: Trained, *, rank: int = 8, seed: int = 0) -> None:
+    """Marks what is trained, adds low-rank parts, and gives memory of their own to those weights alone.
+
+    Args:
+        student: plain, from `convert`.
+        teacher: whose memory the student's other weights may go on sharing.
+        what: see `Recipe`.
+        rank: of low-rank parts.
+        seed: of their initial values.
+    """
+    if what.startswith("low-rank"):
+        torch.manual_seed(seed)
+        targets = ATTENTION + (MLP if what == "low-rank-all" else ())
+        layers = tuple(converted_layers(student))
+        add_lora(student, LoraConfig(r=rank, alpha=rank, target_modules=targets, layers_to_transform=layers), "stage")
+        train_only_maps(student)
+        for layer in lora_layers(student).values():
+            layer.adapter("stage").requires_grad_(True)
+    else:
+        {"maps": train_only_maps, "attention": train_attention, "all": train_everything}[what](student)
+    unshare(student, teacher)
+
+
+@torch.no_grad()
+def merge(student: Decoder) -> None:
+    """Puts low-rank parts into the weights, which are fp32 at least then, and freezes everything."""
+    for layer in lora_layers(student).values():
+        weight = dense(layer.base)
+        weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
+    merge_and_unload(student).requires_grad_(False)
+
+
+def plain(model: Decoder, dtype: torch.dtype | None = None) -> Decoder:
+    """The model as it is saved: low-rank parts merged, weights in `dtype`; what need not change is shared.
+
+    Args:
+        model: with adapters or without.
+        dtype: of the weights; None leaves them, and what stays fp32 in a checkpoint always does.
+    """
+    tensors = {name.replace(".base.", "."): tensor for name, tensor in model.state_dict().items()}
+    for path, layer in lora_layers(model).items():
+        for name in [name for name in tensors if name.startswith(f"{path}.adapters.")]:
+            del tensors[name]
+        if layer.active is not None:
+            with torch.no_grad():
+                tensors[f"{path}.weight"] = layer.adapter(layer.active).merged_weight(dense(layer.base))
+    if dtype is not None:
+        tensors = {name: t if stays_fp32(name) else t.to(dtype) for name, t in tensors.items()}
+    result = skeleton(model.config)
+    result.load_state_dict(tensors, assign=True)
+    return result.requires_grad_(False).eval()
+
+
+# -- which state is kept
+
+
+def _write_before(student: Decoder, run_dir: Path) -> Path:
+    """The trained weights before the stage, on disk because a stage may train all of them."""
+    path, temporary = run_dir / "before.safetensors", run_dir / ".tmp-before.safetensors"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path, run_dir / ".tmp-before", []):
+        weights = {name: p.detach().contiguous() for name, p in trainable_parameters(student).items()}
+        save_file(weights, temporary)
+        os.replace(temporary, path)
+    return path
+
+
+def _take_best(
+    student: Decoder, result: TrainResult, loss_before: float, before: Path
+) -> tuple[bool, dict[str, float]]:
+    """Puts the best of the validated states into the student, that before the stage (taken at its word) included.
+
+    Returns:
+        whether the stage is kept, and the validation of its best state.
+    """
+    best = result.best
+    if best is None:  # no validation of it was finite
+        _load(student, before)
+        return False, result.validation
+    values = result.validation if best["step"] == result.step else {"loss": best["loss"]}
+    if math.isfinite(loss_before) and best["loss"] > loss_before:
+        _load(student, before)
+        return False, values
+    if best["step"] != result.step:
+        folder = result.checkpoint.with_name(f"step-{best['step']:08d}")
+        _load(student, folder / "state" / "weights.safetensors")
+    return True, values
+
+
+@torch.no_grad()
+def _load(student: Decoder, file: Path) -> None:
+    """Trained weights from a file."""
+    tensors = load_file(file)
+    for name, parameter in trainable_parameters(student).items():
+        parameter.copy_(tensors[name])

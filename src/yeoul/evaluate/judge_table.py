@@ -1,0 +1,172 @@
+"""A judgement as plain text, at most 100 columns wide, for somebody who reads one for the first time."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from yeoul.evaluate.associative import CellScore, KeptShare, RecallGrid
+from yeoul.evaluate.far import CUT, FAR_NATS, TEACHER, Estimate, FarScore, PositionScore
+
+if TYPE_CHECKING:
+    from yeoul.evaluate.agreement import Agreement
+    from yeoul.evaluate.judge import Judgement, TrainingCost
+
+WIDTH = 100
+LABEL = 24
+COLUMN = 13
+
+
+def judgement_table(judgement: Judgement) -> str:
+    """All parts that were judged, a blank line between two; then what was not, and why."""
+    parts = [_legend(judgement)]
+    if judgement.cost is not None:
+        parts.append(_cost(judgement.cost))
+    if judgement.far is not None:
+        parts += [_far(judgement.far), _gain(judgement.far), _positions(judgement.far)]
+    for grids in (judgement.mqar, judgement.needle):
+        if grids:
+            parts.append(recall_table(grids))
+    if judgement.agreement is not None:
+        parts.append(_agreement(judgement.agreement))
+    parts += [_wrapped(f"Not judged, {part}: {reason}") for part, reason in judgement.not_judged.items()]
+    return "\n\n".join(parts)
+
+
+def _legend(judgement: Judgement) -> str:
+    rows = [
+        (TEACHER, "the softmax model before the conversion"),
+        (CUT, f"it sees only the last {judgement.window} positions and the first {judgement.sinks}, without training:"),
+        ("", "the baseline that a conversion must beat"),
+        ("converted", "the model that is judged"),
+        ("linear only, window only", "the converted model with the other part of its attention switched off"),
+    ]
+    return "\n".join(f"{name:<{LABEL}}  {text}" for name, text in rows)
+
+
+def _cost(cost: TrainingCost) -> str:
+    of = ""
+    if cost.teacher_tokens:
+        of = f" (1/{cost.teacher_tokens / max(cost.tokens, 1):,.0f} of the teacher's)"
+    energy = f" Energy: {cost.energy}." if cost.energy is not None else ""
+    return _wrapped(f"Converted with {cost.tokens:,} tokens{of} in {cost.seconds / 60:,.1f} minutes.{energy}")
+
+
+def _far(far: FarScore) -> str:
+    head = f"{'text':<{LABEL}}  {'perplexity':>10}  {'of teacher':>10}  {'bits/byte':>9}"
+    lines = [f"{head}  {'kept of distance':>17}  {'on far tokens':>17}"]
+    for row in far.rows:
+        bits = "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.4f}"
+        line = f"{row.name:<{LABEL}}  {row.perplexity:>10.3f}  {row.ratio:>10.4f}  {bits:>9}"
+        lines.append(f"{line}  {_share(row.kept):>17}  {_share(row.kept_far):>17}")
+    return "\n".join(lines)
+
+
+def _share(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "-"
+    return f"{estimate.value:.3f}" + (f" +- {estimate.stderr:.3f}" if estimate.stderr else "")
+
+
+def _gain(far: FarScore) -> str:
+    if far.gain.value is None:
+        return "The teacher could not be cut, so that nobody knows what distance is worth."
+    gain = _nats(far.gain)
+    if not far.measurable:
+        return _wrapped(
+            f"Distance is worth nothing measurable on this text: cutting the teacher to {far.window} positions and "
+            f"{far.sinks} sinks changes its loss by {gain} nats a token, which is within the noise. "
+            "So there is no share of it to keep, and perplexity says nothing about far context here."
+        )
+    words = (
+        f"Distance is worth {gain} nats a token: so much more the teacher loses when it is cut. A conversion keeps "
+        f"the share that it does not lose (teacher 1, cut teacher 0). Far tokens, where it is at least {FAR_NATS}: "
+        f"{far.far_tokens:,} of {far.tokens:,} in {far.sequences:,} sequences"
+    )
+    return _wrapped(words + (f", worth {_nats(far.gain_far)} each." if far.far_tokens else "."))
+
+
+def _nats(estimate: Estimate) -> str:
+    return f"{estimate.value:.4f}" + (f" +- {estimate.stderr:.4f}" if estimate.stderr is not None else "")
+
+
+def _positions(far: FarScore) -> str:
+    names = [row.name for row in far.rows]
+    lines = [_columns("perplexity at position", names)]
+    lines += [
+        _columns(_place(bucket), [f"{row.by_position[index].perplexity:,.3f}" for row in far.rows])
+        for index, bucket in enumerate(far.rows[0].by_position)
+    ]
+    return "\n".join(lines)
+
+
+def _place(bucket: PositionScore) -> str:
+    return f"{bucket.first:,}-{bucket.last:,}" + (" untrained" if bucket.beyond else "")
+
+
+def _columns(label: str, values: Sequence[str]) -> str:
+    width = min(LABEL, WIDTH - COLUMN * len(values))
+    return f"{label:<{width}}" + "".join(f"{value:>{COLUMN}}" for value in values)
+
+
+def recall_table(grids: dict[str, RecallGrid]) -> str:
+    """Accuracies of models on the same questions, "exact / choice" in percent; with a teacher, shares of its own."""
+    first = next(iter(grids.values()))
+    what = "recall of pairs (MQAR)" if first.kind == "mqar" else "needle in a text"
+    lines = [_columns(what, list(grids))]
+    for index, cell in enumerate(first.cells):
+        lines.append(_columns(_cell(cell), [_accuracy(grid.cells[index]) for grid in grids.values()]))
+    if TEACHER in grids:
+        teacher = grids[TEACHER]
+        shares = [grid.share_of(teacher) for grid in grids.values()]
+        lines.append(_columns("of the teacher's", [_kept(share) for share in shares]))
+        if any(cell.beyond_window for cell in first.cells):
+            beyond = [grid.share_of(teacher, beyond_window=True) for grid in grids.values()]
+            lines.append(_columns("  beyond the window *", [_kept(share) for share in beyond]))
+        if shares[0].excluded:
+            lines.append(
+                f"Shares of exact answers leave out {shares[0].excluded} of {len(first.cells)} cells, "
+                "where the teacher itself only guesses."
+            )
+    lines.append(
+        _wrapped(
+            "% right: the likeliest of all tokens / of the candidates. "
+            f"* every pair is farther back than {first.window} positions when it is asked for."
+        )
+    )
+    return "\n".join(lines)
+
+
+def _cell(cell: CellScore) -> str:
+    star = " *" if cell.beyond_window else ""
+    if cell.depth is None:
+        return f"{cell.pairs} pairs, {cell.distance:,} apart{star}"
+    return f"{cell.length:,} tokens, at {100 * cell.depth:.0f} %{star}"
+
+
+def _accuracy(cell: CellScore) -> str:
+    return f"{100 * cell.exact:.0f} / {100 * cell.choice:.0f}"
+
+
+def _kept(share: KeptShare) -> str:
+    return " / ".join("-" if value is None else f"{value:.2f}" for value in (share.exact, share.choice))
+
+
+def _agreement(found: Agreement) -> str:
+    head = f"Greedy continuations of {found.prompts} prompts by up to {found.max_tokens} tokens: the same for "
+    lines = [
+        _wrapped(
+            f"{head}{found.prefix_mean:.1f} tokens on average (median {found.prefix_median:g}), to the end in "
+            f"{100 * found.equal:.0f} %; chrF {found.chrf:.1f} of 100."
+        ),
+        f"{'text that is written':<{LABEL}}{'tokens':>12}{'repeated 4-grams':>20}{'distinct-1':>14}{'distinct-2':>14}",
+    ]
+    for name, style in ((TEACHER, found.teacher), ("converted", found.converted)):
+        line = f"{name:<{LABEL}}{style.tokens:>12.1f}{style.repetition:>20.3f}"
+        lines.append(f"{line}{style.distinct_1:>14.3f}{style.distinct_2:>14.3f}")
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, WIDTH))
