@@ -4,8 +4,8 @@
 
 All methods and lengths are timed in turns in one process (median, and quartiles as spread). Peak memory is what
 the resident set of a fresh process grew by during one call, its inputs being there before. The last lines are
-ratios, of the longest to the shortest length and of the two methods. float32, random inputs: speed does not
-depend on them. On a machine that does other work, `--threads 1`: two threads wait for each other.
+ratios, of the longest to the shortest length and of the two methods. Random inputs: speed does not depend on them.
+On a machine that does other work, `--threads 1`: two threads wait for each other.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--head-size", type=int, default=64)
     parser.add_argument("--chunk-size", type=int, default=64)
     parser.add_argument("--decay", choices=("none", "head", "position"), default="none")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--no-softmax", action="store_true", help="only linear attention")
@@ -57,13 +58,14 @@ def make_call(options: argparse.Namespace, method: str, which: str, t: int) -> C
     """One pass of a method at t positions, over inputs made here."""
     grad = which == "forward+backward"
     width = options.features if method == "chunked" else options.head_size
-    q = torch.rand(options.batch, options.heads, t, width).requires_grad_(grad)
-    k = torch.rand(options.batch, options.kv_heads, t, width).requires_grad_(grad)
-    v = torch.rand(options.batch, options.kv_heads, t, options.head_size).requires_grad_(grad)
+    dtype = getattr(torch, options.dtype)
+    q = torch.rand(options.batch, options.heads, t, width, dtype=dtype).requires_grad_(grad)
+    k = torch.rand(options.batch, options.kv_heads, t, width, dtype=dtype).requires_grad_(grad)
+    v = torch.rand(options.batch, options.kv_heads, t, options.head_size, dtype=dtype).requires_grad_(grad)
     shape = {"none": None, "head": (options.kv_heads,), "position": (options.batch, options.kv_heads, t)}
     size = shape[options.decay]
     decay = None if size is None else (-0.05 * torch.rand(size)).requires_grad_(grad)
-    d_out = torch.rand(options.batch, options.heads, t, options.head_size)
+    d_out = torch.rand(options.batch, options.heads, t, options.head_size, dtype=dtype)
 
     def call() -> Tensor:
         if method == "chunked":

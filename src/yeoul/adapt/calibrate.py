@@ -30,7 +30,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yeoul.adapt.linearize import converted_layers
 from yeoul.data.batch import Batch
 from yeoul.model.attention import Layout, ProjectedAttention, SoftmaxAttention
 from yeoul.model.decoder import Decoder
@@ -84,18 +83,22 @@ class LayerInputs(NamedTuple):
 
 
 @torch.no_grad()
-def layer_inputs(teacher: Decoder, batch: Batch) -> Iterator[LayerInputs]:
-    """One layer after the other."""
-    layout = teacher.layout(batch.input_ids, None, batch.positions, batch.seq_ids, None)
-    x = teacher.embed(batch.input_ids, layout.positions)
+def layer_inputs(teacher: Decoder, batches: Iterable[Batch]) -> Iterator[LayerInputs]:
+    """One layer after the other, of all batches (of one length) together: only one layer's are in memory."""
+    layouts, states = [], []
+    for batch in batches:
+        layouts.append(teacher.layout(batch.input_ids, None, batch.positions, batch.seq_ids, None))
+        states.append(teacher.embed(batch.input_ids, layouts[-1].positions))
     for block in teacher.layers:
-        attention = block.self_attn
+        attention, parts = block.self_attn, []
         assert isinstance(attention, ProjectedAttention)
-        entered = block.enter(x)
-        q, k, v = attention.project(entered, layout)
-        mixed = attention.mix(q, k, v, layout, None)
-        yield LayerInputs(entered, q, k, v, mixed)
-        x = block.finish(x, attention.o_proj(mixed.transpose(1, 2).flatten(2)))
+        for i, (layout, state) in enumerate(zip(layouts, states, strict=True)):
+            entered = block.enter(state)
+            q, k, v = attention.project(entered, layout)
+            given = attention.mix(q, k, v, layout, None)
+            parts.append(LayerInputs(entered, q, k, v[..., : attention.head_dim], given))
+            states[i] = block.finish(state, attention.o_proj(given.transpose(1, 2).flatten(2)))
+        yield LayerInputs(*map(torch.cat, zip(*parts, strict=True)))
 
 
 @torch.no_grad()
@@ -140,20 +143,16 @@ def calibrate(teacher: Decoder, student: Decoder, batches: Iterable[Batch]) -> l
     Returns:
         The statistics of each converted layer, in order.
     """
-    kept: dict[int, list[LayerInputs]] = {layer: [] for layer in converted_layers(student)}
-    seen = 0
+    chosen, seen = [], 0
     for batch in batches:
-        for layer, inputs in enumerate(layer_inputs(teacher, batch.to(teacher.device))):
-            if layer in kept and isinstance(teacher.layers[layer].self_attn, SoftmaxAttention):
-                kept[layer].append(inputs)
+        chosen.append(batch.to(teacher.device))
         seen += batch.input_ids.numel()
         if seen >= MOST_TOKENS:
             break
     found = []
-    for index, parts in kept.items():
-        attention = student.layers[index].self_attn
-        if parts and isinstance(attention, DiJiangAttention):
-            found.append(_calibrate_layer(attention, LayerInputs(*map(torch.cat, zip(*parts, strict=True)))))
+    for old, new, inputs in zip(teacher.layers, student.layers, layer_inputs(teacher, chosen), strict=True):
+        if isinstance(old.self_attn, SoftmaxAttention) and isinstance(new.self_attn, DiJiangAttention):
+            found.append(_calibrate_layer(new.self_attn, inputs))
     return found
 
 

@@ -28,6 +28,8 @@ EDGES = (512, 1024, 2048, 4096, 8192)
 """Positions at which a new bucket begins; one more begins where the training length ends."""
 FAR_NATS = 0.5
 """A token is far where the cut costs the teacher so much."""
+CLEAR = 4.0
+"""Standard errors that a gain must have for shares of it to mean anything: their denominator is as uncertain."""
 DRAWS = 1000
 """Bootstrap samples."""
 
@@ -182,7 +184,7 @@ class FarScore:
         window, sinks: of the cut teacher.
         gain: nats a token, over all tokens; no value where there is no cut teacher.
         gain_far: the same over the far tokens.
-        measurable: whether `gain` is above two standard errors; where not, no share is given.
+        measurable: whether `gain` is above `CLEAR` standard errors; where not, no share is given.
     """
 
     window: int
@@ -283,7 +285,7 @@ class _Bootstrap:
 
 
 def _above_noise(gain: Estimate) -> bool:
-    return gain.value is not None and gain.value > 2 * (gain.stderr or 0.0)
+    return gain.value is not None and gain.value > CLEAR * (gain.stderr or 0.0)
 
 
 def _by_position(
