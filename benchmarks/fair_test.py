@@ -121,13 +121,14 @@ def pairs_batch(length: int, words: Tensor, tokens: int) -> Batch:
     A quarter of the rows are lists said again from a random place on, the others pairs in another order.
     """
     rows, width = tokens // (3 * length), 3 * length
-    x = torch.stack([words[torch.randint(len(words), (width,))] for _ in range(rows)])
+    unlike = len(words) >= width  # words that do not come twice by chance
+    draw = lambda: torch.randperm(len(words))[:width] if unlike else torch.randint(len(words), (width,))  # noqa: E731
+    x = torch.stack([words[draw()] for _ in range(rows)])
     labels = torch.full_like(x, IGNORE)
     for r in range(rows):
         start = 2 * int(torch.randint(length // 2 + 1, ()))
         again = min(start + length + int(torch.randint(max(1, length - start), ())), 2 * length)
-        first = words[torch.randperm(len(words))[:length]]
-        x[r, start : start + length] = first
+        first = x[r, start : start + length].clone()
         if r < max(1, rows // 4):
             skipped = int(torch.randint(max(1, length // 2), ()))
             rest = first[skipped:]
@@ -164,7 +165,7 @@ class Trainer:
                 group["lr"] = self.lr * factor
             optimizer.step()
             optimizer.zero_grad()
-        return float(loss.total) / loss.count
+        return float(loss.total.detach()) / loss.count
 
 
 def read(model: Decoder, ids: Tensor, context: int, rows: int, lr: float, say: Callable[[str], None]) -> None:
