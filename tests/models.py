@@ -9,8 +9,10 @@ from torch import Tensor
 
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
-from yeoul.model.delta import DeltaDiJiangAttention, Gate
+from yeoul.model.delta import DeltaDiJiangAttention
 from yeoul.model.feature_maps import FrequencyFeatureMap
+from yeoul.model.gates import Gate
+from yeoul.model.short_conv import ShortConvolution
 
 VOCAB = 101
 KINDS: dict[str, dict[str, Any]] = {
@@ -74,6 +76,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "fourier-hybrid": dict(
         attention=("hybrid",), state_update="delta", sinks=1, feature_map=dict(name="fourier", separate=True)
     ),
+    "gated": dict(attention=("dijiang",), feature_map=dict(decay="gated")),
+    "gated-hybrid": dict(attention=("hybrid",), sinks=2, feature_map=dict(decay="gated", separate=True)),
+    "convolution": dict(attention=("dijiang",), short_conv=4, feature_map=dict(decay="learned")),
+    "delta-convolution": dict(
+        attention=("dijiang",), state_update="delta", short_conv=3, feature_map=dict(name="fourier", separate=True)
+    ),
+    "hybrid-convolution": dict(
+        attention=("hybrid",), state_update="delta", short_conv=4, sinks=2, feature_map=dict(name="fourier")
+    ),
     "mixed": dict(attention=("softmax", "hybrid", "sliding"), num_layers=3),
 }
 
@@ -97,7 +108,9 @@ def make(kind: str) -> Decoder:
         if isinstance(module, Gate):  # which begins with weights of 0: tokens would not differ
             torch.nn.init.normal_(module.weight, std=0.3)
             torch.nn.init.uniform_(module.bias, -3, 1)
-        if isinstance(module, DeltaDiJiangAttention) and module.window:
+        if isinstance(module, ShortConvolution):
+            torch.nn.init.normal_(module.weight, std=0.5)
+        if isinstance(module, DeltaDiJiangAttention):
             torch.nn.init.normal_(module.read_mass)
             torch.nn.init.normal_(module.read_direction, std=0.3)
         if isinstance(module, FrequencyFeatureMap) and module.config.mass == "learned":  # begins as a constant mass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ def documented_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = [block.text for block in BLOCKS if block.language == "yaml"]
     (tmp_path / "recipe.yaml").write_text(recipes[0], encoding="utf-8")
     save_config(pretrain.Config("my-text", out=Path("runs/mine")), tmp_path / "runs" / "mine" / "config.yaml")
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
 
 
 def test_there_is_something_to_read() -> None:

@@ -122,7 +122,7 @@ def test_everything(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "tags": ["text-generation", "한국어"], "summary": "Small is a model that writes Korean [31m.",
     }  # fmt: skip
     verbs = [row["verb"] for row in report["commands"]]
-    assert verbs == ["generate", "chat", "linearize", "evaluate", "bench", "export"]
+    assert verbs == ["generate", "chat", "finetune", "linearize", "evaluate", "bench", "export"]
     assert cli.main(["info", str(folder), "--context", "1000"]) == 0
     text = capsys.readouterr().out
     for words in ("apache-2.0", "ko, no", "writes Korean", "llama (LlamaForCausalLM), float32",
@@ -146,10 +146,11 @@ def test_the_commands_are_commands(folder: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("change", "missing"),
     [
-        (lambda folder: (folder / "tokenizer.json").unlink(), {"generate", "chat", "linearize", "evaluate"}),
+        (lambda folder: (folder / "tokenizer.json").unlink(),
+         {"generate", "chat", "finetune", "linearize", "evaluate"}),
         (lambda folder: (folder / "chat_template.jinja").unlink(), {"chat"}),
         (lambda folder: save_model(Decoder(config(vocab_size=300, attention=("softmax",))), folder),
-         {"generate", "chat", "linearize", "evaluate"}),
+         {"generate", "chat", "finetune", "linearize", "evaluate"}),
         (lambda folder: save_model(Decoder(config(attention=("hybrid",))), folder), {"linearize", "export"}),
     ],
 )  # fmt: skip

@@ -62,11 +62,12 @@ def load(
 
     Args:
         path: a Hugging Face folder, a run folder with `model/` inside, or the id of a model on the hub; or an
-            adapter that names its base model, whose own tokenizer goes before the base's.
+            adapter, alone or in the run that made it, that names its base model.
         device: "auto", "cpu", "cuda", "cuda:N".
         dtype: "auto" keeps the checkpoint's type where the device computes in it natively, else float32.
         adapter: folder or hub id of a LoRA adapter, which stays unmerged as "default"; of several, each is called as
-            its folder, and the first is active (`yeoul.adapt.lora.set_adapter`).
+            its folder, and the first is active (`yeoul.adapt.lora.set_adapter`). The first one's own tokenizer, where
+            it has one, goes before the model's: its chat template is the one that it was trained with.
 
     Raises:
         UserError: nothing there, damaged, an architecture that Yeoul does not know, a tokenizer of another model, no
@@ -75,15 +76,15 @@ def load(
     import torch
 
     from yeoul import runtime
+    from yeoul.adapt.lora import load_adapters
+    from yeoul.adapt.lora_files import adapter_folder, base_folder, tokenizer_beside
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import load_model, model_folder, stored_dtype
 
     adapters = [] if adapter is None else [adapter] if isinstance(adapter, str | PathLike) else list(adapter)
-    folder, given = local_folder(path), None
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        from yeoul.adapt.lora import base_folder
-
-        given, adapters, folder = folder, [folder, *adapters], base_folder(folder)
+    folder = local_folder(path)
+    if (given := adapter_folder(folder)) is not None:
+        adapters, folder = [given, *adapters], base_folder(given)
     folder = model_folder(folder)
     target = runtime.resolve_device(device)
     wanted = runtime.requested_dtype(dtype)
@@ -91,14 +92,12 @@ def load(
         wanted = torch.float32
     model = load_model(folder, target, wanted)
     if adapters:
-        from yeoul.adapt.lora import load_adapters
-
         load_adapters(model, adapters)
 
     from yeoul.text.tokenizer import Tokenizer
 
-    if given is not None and Tokenizer.exists(given):
-        folder = given
+    if adapters and (own := tokenizer_beside(adapters[0])) is not None:
+        folder = own
     tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
     if tokenizer is not None:
         tokenizer.check_fits(model.config.vocab_size)

@@ -23,10 +23,14 @@ GROUPS: dict[str, dict[str, str]] = {
         "tokenizer": "Train a tokenizer, or look at what one does (train, inspect)",
         "pretrain": "Pretrain a language model from text",
         "linearize": "Turn a model's attention into linear-time DiJiang attention",
+        "finetune": "Teach a model conversations, a field's text, labels or preferences",
+        "quantize": "Write a model's weights in 8 or 4 bits, and measure what that costs",
     },
     "Use it": {
         "generate": "Continue a text",
         "chat": "Talk with a model",
+        "classify": "Say which class each text belongs to",
+        "embed": "Turn texts into vectors, and find those nearest to a query",
         "export": "Write a model as one GGUF file, for llama.cpp",
     },
     "Judge it": {

@@ -148,6 +148,22 @@ def test_peft_reads_what_is_saved_here(name: str, kind: str, folders: Any, tmp_p
     assert rms_ratio(model(IDS), again(IDS)) < 1e-5
 
 
+def losses_of(module: torch.nn.Module) -> torch.Tensor:
+    """Of twenty steps of AdamW."""
+    data = torch.randint(0, 99, (20, 2, 16), generator=torch.Generator().manual_seed(4))
+    optimizer = torch.optim.AdamW([p for p in module.train().parameters() if p.requires_grad], lr=1e-2)
+    found = []
+    for ids in data:
+        logits = module(ids)
+        logits = logits if isinstance(logits, torch.Tensor) else logits.logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.detach())
+    return torch.stack(found)
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [*(("llama", kind) for kind in KINDS), ("gpt2", "dora"), ("gpt_neox", "patterns")]
 )
@@ -157,23 +173,8 @@ def test_training_goes_as_in_peft(name: str, kind: str, folders: Any, tmp_path: 
     load_adapter(model, tmp_path)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trained and all(".adapters." in n for n in trained)
-    data = torch.randint(0, 99, (20, 2, 16), generator=torch.Generator().manual_seed(4))
-
-    def losses(module: torch.nn.Module) -> torch.Tensor:
-        optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-2)
-        found = []
-        for ids in data:
-            logits = module(ids)
-            logits = logits if isinstance(logits, torch.Tensor) else logits.logits
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            found.append(loss.detach())
-        return torch.stack(found)
-
-    wanted = losses(reference.train())
-    assert rms_ratio(losses(model.train()), wanted) < 1e-4
+    wanted = losses_of(reference)
+    assert rms_ratio(losses_of(model), wanted) < 1e-4
     assert wanted[:3].mean() > wanted[-3:].mean()
 
 
@@ -216,6 +217,44 @@ def test_the_same_modules_are_targeted(settings: dict[str, Any], folders: Any, t
     other = load_model(folders("llama"))
     add_lora(other, LoraConfig(**settings))
     assert set(lora_layers(other)) == adapted and 0 < len(adapted) < 14
+
+
+TOKENS: dict[str, Any] = {
+    "llama": [3, 50], "gemma": [7], "gpt2": [50, 3],
+    "qwen2": {"embed_tokens": [3, 50], "lm_head": [3, 50]},
+    "gpt_neox": {"embed_in": [9, 3], "lm_head": [50]},
+}  # fmt: skip
+"""Of a model whose output is tied to the embedding, and of one with an output layer of its own."""
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_rows_of_tokens_as_in_peft(name: str, folders: Any, tmp_path: Path) -> None:
+    """PEFT's trainable tokens: computed, trained, merged, taken off, written and read alike."""
+    peft = pytest.importorskip("peft")
+    settings = dict(lora_alpha=16, trainable_token_indices=TOKENS[name])
+    reference = peft_adapter(folders(name), tmp_path / "theirs", shaken=False, **settings)
+    model = load_model(folders(name))
+    base, before = model(IDS), {n: p.clone() for n, p in model.named_parameters()}
+    load_adapter(model, tmp_path / "theirs")
+    assert rms_ratio(model(IDS), base) < 1e-5
+    assert rms_ratio(losses_of(model), losses_of(reference)) < 1e-4
+    model.eval()
+    wanted = reference.eval()(IDS).logits
+    assert rms_ratio(model(IDS), wanted) < 1e-4 and rms_ratio(model(IDS), base) > 0.01
+    assert rms_ratio(model.hidden(IDS) @ model.output_weight.T, model(IDS)) < 1e-5 or name == "gemma"
+    apart = model(IDS)
+    merge_adapters(model)
+    assert rms_ratio(model(IDS), apart) < 1e-5
+    unmerge(model)
+    after = {n.replace(".base.", "."): p for n, p in model.named_parameters() if ".adapters." not in n}
+    assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
+    save_adapter(model, tmp_path / "ours")
+    loaded = peft.PeftModel.from_pretrained(theirs(folders(name)), tmp_path / "ours")
+    again = load_model(folders(name))
+    load_adapter(again, tmp_path / "ours")
+    for other in (loaded(IDS).logits, again(IDS), merge_and_unload(again)(IDS)):
+        assert rms_ratio(other, apart) < 1e-5
+    save_model(again, tmp_path / "merged")
 
 
 @torch.no_grad()
@@ -310,6 +349,7 @@ def saved(tmp_path: Path) -> tuple[Decoder, Path]:
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 EMBEDDING = "base_model.model.model.embed_tokens"
+ROWS = "token_adapter.trainable_tokens_delta"
 
 
 def rewrite(folder: Path, settings: dict[str, Any], tensors: dict[str, torch.Tensor | None]) -> None:
@@ -351,7 +391,10 @@ def rewrite(folder: Path, settings: dict[str, Any], tensors: dict[str, torch.Ten
         ({"lora_bias": True}, {}, "lora_bias"),
         ({"layer_replication": [[0, 2], [1, 2]]}, {}, "layer_replication"),
         ({"megatron_config": {"a": 1}}, {}, "megatron_config"),
-        ({"trainable_token_indices": [1]}, {}, "trainable_token_indices"),
+        ({"trainable_token_indices": [1]}, {}, "the rows of 'model.embed_tokens' are missing"),
+        ({"trainable_token_indices": [1, 1]}, {}, "different ids"),
+        ({"trainable_token_indices": [1]}, {f"{EMBEDDING}.{ROWS}": torch.zeros(2, 64)}, "(2, 64)"),
+        ({}, {f"{EMBEDDING}.{ROWS}": torch.zeros(2, 64)}, "belong to no tokens"),
         ({"alora_invocation_tokens": [1]}, {}, "alora_invocation_tokens"),
         ({"modules_to_save": ["lm_head"]}, {}, "modules_to_save"),
         ({"target_parameters": ["experts"]}, {}, "target_parameters"),

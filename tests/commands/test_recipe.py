@@ -306,6 +306,23 @@ def test_stages_go_on_from_one_another_and_each_says_what_it_brought(tmp_path: P
     assert json.loads(json.dumps(values)) == values and values["loss"] == results["distil"].after
 
 
+def test_the_energy_of_a_stage_is_that_of_all_its_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimated where nothing measures it, the same when a finished stage is passed, longer when it was killed."""
+    monkeypatch.setattr("yeoul.evaluate.energy.package_zones", lambda powercap: [])
+    recipe = Recipe(settings={"align": settings(6)}, trains={"align": "maps"})
+    first = convert_in_stages(tmp_path, recipe)[2]["align"]
+    assert first.energy.joules is None and "assumed" in str(first.energy.assumption)
+    assert first.energy.seconds >= first.seconds
+    assert first.energy.estimated_joules == pytest.approx(first.energy.seconds * (first.energy.assumed_watts or 0))
+    assert convert_in_stages(tmp_path, recipe)[2]["align"].energy == first.energy
+    notes = tmp_path / "1-align" / "energy.json"
+    (session,) = json.loads(notes.read_text())
+    notes.write_text(json.dumps([{**session, "seconds": 1e-6, "estimated_joules": 2e-5}]))
+    killed = convert_in_stages(tmp_path, recipe)[2]["align"]
+    assert killed.energy.estimated_joules == pytest.approx(20 * killed.seconds)
+    assert "killed run" in str(killed.energy)
+
+
 def test_a_stage_that_makes_it_worse_is_not_kept(tmp_path: Path) -> None:
     said: list[str] = []
     recipe = Recipe(
@@ -438,7 +455,7 @@ def test_killed_in_every_stage_equals_undisturbed(what: str, tmp_path: Path, mon
 
 
 def timeless(result: StageResult) -> dict[str, Any]:
-    return {key: value for key, value in result.as_dict().items() if key != "seconds"}
+    return {key: value for key, value in result.as_dict().items() if key not in ("seconds", "energy")}
 
 
 def test_accumulated_micro_batches_are_one_step() -> None:

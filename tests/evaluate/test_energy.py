@@ -9,7 +9,7 @@ import pytest
 
 from yeoul import runtime
 from yeoul.evaluate import energy
-from yeoul.evaluate.energy import Counter, Meter, package_zones
+from yeoul.evaluate.energy import Counter, Energy, Meter, package_zones, stretched, total
 
 
 def zone(folder: Path, name: str, label: str, start: int, wraps_at: int = 1_000_000) -> Path:
@@ -114,3 +114,34 @@ def test_an_error_inside_passes_and_the_watch_ends(tmp_path):
 
 def test_amounts_read_well():
     assert energy._amount(12_345) == "12.3 kJ" and energy._amount(999) == "999.0 J"
+
+
+def measured(joules: float, seconds: float = 10.0, source: str = "cpu (RAPL)") -> Energy:
+    return Energy(
+        seconds=seconds, joules=joules, source=source, estimated_joules=None, assumed_watts=None, assumption=None
+    )  # fmt: skip
+
+
+def assumed(watts: float, seconds: float = 10.0) -> Energy:
+    return Energy(seconds=seconds, joules=None, source="", estimated_joules=watts * seconds, assumed_watts=watts,
+                  assumption=f"{watts:g} W were assumed")  # fmt: skip
+
+
+def test_stretches_of_work_are_summed_and_say_how_they_are_known():
+    assert str(total([measured(1500), measured(500)])) == "2.0 kJ, measured: cpu (RAPL)"
+    both = total([assumed(20), assumed(20)])
+    assert (both.seconds, both.estimated_joules, both.assumed_watts) == (20, 400, 20)
+    assert str(both) == "about 400.0 J, not measured: 20 W were assumed"
+    mixed = total([measured(100), assumed(20)])
+    assert mixed.joules is None and mixed.estimated_joules == 300 and "100.0 J of it was measured" in str(mixed)
+    unknown = Energy(
+        seconds=1, joules=None, source="", estimated_joules=None, assumed_watts=None, assumption=None
+    )  # fmt: skip
+    assert total([assumed(20), unknown]).amount == total([]).amount == "not known"
+
+
+def test_what_a_killed_run_left_out_is_estimated_by_its_power():
+    assert stretched(measured(100), 10.05) == measured(100)
+    longer = stretched(measured(100), 30)
+    assert longer.joules is None and longer.estimated_joules == 300 and longer.assumed_watts == 10
+    assert "20 s that a killed run left no note of" in str(longer)

@@ -24,7 +24,7 @@ from yeoul.text.tokenizer import Tokenizer
 
 WORDS = "강가 마을 아이 물가 하늘 구름 바람 나무 사과 노래 시장 학교 친구 겨울 여름 가을 아침 저녁 바다 이야기".split()
 SMALL = Budget(questions=16, needles=4, prompts=4, new_tokens=8, prompt_tokens=40, pairs=(4,), distances=(0, 40),
-               lengths=(60,))  # fmt: skip
+               lengths=(60,), positions=(32, 4096))  # fmt: skip
 NAMES = [TEACHER, CUT, "converted", "linear only", "window only"]
 
 
@@ -65,7 +65,8 @@ def test_everything_about_a_hybrid(teacher, tokenizer):
     energy = Energy(seconds=60, joules=None, source="", estimated_joules=1200.0, assumed_watts=20.0, assumption="20 W")
     cost = TrainingCost(tokens=1000, seconds=60, teacher_tokens=16_000, energy=energy)
     found = judged(teacher, student, tokenizer, cost=cost, progress=said.append)
-    assert not found.not_judged and len(said) == 4 and set(found.seconds) == {"far", "mqar", "needle", "agreement"}
+    assert not found.not_judged and len(said) == 5
+    assert set(found.seconds) == {"far", "mqar", "needle", "agreement", "speed"}
     assert [row.name for row in found.far.rows] == [*NAMES, "no attention"]
     assert found.far.measurable and found.far.row(TEACHER).kept.value == 1 and found.far.row(CUT).kept.value == 0
     assert found.far.row("converted").kept.value < 1
@@ -78,6 +79,9 @@ def test_everything_about_a_hybrid(teacher, tokenizer):
     values = json.loads(json.dumps(found.as_dict()))
     assert values["far"]["rows"][0]["kept"]["value"] == 1 and values["cost"]["energy"]["assumed_watts"] == 20
     assert "of_teacher" in values["mqar"]["converted"] and "of_teacher_beyond_window" in values["needle"][CUT]
+    near, far = (found.speed.at(TEACHER, position).cache_bytes for position in (32, 4096))
+    assert far == 128 * near == values["speed"]["records"][2]["cache_bytes"]
+    assert found.speed.at("converted", 4096).cache_bytes == found.speed.at("converted", 32).cache_bytes < far
     table = found.table()
     assert max(map(len, table.split("\n"))) <= 100
     for text in (
@@ -87,6 +91,8 @@ def test_everything_about_a_hybrid(teacher, tokenizer):
         "4 pairs, 40 apart *",
         "chrF",
         "20 W",
+        "decoding at position",
+        "repeating what a short",
     ):
         assert text in table
 

@@ -36,14 +36,14 @@ def test_compares_in_turns_and_counts_the_cache():
 
 def test_turns_alternate_between_models(monkeypatch):
     order: list[str] = []
-    original = speed._Runner.decode
+    original = speed.Runner.decode
 
     def decode(self, steps):
         if steps == 3:
             order.append(self.name)
         return original(self, steps)
 
-    monkeypatch.setattr(speed._Runner, "decode", decode)
+    monkeypatch.setattr(speed.Runner, "decode", decode)
     compare({"a": tiny("softmax"), "b": tiny("dijiang")}, [8], steps=3, turns=2)
     assert order == ["a", "b", "a", "b", "b", "a"]  # unmeasured first turn, then forwards, then backwards
 

@@ -46,9 +46,8 @@ def layer_of(window: int, kernel: str = "softmax") -> DeltaDiJiangAttention:
     with torch.no_grad():
         for parameter in (layer.beta_proj.weight, layer.decay_proj.weight, layer.decay_proj.bias):
             parameter.normal_(std=0.5)
-        if window:
-            layer.read_mass.normal_()
-            layer.read_direction.normal_()
+        layer.read_mass.normal_()
+        layer.read_direction.normal_()
         for name, parameter in layer.feature_map.named_parameters():
             if name.endswith(("phases", "directions")):  # so that queries and keys differ where they have own maps
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -66,7 +65,7 @@ def batch(rows: int = 2, length: int = 30) -> Batch:
 def test_layer_equals_its_definition(kernel: str, window: int) -> None:
     """S <- a (I - b k k^T) S + b k v^T over the tokens that have left the window, which softmax covers."""
     layer, x = layer_of(window, kernel), 2 * torch.randn(1, 19, 32)
-    q, k, v = (y.double() for y in super(DeltaDiJiangAttention, layer).project(x, Layout()))
+    q, k, v = (y.double()[..., :8] for y in layer.project(x, Layout()))
     strength = torch.sigmoid(x @ layer.beta_proj.weight.T + layer.beta_proj.bias)[0].double()
     rate = -layer.decay_log.exp() * torch.nn.functional.softplus(x @ layer.decay_proj.weight.T + layer.decay_proj.bias)
     gate = rate[0].double().exp()
@@ -86,10 +85,13 @@ def test_layer_equals_its_definition(kernel: str, window: int) -> None:
                 key, b, value = keys[g, j], strength[j, g], torch.cat((v[0, g, j], torch.ones(1).double()))
                 s = gate[j, g] * (s - b * key[:, None] * (key @ s)[None]) + b * key[:, None] * value[None]
             read, found = (s.T @ queries[head, t]).split((8, 1))
-            if window:
+            mass = layer.read_mass[head] + layer.read_direction[head].double() @ q[0, head, t]
+            hit = torch.exp(mass)
+            if not window:
+                read = read / (torch.exp(-3 * torch.tanh(mass / 3)) + found.clamp_min(0))
+            else:
                 first = max(0, j + 1)
                 weights = torch.exp(k[0, g, first : t + 1] @ q[0, head, t] / 8**0.5)
-                hit = torch.exp(layer.read_mass[head] + layer.read_direction[head].double() @ q[0, head, t])
                 above = weights @ v[0, g, first : t + 1] + (hit * read if found > 0 else 0)
                 read = above / (weights.sum() + hit * found.clamp_min(0))
             out[head, t] = read.squeeze()
@@ -182,8 +184,7 @@ def test_alignment_trains_features_and_gates(attention: str) -> None:
     assert student.config.state_update == "delta"
     train_only_maps(student)
     trained = {name for name, p in student.named_parameters() if p.requires_grad}
-    own = set(OWN) - ({"read_mass", "read_direction"} if attention == "dijiang" else set())
-    endings = (*(f".self_attn.{part}" for part in own), "frequencies", "log_weights", "directions")
+    endings = (*(f".self_attn.{part}" for part in OWN), "frequencies", "log_weights", "directions")
     assert trained == {name for name, _ in student.named_parameters() if name.endswith(endings)}
     before = {name: p.detach().clone() for name, p in student.named_parameters()}
     objective, losses = alignment_objective(Alignment(teacher)), []
@@ -239,8 +240,10 @@ def test_parts_removed_are_what_they_say() -> None:
 def test_the_commands_flag_reaches_the_model() -> None:
     config = linearize.Config("model", state_update="delta")
     assert linearize.conversion(config).apply(make("softmax").config).state_update == "delta"
-    assert linearize.conversion(linearize.Config("model")).state_update == "delta"  # of a hybrid
-    for other in (dict(attention="dijiang"), dict(map="dijiang"), dict(decay="learned"), dict(kernel="exp")):
+    assert linearize.conversion(linearize.Config("model")).state_update == "delta"
+    alone = linearize.conversion(linearize.Config("model", attention="dijiang"))
+    assert (alone.state_update, alone.feature_map.name, alone.short_conv) == ("delta", "fourier", 4)
+    for other in (dict(map="dijiang"), dict(decay="learned"), dict(kernel="exp")):
         assert linearize.conversion(linearize.Config("model", **other)).state_update == "additive"
 
 

@@ -117,6 +117,25 @@ def test_gradients_agree(kind: str) -> None:
                     assert difference(ours, reference) <= agree, (form, dtype)
 
 
+@pytest.mark.parametrize("kind", ["none", "head", "position"])
+def test_blocks_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One chunk after another, two at once, and all at once."""
+    inputs = [x.double() for x in (*tensors(), past())]
+    decay = decays(kind)
+    inputs += [] if decay is None else [decay.double()]
+    found = []
+    for numbers in (1, 2 * (2 * 2 * 3 * 4 * 5), 1 << 21):  # B G (1 + R) C M
+        monkeypatch.setattr("yeoul.ops.delta_chunked.NUMBERS_ON_CPU", numbers)
+        q, k, v, beta, state, *rest = (x.clone().requires_grad_() for x in inputs)
+        out, new = delta_rule(
+            q, k, v, beta, *rest, chunk_size=4, seq_ids=IDS, initial_state=state, return_state=True
+        )  # type: ignore[call-overload]  # fmt: skip
+        (out.square().sum() + new.square().sum()).backward()
+        found.append([out, new, *(x.grad for x in (q, k, v, beta, state, *rest))])
+    for other in found[:2]:
+        assert all(difference(a, b) <= 1e-14 for a, b in zip(other, found[2], strict=True))
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["none", "head", "position"])
 def test_gradcheck(mode: str, kind: str) -> None:
@@ -273,11 +292,34 @@ def test_dtypes() -> None:
     q, k, v, beta = tensors()
     out, state = delta_rule(q.bfloat16(), k.bfloat16(), v.bfloat16(), beta.bfloat16(), return_state=True)
     assert out.dtype == torch.bfloat16 and state.dtype == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = delta_rule(q, k, v, beta)
-    assert inside.dtype == torch.float32 and difference(inside, delta_rule(q, k, v, beta)) <= 1e-6
     empty, state = delta_rule(q[:, :, :0], k[:, :, :0], v[:, :, :0], beta[..., :0], return_state=True)
     assert empty.shape == (2, 4, 0, 3) and torch.equal(state, torch.zeros(2, 2, 5, 3))
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_autocast(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 products where the hardware has them, with a state that rounding does not add up in; else nothing."""
+    monkeypatch.setattr("yeoul.ops.delta_rule._multiplies_bf16", lambda device: native)
+    given, decay, state = tensors(t=300, m=24, d=8), decays("position", t=300), past(m=24, d=8)
+    assert decay is not None
+    weights = torch.randn(2, 4, 300, 8)
+
+    def run(autocast: bool) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in (*given, decay, state)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out, new = delta_rule(*leaves[:5], initial_state=leaves[5], return_state=True)
+        ((out * weights).sum() + new.square().sum()).backward()
+        return [out, new, *(x.grad for x in leaves if x.grad is not None)]
+
+    exact, ours = run(False), run(True)
+    assert len(ours) == 8 and all(x.dtype == torch.float32 for x in ours)
+    for one, reference in zip(ours, exact, strict=True):
+        assert difference(one, reference) <= (1e-2 if native else 1e-7)
+    assert (difference(ours[0], exact[0]) > 1e-5) == native
+    with torch.autocast("cpu", torch.bfloat16):
+        wide = delta_rule(*(x.double() for x in given))
+    assert wide.dtype == torch.float64
+    assert difference(wide, delta_rule(*(x.double() for x in given), mode="recurrent")) <= 1e-12
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -39,8 +39,10 @@ from yeoul.model.feature_maps import FourierFeatureMap, FrequencyFeatureMap, Sep
 
 RIDGE = 0.01
 """Added to each covariance, times its mean variance: directions that the sample hardly shows stay as they are."""
-BANDWIDTHS, OFFSETS = (0.7, 1.0, 1.4), (-12.0, -6.0, -3.0, -1.0, 1.0)
-"""What is tried: factors of the bandwidth, and masses of a hit over the largest score."""
+BANDWIDTHS, HALF_LIVES, STRENGTHS = (0.7, 1.0, 1.4), (4.0, 16.0, 64.0, 512.0, 16384.0), (0.03, 0.1, 0.3, 0.8)
+"""What is tried of the delta rule: factors of the bandwidth, half-lives in positions, write strengths."""
+OFFSETS, ALONE, NEAR = (-12.0, -6.0, -3.0, -1.0, 1.0), (-2.0, 0.0, 1.0, 2.0, 4.0), (-1.5, 0.0, 1.5)
+"""Masses of a hit: over the largest score, for a layer without a window, and then around what was found."""
 MOST_TOKENS = 8192
 """Tokens of each layer whose queries and keys are looked at."""
 
@@ -162,12 +164,14 @@ def _calibrate_layer(layer: DiJiangAttention, inputs: LayerInputs) -> HeadStatis
     maps = layer.feature_map
     if isinstance(maps, SeparateFeatureMaps) and isinstance(maps.query_map, FrequencyFeatureMap | FourierFeatureMap):
         _separate(maps, _grouped(q, layer.num_kv_heads), _grouped(k, layer.num_kv_heads))
+    distance = statistics.distance.view(layer.num_kv_heads, -1).mean(1).clamp_min(1e-3)
+    rate = torch.log1p(1 / distance)  # a geometric weight r^n has the mean r / (1 - r)
     if hasattr(layer, "decay_logit") and layer.decay_logit.requires_grad:
-        distance = statistics.distance.view(layer.num_kv_heads, -1).mean(1).clamp_min(1e-3)
-        layer.decay_logit.copy_(torch.log1p(1 / distance).log())  # a geometric weight r^n has the mean r / (1 - r)
+        layer.decay_logit.copy_(rate.log())
+    if layer.gate:
+        layer.decay_proj.bias.copy_(torch.log(torch.expm1(rate)))
     if isinstance(layer, DeltaDiJiangAttention):
-        if layer.window:
-            _search_masses(layer, LayerInputs(*(tensor[:2] for tensor in inputs)))
+        _search(layer, LayerInputs(*(tensor[:2] for tensor in inputs)))
     elif layer.window:
         _match_masses(layer, q[:4], k[:4])
     return statistics
@@ -251,43 +255,47 @@ def _match_masses(layer: DiJiangAttention, q: Tensor, k: Tensor) -> None:
         mass.add_(gap / 2)
 
 
-def _search_masses(layer: DeltaDiJiangAttention, inputs: LayerInputs) -> None:
-    """Of each head the mass of a hit, and of its "fourier" features the bandwidth, that come nearest to the teacher.
+def _search(layer: DeltaDiJiangAttention, inputs: LayerInputs) -> None:
+    """Of each head the mass of a hit, and of its state the bandwidth of "fourier" features, the half-life and the write
+    strength, that come nearest to the teacher: one after the other, each together with the mass.
 
-    A full hit should weigh what a query's best match weighs in softmax, its largest score; features that take others
-    for hits want less, down to nothing for heads that look everywhere. So both are tried.
+    Beside a window a full hit should weigh what a query's best match weighs in softmax, its largest score; features
+    that take others for hits want less, down to nothing for heads that look everywhere. So several are tried.
     """
     best = _scores(inputs.q, inputs.k, layer.scale).amax(-1).mean((0, 2))  # (H,)
     maps = [part for part in layer.feature_map.modules() if isinstance(part, FourierFeatureMap)]
     first = [(part.frequencies.clone(), part.phases.clone()) for part in maps]
-    values = layer.gated(inputs.v, inputs.x)
-
-    def error() -> Tensor:
-        """(H,) squared errors."""
-        given = layer.mix(inputs.q, inputs.k, values, Layout(), None)
-        return (given - inputs.given).float().square().sum((0, 2, 3))
+    groups = layer.num_kv_heads
 
     def widen(factors: Tensor) -> None:
-        """Bandwidths (G,) times these."""
         for part, (frequencies, phases) in zip(maps, first, strict=True):
             part.frequencies.copy_(frequencies * factors[:, None])
             part.phases.copy_(phases * factors[:, None])
 
-    groups, shape = layer.num_kv_heads, (layer.num_kv_heads, -1)
-    lowest, factors, masses = torch.full_like(best[:groups], torch.inf), torch.ones(groups).to(best), best.clone()
-    for factor in BANDWIDTHS if maps else (1.0,):
-        widen(torch.full_like(lowest, factor))
-        errors = []
-        for offset in OFFSETS:
-            layer.read_mass.copy_(best + offset)
-            errors.append(error())
-        least, place = torch.stack(errors).min(0)  # (H,)
-        better = least.view(shape).sum(1) < lowest
-        chosen = best + torch.tensor(OFFSETS).to(best)[place]
-        lowest = torch.where(better, least.view(shape).sum(1), lowest)
-        factors = torch.where(better, torch.full_like(factors, factor), factors)
-        masses = torch.where(better.repeat_interleave(len(best) // groups), chosen, masses)
-    widen(factors)
+    def error() -> Tensor:
+        """(H,) squared errors."""
+        given = layer.mix(inputs.q, inputs.k, layer.gated(inputs.v, inputs.x), Layout(), None)
+        return (given - inputs.given).float().square().sum((0, 2, 3))
+
+    offsets: tuple[float, ...] = OFFSETS if layer.window else ALONE
+    masses = best if layer.window else torch.zeros_like(best)
+    tried = [(BANDWIDTHS, widen)] if maps else []
+    for candidates, put in (*tried, (HALF_LIVES, layer.forget), (STRENGTHS, layer.write)):
+        lowest, chosen, found = best.new_full((groups,), torch.inf), best.new_zeros(groups), masses.clone()
+        for candidate in candidates:
+            put(torch.full_like(chosen, candidate))
+            errors = []
+            for offset in offsets:
+                layer.read_mass.copy_(masses + offset)
+                errors.append(error())
+            least, place = torch.stack(errors).min(0)  # (H,)
+            of_state = least.view(groups, -1).sum(1)
+            better = of_state < lowest
+            lowest, chosen = torch.where(better, of_state, lowest), chosen.masked_fill(better, candidate)
+            shifted = masses + torch.tensor(offsets).to(best)[place]
+            found = torch.where(better.repeat_interleave(len(best) // groups), shifted, found)
+        put(chosen)
+        masses, offsets = found, NEAR
     layer.read_mass.copy_(masses)
 
 

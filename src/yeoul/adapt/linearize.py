@@ -14,8 +14,8 @@ from yeoul.errors import UserError
 from yeoul.model.attention import SoftmaxAttention
 from yeoul.model.config import FeatureMapConfig, ModelConfig
 from yeoul.model.decoder import Decoder, make_attention, skeleton
-from yeoul.model.delta import DeltaDiJiangAttention
 from yeoul.model.dijiang import DiJiangAttention
+from yeoul.model.quantized import refuse_quantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Conversion:
         feature_map: of the linear part.
         keep_softmax: layers that stay as they are, counted from 0.
         state_update: "additive", or "delta": see `ModelConfig`.
+        short_conv: see `ModelConfig`.
     """
 
     attention: str = "hybrid"
@@ -38,6 +39,7 @@ class Conversion:
     feature_map: FeatureMapConfig = field(default_factory=FeatureMapConfig)
     keep_softmax: tuple[int, ...] = ()
     state_update: str = "additive"
+    short_conv: int = 0
 
     def __post_init__(self) -> None:
         if self.attention not in ("hybrid", "dijiang"):
@@ -59,7 +61,8 @@ class Conversion:
         sinks = self.sinks if "hybrid" in kinds and "sliding" not in kinds else config.sinks
         return config.with_(
             attention=kinds, sinks=sinks, window=self.window, feature_map=self.feature_map,
-            state_update=self.state_update, sliding_window=config.sliding_window or config.window,
+            state_update=self.state_update, short_conv=self.short_conv,
+            sliding_window=config.sliding_window or config.window,
         )  # fmt: skip
 
 
@@ -72,6 +75,7 @@ def convert(teacher: Decoder, conversion: Conversion, *, share: bool = False) ->
         share: the new model's weights lie where the teacher's lie, and only what the teacher lacks takes memory:
             whoever trains one of them must give it memory of its own first (`unshare`). Otherwise all are copied.
     """
+    refuse_quantized(teacher, "linearized")
     student = skeleton(conversion.apply(teacher.config))
     for layer, kind in enumerate(student.config.attention):
         if kind != teacher.config.attention[layer]:
@@ -124,7 +128,9 @@ def train_everything(student: Decoder) -> None:
 
 def _in_map(name: str) -> bool:
     """Whether a parameter belongs to the linear attention and not to the projections taken over."""
-    new = (".feature_map.", ".beta_proj.", ".decay_proj.", ".decay_log", ".read_mass", ".read_direction")
+    new = (
+        ".feature_map.", ".short_conv.", ".beta_proj.", ".decay_proj.", ".decay_log", ".read_mass", ".read_direction",
+    )  # fmt: skip
     return any(part in name for part in new)
 
 
@@ -176,8 +182,7 @@ class Alignment:
                 x = block.finish(x, attended)
                 scale = attended.float().square().mean((0, 1)).sum()
             if _same_projections(linear, attention):
-                values = linear.gated(v, normed) if isinstance(linear, DeltaDiJiangAttention) else v
-                given = linear.mix(q, k, values, layout, None)
+                given = linear.mix(q, k, linear.gated(v, normed), layout, None)
                 gap = torch.matmul(_merge(given - wanted), attention.o_proj.weight.T)  # (B, T, hidden)
             else:
                 gap = linear(normed, layout) - attended
@@ -215,6 +220,8 @@ class HiddenAlignment:
 
 def _same_projections(linear: nn.Module, attention: nn.Module) -> bool:
     """Whether two layers read the same memory in all that comes before and after attention proper."""
+    if getattr(linear, "short_conv", None) is not None:
+        return False
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
     ours, theirs = (
         [

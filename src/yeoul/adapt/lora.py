@@ -19,23 +19,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from yeoul.adapt.lora_files import (
+    LEAVES,
+    PREFIX,
+    WEIGHTS,
+    adapter_name,
+    found_adapter,
+    full_name,
+    read_lora_config,
+    read_tensors,
+)  # fmt: skip
 from yeoul.adapt.lora_layers import CONFIG, Adapter, LoraConfig, LoraLinear, dense, named
+from yeoul.adapt.lora_tokens import TokenTable, attach_rows, new_rows, rows_to_save, take_rows, token_tables
 from yeoul.errors import UserError
-from yeoul.hub import local_folder
 from yeoul.model import families, tensor_names
-from yeoul.model.checkpoint import read_json
 from yeoul.model.decoder import Decoder
+from yeoul.model.quantized import replace_module
 
-WEIGHTS = "adapter_model.safetensors"
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The modules of a layer that take an adapter."""
-
-_PREFIX = "base_model.model."
-_LEAVES = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "magnitude"}
 
 
 def _linears(model: Decoder) -> Iterator[tuple[str, Any]]:
@@ -48,6 +53,11 @@ def _linears(model: Decoder) -> Iterator[tuple[str, Any]]:
 def lora_layers(model: Decoder) -> dict[str, LoraLinear]:
     """The adapted layers by path."""
     return {path: module for path, module in _linears(model) if isinstance(module, LoraLinear)}
+
+
+def adapted(model: Decoder) -> dict[str, LoraLinear | TokenTable]:
+    """All modules that have adapters, by path: linear layers and tables of tokens."""
+    return {**lora_layers(model), **token_tables(model)}
 
 
 def adapter_names(model: Decoder) -> list[str]:
@@ -65,12 +75,10 @@ def _check_new(model: Decoder, name: str) -> None:
 def _attach(model: Decoder, adapters: Mapping[str, Adapter], name: str, config: LoraConfig) -> None:
     """Puts adapters beside their layers, by path, and makes them the active ones."""
     for path, adapter in adapters.items():
-        parent: Any = model.get_submodule(path.rpartition(".")[0])
-        leaf = path.rpartition(".")[2]
-        layer = getattr(parent, leaf)
+        layer: Any = model.get_submodule(path)
         if not isinstance(layer, LoraLinear):
             layer = LoraLinear(layer).train(model.training)
-            setattr(parent, leaf, layer)
+            replace_module(model, path, layer)
         layer.adapters[name], layer.configs[name] = adapter.train(model.training), config
     set_adapter(model, name)
 
@@ -116,6 +124,7 @@ def add_lora(model: Decoder, config: LoraConfig, name: str = "default") -> None:
         B = torch.zeros(module.out_features, r, **_place(module))
         magnitude = _row_norms(module) if config.dora else None
         made[path] = Adapter(A, B, config.scaling(path), config.dropout, magnitude)
+    attach_rows(model, new_rows(model, config), name)
     _attach(model, made, name, config)
 
 
@@ -128,17 +137,22 @@ def set_adapter(model: Decoder, name: str | None) -> None:
     if name is not None and name not in (names := adapter_names(model)):
         raise UserError(f"the model has no adapter {name!r}", fix=f"it has {', '.join(names) or 'none'}")
     unmerge(model)
-    for layer in lora_layers(model).values():
+    for layer in adapted(model).values():
         layer.active = name if name is not None and name in layer.adapters else None
     train_only_adapter(model)
+
+
+def active_adapter(model: Decoder) -> str | None:
+    """Name of the active adapter; None where the base model is alone."""
+    return next((layer.active for layer in lora_layers(model).values() if layer.active is not None), None)
 
 
 def train_only_adapter(model: Decoder) -> None:
     """Only the active adapter's parameters get gradients."""
     model.requires_grad_(False)
-    for layer in lora_layers(model).values():
+    for layer in adapted(model).values():
         if layer.active is not None:
-            layer.adapter(layer.active).requires_grad_(True)
+            layer.adapters[layer.active].requires_grad_(True)
 
 
 def merge_adapters(model: Decoder) -> None:
@@ -147,16 +161,16 @@ def merge_adapters(model: Decoder) -> None:
     Raises:
         UserError: the base is quantized; then nothing is merged.
     """
-    layers = [layer for layer in lora_layers(model).values() if layer.active is not None]
+    layers = [layer for layer in adapted(model).values() if layer.active is not None]
     for layer in layers:
-        dense(layer.base)
+        layer.check_mergeable()
     for layer in layers:
         layer.merge()
 
 
 def unmerge(model: Decoder) -> None:
     """Undoes `merge_adapters` bit for bit."""
-    for layer in lora_layers(model).values():
+    for layer in adapted(model).values():
         layer.unmerge()
 
 
@@ -166,8 +180,8 @@ def merge_and_unload(model: Decoder) -> Decoder:
     The parameters stay frozen.
     """
     merge_adapters(model)
-    for path, layer in lora_layers(model).items():
-        setattr(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], layer.base)
+    for path, layer in adapted(model).items():
+        replace_module(model, path, layer.base)
     return model
 
 
@@ -219,20 +233,19 @@ def load_adapter(model: Decoder, path: Path | str, name: str = "default") -> Non
 
     Args:
         model: the base; its linearized form does as well, for the paths are the same.
-        path: folder with `adapter_config.json` and `adapter_model.safetensors`, or the id of one on the hub.
+        path: folder with `adapter_config.json` and `adapter_model.safetensors`, a run that made one, or the id of one
+            on the hub.
         name: what it is called from here on.
 
     Raises:
         UserError: damaged or unsupported files; tensors that are missing, superfluous or do not fit the model.
     """
-    try:
-        folder = local_folder(path)
-    except UserError as error:
-        raise UserError(f"the adapter is not to be had: {error.what}", error.where, error.fix) from None
+    folder = found_adapter(path)
     config = read_lora_config(folder)
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     _check_new(model, name)
     unmerge(model)
+    rows = take_rows(tensors, model, config, _spellings(model), folder / WEIGHTS)
     spellings = [_sites(model, family) for family in _spellings(model)]
     sites = next((sites for sites in spellings if tensors.keys() & sites.keys()), spellings[0])
     wanted = {path: site for path, site in sites.items() if config.matches(path)}
@@ -240,72 +253,17 @@ def load_adapter(model: Decoder, path: Path | str, name: str = "default") -> Non
     made: dict[str, Adapter] = {}
     for published, site in wanted.items():
         made |= _split(model, site, tensors[published], config)
+    attach_rows(model, rows, name)
     _attach(model, made, name, config)
 
 
 def load_adapters(model: Decoder, paths: Sequence[Path | str]) -> None:
-    """Reads adapters: a single one as "default", several by the names of their folders. The first becomes active."""
-    names = ["default"] if len(paths) == 1 else [re.sub(r"[^\w-]", "-", Path(path).resolve().name) for path in paths]
+    """Reads adapters: a single one as "default", several by the names of their folders, or of the runs that these lie
+    in. The first becomes active."""
+    names = ["default"] if len(paths) == 1 else [adapter_name(path) for path in paths]
     for path, name in zip(paths, names, strict=True):
         load_adapter(model, path, name)
     set_adapter(model, names[0])
-
-
-def base_folder(folder: Path) -> Path:
-    """The base model that the adapter in a folder names.
-
-    Raises:
-        UserError: it names none, or one that is not there.
-    """
-    base = read_lora_config(folder).base_model
-    fix = "give the base model, and this folder as its adapter"
-    if not base:
-        raise UserError("the adapter does not say which model it is for", folder / CONFIG, fix)
-    try:
-        return local_folder(base)
-    except UserError as error:
-        raise UserError(f"the adapter is for {base!r}, but {error.what}", folder / CONFIG, fix) from None
-
-
-def read_lora_config(folder: Path) -> LoraConfig:
-    """The description of the adapter in a folder."""
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"no {CONFIG} in this folder", folder, "give the folder of a PEFT adapter")
-    try:
-        return LoraConfig.from_dict(read_json(folder / CONFIG))
-    except UserError as error:
-        if error.where and error.where.startswith(CONFIG):
-            raise UserError(error.what, folder / error.where, error.fix) from None
-        raise
-
-
-def _read_tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """By path in the published model, then by "A", "B" and "magnitude"."""
-    file = folder / WEIGHTS
-    if not file.is_file():
-        if (folder / "adapter_model.bin").exists():
-            fix = "convert it to safetensors first"
-            raise UserError("only safetensors are read, and adapter_model.bin is a pickle", folder, fix)
-        raise UserError(f"no {WEIGHTS} in this folder", folder)
-    try:
-        loaded = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"damaged or truncated weights: {error}", file) from error
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in loaded.items():
-        leaf = next((leaf for leaf in _LEAVES if name.endswith(f".{leaf}")), None)
-        if "lora_embedding_" in name:
-            raise UserError(f"tensor {name!r} adapts embeddings, which is not supported", file)
-        if leaf is None or not name.startswith(_PREFIX):
-            raise UserError(f"tensor {name!r} does not belong to a LoRA adapter", file)
-        if not tensor.is_floating_point():
-            raise UserError(f"tensor {name!r} is {tensor.dtype}, not a floating-point type", file)
-        found.setdefault(name[len(_PREFIX) : -len(leaf) - 1], {})[_LEAVES[leaf]] = tensor
-    return found
-
-
-def _full(path: str, part: str) -> str:
-    return repr(f"{_PREFIX}{path}.{next(leaf for leaf, short in _LEAVES.items() if short == part)}")
 
 
 def _check_tensors(
@@ -321,9 +279,11 @@ def _check_tensors(
     for path, parts in tensors.items():
         part = next(iter(parts))
         if path not in sites:
-            raise UserError(f"tensor {_full(path, part)} belongs to no layer of this model that can be adapted", file)
+            raise UserError(
+                f"tensor {full_name(path, part)} belongs to no layer of this model that can be adapted", file
+            )
         if path not in wanted:
-            raise UserError(f"tensor {_full(path, part)} is not among the target modules", file)
+            raise UserError(f"tensor {full_name(path, part)} is not among the target modules", file)
     if not wanted:
         raise UserError("no layer of this model matches the target modules", f"{folder / CONFIG}, target_modules")
     made_for = f" (the adapter was made for {config.base_model})" if config.base_model else ""
@@ -336,13 +296,13 @@ def _check_tensors(
         given = tensors.get(path, {})
         for part in (*shapes, *given):
             if part not in given:
-                raise UserError(f"tensor {_full(path, part)} is missing", file)
+                raise UserError(f"tensor {full_name(path, part)} is missing", file)
             if part not in shapes:
-                raise UserError(f"tensor {_full(path, part)} is there, but use_dora is false", file)
+                raise UserError(f"tensor {full_name(path, part)} is there, but use_dora is false", file)
             if given[part].shape != shapes[part]:
                 shape = tuple(given[part].shape)
                 asked = f"rank {r} and this model ask for {shapes[part]}{made_for}"
-                raise UserError(f"tensor {_full(path, part)} has shape {shape}, but {asked}", file)
+                raise UserError(f"tensor {full_name(path, part)} has shape {shape}, but {asked}", file)
 
 
 def _split(model: Decoder, site: _Site, given: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Adapter]:
@@ -383,14 +343,17 @@ def save_adapter(model: Decoder, folder: Path | str, name: str = "default") -> N
         if not adapters:
             continue
         found, scaling = _fuse(model, site, adapters)
-        for leaf, short in _LEAVES.items():
+        for leaf, short in LEAVES.items():
             if short in found:
-                tensors[f"{_PREFIX}{path}.{leaf}"] = found[short].contiguous().cpu()
+                tensors[f"{PREFIX}{path}.{leaf}"] = found[short].contiguous().cpu()
         ranks[path] = len(found["A"])
         alphas[path] = _alpha(scaling * (math.sqrt(ranks[path]) if config.rslora else ranks[path]), config)
+    rows, indices = rows_to_save(model, family, name)
+    tensors |= {f"{PREFIX}{published}": tensor.contiguous().cpu() for published, tensor in rows.items()}
     r, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
     values = config.to_dict() | {
         "r": r, "lora_alpha": alpha, "target_modules": _shortest(ranks, sites), "exclude_modules": None,
+        "trainable_token_indices": indices,
         "layers_to_transform": None, "layers_pattern": None, "fan_in_fan_out": family == "gpt2",
         "rank_pattern": {path: value for path, value in ranks.items() if value != r},
         "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yeoul.errors import UserError
+from yeoul.model.quantized import QuantizedLinear
 
 CONFIG = "adapter_config.json"
 _NEUTRAL = {
@@ -24,9 +25,11 @@ _NEUTRAL = {
 _SAME_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """Initial values that leave the base weights alone; PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ subtract from them."""
 
+OUTPUTS = ("lm_head", "embed_out")
+"""What an output layer is called; GPT-NeoX's by the second name in transformers before 5."""
 _FIELDS = {
     "base_model_name_or_path": "base_model", "r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout",
-    "use_rslora": "rslora", "use_dora": "dora",
+    "use_rslora": "rslora", "use_dora": "dora", "trainable_token_indices": "token_indices",
     **{name: name for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
                                "rank_pattern", "alpha_pattern")},
 }  # fmt: skip
@@ -50,6 +53,8 @@ class LoraConfig:
         dora: a trained length for each row of W + scaling * B A [use_dora].
         rank_pattern: other ranks, by the end of a path or a regular expression for it.
         alpha_pattern: other alphas, likewise.
+        token_indices: ids of tokens whose rows of the embedding, and of an output layer tied to it, are trained too;
+            or by the name of the table, as {"embed_tokens": ids, "lm_head": ids} [trainable_token_indices].
         base_model: folder or hub id of the model that the adapter is for [base_model_name_or_path].
 
     Raises:
@@ -67,6 +72,7 @@ class LoraConfig:
     dora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
     base_model: str | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +87,13 @@ class LoraConfig:
                 put(name, value := tuple(value))
             if not isinstance(value, str) and not (isinstance(value, tuple) and all(type(v) is kind for v in value)):
                 raise UserError(f"{name} cannot be {value!r}", name)
+        tokens = self.token_indices
+        for ids in tokens.values() if isinstance(tokens, Mapping) else (tokens,):
+            listed = isinstance(ids, list | tuple) and len(set(ids)) == len(ids)
+            if not listed or not all(type(i) is int and i >= 0 for i in ids):
+                raise UserError(f"token_indices must be different ids, not {ids!r}", "token_indices")
+        if not isinstance(tokens, Mapping):
+            put("token_indices", tuple(tokens))
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), Mapping):
                 raise UserError(f"{name} must map names to numbers", name)
@@ -126,6 +139,13 @@ class LoraConfig:
         r = self.rank(path)
         return _by_pattern(self.alpha_pattern, path, self.alpha) / (math.sqrt(r) if self.rslora else r)
 
+    def tokens_of(self, table: str) -> tuple[int, ...]:
+        """Ids of the tokens whose rows are trained, of the table whose path ends with this name."""
+        if not isinstance(self.token_indices, Mapping):
+            return () if table in OUTPUTS else self.token_indices
+        names = OUTPUTS if table in OUTPUTS else (table,)
+        return next((tuple(ids) for key, ids in self.token_indices.items() if key.rpartition(".")[2] in names), ())
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LoraConfig:
         """Reads PEFT's `adapter_config.json`.
@@ -166,6 +186,8 @@ class LoraConfig:
         values = {key: getattr(self, name) for key, name in _FIELDS.items()}
         values = {key: list(value) or None if isinstance(value, tuple) else value for key, value in values.items()}
         values |= {key: dict(values[key]) for key in ("rank_pattern", "alpha_pattern")}
+        if isinstance(self.token_indices, Mapping):
+            values["trainable_token_indices"] = {name: list(ids) for name, ids in self.token_indices.items()}
         fixed = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "init_lora_weights": True}
         return fixed | values | {"inference_mode": True}
 
@@ -232,8 +254,8 @@ class LoraLinear(nn.Module):
     """A linear layer with adapters by name, of which one or none is active.
 
     Args:
-        base: `nn.Linear`, or any module with `in_features`, `out_features`, `bias` and the same call; DoRA and
-            merging need it to be `nn.Linear`.
+        base: `nn.Linear` or `QuantizedLinear`; any module with `in_features`, `out_features`, `bias` and the same
+            call will do without DoRA. Merging needs it to be `nn.Linear`.
     """
 
     original: Tensor | None
@@ -265,12 +287,16 @@ class LoraLinear(nn.Module):
         """The adapter of this name."""
         return self.adapters[name]  # type: ignore[return-value]
 
+    def check_mergeable(self) -> None:
+        """UserError where the base is quantized."""
+        plain(self.base)
+
     @torch.no_grad()
     def merge(self) -> None:
         """Puts a weight with the active adapter in it in the base's place; the original is kept until `unmerge`."""
         if self.active is None or self.merged:
             return
-        weight = dense(self.base)
+        weight = plain(self.base)
         self.original = weight.data
         weight.data = self.adapter(self.active).merged_weight(weight).to(weight.dtype)
 
@@ -288,10 +314,15 @@ class LoraLinear(nn.Module):
 
 
 def dense(base: nn.Module) -> Tensor:
-    """(out, in) weight of a plain linear layer; UserError where it is quantized."""
+    """(out, in) weight of a linear layer; of a quantized one what it stands for, in fp32."""
+    return base.dequantized() if isinstance(base, QuantizedLinear) else plain(base)
+
+
+def plain(base: nn.Module) -> Tensor:
+    """(out, in) weight of a linear layer into which adapters can be merged; UserError where it is quantized."""
     if not isinstance(base, nn.Linear):
         raise UserError(
-            "the base model is quantized, so adapters with DoRA do not fit it and none can be merged into it",
-            fix="load the model in full precision",
+            "the base model is quantized, so no adapter can be merged into it",
+            fix="keep the adapter beside it, or give the model that it was made from",
         )
     return base.weight

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from yeoul.commands.generate import size
+from yeoul.commands.screen import ScreenFlags
+from yeoul.commands.terminal import checked_text, note, read_message, stopped_by_ctrl_c, with_history
 from yeoul.errors import UserError
 from yeoul.infer.params import SamplingParams
 
 if TYPE_CHECKING:
-    from yeoul.infer.engine import GenerationResult, TextStream
+    from yeoul.infer.engine import GenerationResult
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
 
@@ -27,9 +27,16 @@ HELP = """\
 /system TEXT   say who the model is; without TEXT, nobody in particular
 /temp NUMBER   temperature: 0 always takes the likeliest token, higher is bolder
 /undo          forget the last question and its answer
+/adapter NAME  answer with this adapter, "none" for the model alone; without NAME, list them
 /save FILE     write the conversation as one JSON line
+/load FILE     go on with a conversation from a file
 /help          this
-/exit          leave (so does Ctrl-D; Ctrl-C stops an answer)"""
+/exit          leave (so does Ctrl-D; Ctrl-C stops an answer)
+A line that ends with \\ goes on in the next one; \"\"\" begins and ends a text of many lines."""
+
+Message = dict[str, str]
+Screen = Callable[[list[Message], str | None], str | None]
+"""Given the conversation up to a question, and its answer or None before there is one: why to refuse it, or None."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,11 @@ class Config:
     system: str | None = None
     """What the model is told before the conversation."""
     sampling: Annotated[SamplingParams, Parameter(name="*")] = field(default_factory=SamplingParams)
-    adapter: str | None = None
-    """LoRA adapter for the model: a folder, or an id on the Hugging Face hub."""
+    adapter: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = ()
+    """LoRA adapter for the model: a folder, or an id on the Hugging Face hub. Of several, given one by one, the first
+    answers until /adapter names another."""
+    safety: Annotated[ScreenFlags, Parameter(name="*")] = field(default_factory=ScreenFlags)
+    """The safety screen."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     dtype: str = "auto"
@@ -55,102 +65,147 @@ class Config:
 def run(config: Config) -> int:
     """Loads the model and talks until the user leaves."""
     import yeoul
+    from yeoul.text.chat import ensure_template
 
+    screen = config.safety.open(config.device)
     model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype, adapter=config.adapter)
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so it cannot talk", config.model)
-    Chat(model, tokenizer, config.sampling, config.system).talk()
+    ready = ensure_template(tokenizer)
+    if ready is not tokenizer:
+        note("The model has no chat template, so it was hardly taught to answer; it gets the default one.")
+    Chat(model, ready, config.sampling, config.system, screen=screen).talk()
     return 0
 
 
 class Chat:
-    """One conversation: its messages, its settings and the session that keeps the cache between turns."""
+    """One conversation: its messages, its settings and the session that keeps the cache between turns.
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, params: SamplingParams, system: str | None = None) -> None:
+    Args:
+        model, tokenizer: the tokenizer has a chat template.
+        params: how answers are drawn.
+        system: what the model is told first.
+        screen: asked before and after each answer, which is then shown only when it is whole.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        system: str | None = None,
+        *,
+        screen: Screen | None = None,
+    ) -> None:
         from yeoul.infer.engine import Session
 
         self.model, self.tokenizer, self.params, self.system = model, tokenizer, params, system
+        self.screen = screen
         self.session = Session(model, tokenizer)
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[Message] = []
         self.terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self.commands = {
-            "/reset": self.reset, "/system": self.set_system, "/temp": self.set_temperature,
-            "/undo": self.undo, "/save": self.save, "/help": lambda _: self.note(HELP),
+            "/reset": self.reset, "/system": self.set_system, "/temp": self.set_temperature, "/undo": self.undo,
+            "/adapter": self.set_adapter, "/save": self.save, "/load": self.load, "/help": lambda _: note(HELP),
         }  # fmt: skip
 
     def talk(self) -> None:
-        """Reads lines and answers them, until /exit or the end of the input."""
+        """Reads messages and answers them, until /exit or the end of the input."""
         if self.terminal:
-            with contextlib.suppress(ImportError):
-                import readline  # noqa: F401 - gives input() its history and arrow keys
-            self.note("/help lists the commands, /exit leaves.")
+            with_history()
+            note("/help lists the commands, /exit leaves.")
         while True:
             try:
-                line = input("> " if self.terminal else "").strip()
+                text, quoted = read_message(self.terminal)
             except EOFError:
                 break
-            except UnicodeDecodeError:
-                raise UserError("the text is not UTF-8", "standard input") from None
             except KeyboardInterrupt:
                 print(flush=True)
-                self.note("Ctrl-D or /exit leaves.")
+                note("Ctrl-D or /exit leaves.")
                 continue
-            if line == "/exit":
+            if text == "/exit" and not quoted:
                 break
             try:
-                self.take(line)
+                self.answer(text) if quoted else self.take(text)
             except UserError as error:
-                self.note(str(error))
+                note(str(error))
         if self.terminal:
             print()
 
-    def take(self, line: str) -> None:
-        """One line of the user: a command, or something to answer."""
-        word, _, rest = line.partition(" ")
+    def take(self, text: str) -> None:
+        """What the user typed: a command, or something to answer."""
+        word, _, rest = text.partition(" ")
         if word in self.commands:
             self.commands[word](rest.strip())
         elif word.startswith("/"):
-            raise UserError(f"unknown command {word}", fix="/help lists the commands")
-        elif line:
-            self.answer(line)
+            raise UserError(
+                f"unknown command {word}", fix='/help lists the commands, """ around it makes it a question'
+            )
+        else:
+            self.answer(text)
 
     def answer(self, question: str) -> None:
         """Writes the model's answer while it is generated, and a line about its cost."""
-        asked = {"role": "user", "content": _whole(question)}
-        ids = self._fitting_prompt([*self.messages, asked])
-        stream = self.session.stream(ids, self.params)
+        if not question.strip():
+            return
+        asked = {"role": "user", "content": checked_text(question)}
+        if self._refused([*self.messages, asked], None):
+            return
+        stream = self.session.stream(self._fitting_prompt([*self.messages, asked]), self.params)
         try:
             with stopped_by_ctrl_c(stream):
                 for piece in stream:
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
+                    self._show(piece if self.screen is None else "")
+            assert stream.result is not None
+            text = stream.result.text
+            if self._refused([*self.messages, asked], text):
+                return
+            self._show(text if self.screen is not None else "")
         finally:
             print(flush=True)
-        assert stream.result is not None
-        self.messages += [asked, {"role": "assistant", "content": stream.result.text}]
-        self.note(self._cost(stream.result))
+        note(self._cost(stream.result))
+        if text.strip():
+            self.messages += [asked, {"role": "assistant", "content": text}]
+        else:
+            note("Nothing was said; the question is forgotten.")
 
-    def _fitting_prompt(self, messages: list[dict[str, str]]) -> list[int]:
+    def _show(self, piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    def _refused(self, messages: list[Message], answer: str | None) -> bool:
+        reason = self.screen(self._whole(messages), answer) if self.screen is not None else None
+        if reason is not None:
+            what = "The question is not answered" if answer is None else "The answer is not shown"
+            note(f"{what}: {reason}. It is forgotten.")
+        return reason is not None
+
+    def _whole(self, messages: list[Message]) -> list[Message]:
+        """The conversation with what the model is told before it."""
+        return [*([{"role": "system", "content": self.system}] if self.system else []), *messages]
+
+    def _fitting_prompt(self, messages: list[Message]) -> list[int]:
         """Ids of the conversation; its oldest turns are forgotten where the model's context is too short."""
         from yeoul.text.chat import render_chat
 
-        system = [{"role": "system", "content": self.system}] if self.system else []
         limit, forgotten = self.model.config.bounded_context, 0
         room = 0 if limit is None else limit - min(self.params.max_tokens, limit // 4)
         while True:
-            ids, _ = render_chat(self.tokenizer, [*system, *messages], add_generation_prompt=True)
+            ids, _ = render_chat(self.tokenizer, self._whole(messages), add_generation_prompt=True)
             if limit is None or len(ids) <= room or len(messages) < 3:
                 break
             messages, forgotten = messages[2:], forgotten + 1
         if forgotten:
             self.messages = messages[:-1]
-            self.note(f"The conversation outgrew the model's context; its {forgotten} oldest turns are forgotten.")
+            note(f"The conversation outgrew the model's context; its {forgotten} oldest turns are forgotten.")
         return list(ids)
 
     def _cost(self, result: GenerationResult) -> str:
         used, limit = result.prompt_tokens + len(result.ids), self.model.config.bounded_context
         context = f"{used} tokens of context" if limit is None else f"{used} of {limit} tokens of context"
-        parts = [f"{result.tokens_per_second:,.1f} tokens/s", context, f"cache {size(result.cache_bytes)}"]
+        constant = ", constant" if self.model.config.is_linear else ""  # however long the conversation
+        cache = f"cache {size(result.cache_bytes)}{constant}"
+        parts = [f"{result.tokens_per_second:,.1f} tokens/s", context, cache]
         if self.session.reused:
             parts.append(f"{self.session.reused} tokens read before")
         if result.finish_reason == "cancelled":
@@ -159,27 +214,23 @@ class Chat:
             parts.append("cut by --max-tokens" if len(result.ids) == self.params.max_tokens else "context full")
         return " · ".join(parts)
 
-    def note(self, text: str) -> None:
-        """Something that is not the model's: on standard error, dim in a terminal."""
-        dim = sys.stderr.isatty()
-        print(f"\033[2m{text}\033[0m" if dim else text, file=sys.stderr, flush=True)
-
     def reset(self, _: str) -> None:
         """/reset"""
         self.messages = []
-        self.note("A new conversation.")
+        note("A new conversation.")
 
     def undo(self, _: str) -> None:
         """/undo"""
         if not self.messages:
             raise UserError("there is nothing to undo")
-        self.messages = self.messages[:-2]
-        self.note("The last question and its answer are forgotten.")
+        asked = [place for place, message in enumerate(self.messages) if message["role"] == "user"]
+        self.messages = self.messages[: asked[-1] if asked else 0]
+        note("The last question and its answer are forgotten.")
 
     def set_system(self, text: str) -> None:
         """/system TEXT"""
-        self.system = _whole(text) or None
-        self.note("The model is told so from the next answer on." if text else "The model is told nothing.")
+        self.system = checked_text(text) or None
+        note("The model is told so from the next answer on." if text else "The model is told nothing.")
 
     def set_temperature(self, text: str) -> None:
         """/temp NUMBER"""
@@ -188,51 +239,54 @@ class Chat:
         except ValueError:
             raise UserError(f"{text!r} is not a number", "/temp", "write, for example, /temp 0.7") from None
         self.params = replace(self.params, temperature=value)
-        self.note(f"Temperature {value:g}.")
+        note(f"Temperature {value:g}.")
+
+    def set_adapter(self, name: str) -> None:
+        """/adapter NAME"""
+        from yeoul.adapt import lora
+        from yeoul.adapt.lora_files import adapter_name
+
+        if name and name != "none" and name not in lora.adapter_names(self.model) and Path(name).expanduser().is_dir():
+            path, name = Path(name).expanduser(), adapter_name(name)
+            lora.load_adapter(self.model, path, name)
+        if name:
+            lora.set_adapter(self.model, None if name == "none" else name)
+            self.session = type(self.session)(self.model, self.tokenizer)  # the cache is the other one's
+        active = lora.active_adapter(self.model)
+        names = [f"{known} (active)" if known == active else known for known in lora.adapter_names(self.model)]
+        alone = "" if active else ", the model alone answers"
+        note(f"Adapters: {', '.join(names) or 'none'}{alone}.")
 
     def save(self, text: str) -> None:
         """/save FILE"""
-        if not text:
-            raise UserError("no file is named", "/save", "write, for example, /save talk.jsonl")
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        line = json.dumps({"messages": [*system, *self.messages]}, ensure_ascii=False) + "\n"
-        path = Path(text).expanduser()
+        path = _named(text, "/save")
+        line = json.dumps({"messages": self._whole(self.messages)}, ensure_ascii=False) + "\n"
         beside = path.with_name(path.name + ".tmp")
         try:
             beside.write_text(line, encoding="utf-8")
             beside.replace(path)
         except OSError as error:
             raise UserError(f"the conversation cannot be saved: {error.strerror}", path) from None
-        self.note(f"Saved to {path}.")
+        note(f"Saved to {path}.")
+
+    def load(self, text: str) -> None:
+        """/load FILE"""
+        from yeoul.data.conversations import Conversation, read_conversations
+
+        path = _named(text, "/load")
+        record = next(iter(read_conversations(path)))
+        if not isinstance(record, Conversation):
+            raise UserError("the file holds a text, not a conversation", record.where)
+        messages = list(record.messages)
+        while messages[-1]["role"] != "assistant":  # nobody answered
+            messages.pop()
+        self.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
+        self.messages = messages
+        answers = sum(message["role"] == "assistant" for message in messages)
+        note(f"Loaded from {record.where}: {answers} answer{'s' * (answers != 1)}.")
 
 
-def _whole(text: str) -> str:
-    """The text, if it is one: a terminal passes on bytes that are not UTF-8 as lone surrogates."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError("the text is not UTF-8", "standard input") from None
-    return text
-
-
-@contextlib.contextmanager
-def stopped_by_ctrl_c(stream: TextStream) -> Iterator[None]:
-    """Ctrl-C ends the answer between two tokens, so that its cache stays whole; a second one, at once."""
-    presses = 0
-
-    def press(number: int, frame: Any) -> None:
-        nonlocal presses
-        presses += 1
-        stream.cancel()
-        if presses > 1:
-            raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGINT, press)
-    except ValueError:  # only the main thread may; elsewhere Ctrl-C keeps its meaning
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _named(text: str, command: str) -> Path:
+    if not text:
+        raise UserError("no file is named", command, f"write, for example, {command} talk.jsonl")
+    return Path(text).expanduser()

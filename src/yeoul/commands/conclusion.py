@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from yeoul.commands.linearize import Config
     from yeoul.data.batch import Batch
+    from yeoul.evaluate.energy import Energy
     from yeoul.evaluate.judge import Judgement
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
@@ -49,6 +50,7 @@ def conclude(
     longest = max(config.contexts) + 128
     models = {"teacher": speed.lengthened(teacher, longest), "converted": speed.lengthened(student, longest)}
     records = speed.compare(models, config.contexts, dtype=dtype, progress=lambda what: print(f"  {what}", flush=True))
+    print("\n" + cost_table(stages))
     print("\n" + score_table({name: value.as_dict() for name, value in scores.items()}))
     if judgement:
         print("\n" + judgement.table())
@@ -56,6 +58,8 @@ def conclude(
     spent = sum(stage["tokens"] for stage in stages.values())
     result = {
         "tokens": spent,
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
+        "energy": _energy(stages).as_dict(),
         "stages": stages,
         "scores": {name: value.as_dict() for name, value in scores.items()},
         "judgement": judgement.as_dict() if judgement else None,
@@ -80,12 +84,35 @@ def judge(
     cost = judging.TrainingCost(
         tokens=sum(stage["tokens"] for stage in stages.values()),
         seconds=sum(stage["seconds"] for stage in stages.values()),
+        energy=_energy(stages),
     )
     return judging.judge(
         teacher, student, tokenizer, batches, context=context, window=config.window, sinks=config.sinks, cost=cost,
         training_length=context, budget=judging.Budget(tokens=config.judge_tokens, questions=64), dtype=dtype,
         progress=lambda what: print(f"  judging {what}", flush=True),
     )  # fmt: skip
+
+
+def _energy(stages: dict[str, Any]) -> Energy:
+    """Of all stages together."""
+    from yeoul.evaluate.energy import Energy, total
+
+    return total(Energy(**stage["energy"]) for stage in stages.values())
+
+
+def cost_table(stages: dict[str, Any]) -> str:
+    """Tokens, time and energy of each stage as plain text."""
+    from yeoul.evaluate.energy import Energy
+
+    width = max(map(len, [*stages, "together"]))
+    lines = [f"{'training':<{width}}  {'tokens':>12}  {'minutes':>9}  {'tokens/s':>9}  {'energy':>15}"]
+    rows = [(name, s["tokens"], s["seconds"], Energy(**s["energy"])) for name, s in stages.items()]
+    whole = _energy(stages)
+    rows.append(("together", sum(row[1] for row in rows), sum(row[2] for row in rows), whole))
+    for name, tokens, seconds, energy in rows:
+        speed = tokens / seconds if seconds else 0.0
+        lines.append(f"{name:<{width}}  {tokens:>12,}  {seconds / 60:>9,.1f}  {speed:>9,.0f}  {energy.amount:>15}")
+    return "\n".join([*lines, f"Energy, validations and checkpoints included: {whole}."])
 
 
 def score_table(scores: dict[str, dict[str, Any]]) -> str:

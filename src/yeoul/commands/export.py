@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +29,7 @@ class Config:
     """
 
     model: str
-    """Model: a Hugging Face folder, a run's folder, or an id on the hub."""
+    """Model: a Hugging Face folder, a run's folder, or an id on the hub; or an adapter, merged into its model."""
     _: KW_ONLY
     format: Literal["gguf", "hf"] = "gguf"
     """gguf: one file for llama.cpp; hf: a folder for transformers and Yeoul."""
@@ -51,6 +51,7 @@ class Config:
 def run(config: Config) -> int:
     """Write the file or folder and say what is in it."""
     name = model_name(config.model)
+    config = _with_its_adapter(config)
     if config.format == "hf":
         return _run_hf(config, config.out or Path(f"{name}-hf"))
     dtype = config.dtype or "f16"
@@ -73,9 +74,9 @@ def run(config: Config) -> int:
             metadata={"tokenizer.ggml.model": "none"},
             notes=("the model has no tokenizer: llama.cpp can take and give ids only",),
         )
-        if Tokenizer.exists(folder):
+        if Tokenizer.exists(own := _tokenizer_folder(config, folder)):
             ids = {"bos_id": described.bos_id, "eos_id": described.eos_id, "pad_id": described.pad_id}
-            vocabulary = gguf_vocabulary(folder, described.vocab_size, **ids)
+            vocabulary = gguf_vocabulary(own, described.vocab_size, **ids)
         out.parent.mkdir(parents=True, exist_ok=True)
         done = write_gguf(_model(config, folder), out, dtype=dtype, name=name, vocabulary=vocabulary.metadata)
     kind = vocabulary.metadata["tokenizer.ggml.model"]
@@ -103,7 +104,8 @@ def _run_hf(config: Config, out: Path) -> int:
         if out.exists() and out.resolve() in (folder.resolve(), *folder.resolve().parents):
             raise UserError("the model lies in this folder", f"--out {out}", "choose another --out")
         model = _model(config, folder, dtypes[config.dtype] if config.dtype else None)
-        tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
+        own = _tokenizer_folder(config, folder)
+        tokenizer = Tokenizer.load(own) if Tokenizer.exists(own) else None
 
         def write(target: Path) -> None:
             save_folder(model, tokenizer, target)
@@ -115,6 +117,24 @@ def _run_hf(config: Config, out: Path) -> int:
     kind = read_json(out / "config.json")["model_type"]
     print(f"{out}: {kind}, {str(model.output_weight.dtype).removeprefix('torch.')}, {size / 2**20:,.1f} MiB")
     return 0
+
+
+def _with_its_adapter(config: Config) -> Config:
+    """An adapter alone, or the run that made it, stands for its model with it merged."""
+    from yeoul.adapt.lora_files import adapter_folder, base_folder
+    from yeoul.hub import local_folder
+
+    if config.adapter is not None:
+        return config
+    adapter = adapter_folder(local_folder(config.model, pickles=config.unsafe_pickle))
+    return config if adapter is None else replace(config, model=str(base_folder(adapter)), adapter=str(adapter))
+
+
+def _tokenizer_folder(config: Config, folder: Path) -> Path:
+    """Where the tokenizer is taken from: the adapter's folder where it has one, because of its chat template."""
+    from yeoul.adapt.lora_files import tokenizer_beside
+
+    return folder if config.adapter is None else tokenizer_beside(config.adapter) or folder
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

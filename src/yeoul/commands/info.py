@@ -67,13 +67,15 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
     """
     import torch
 
+    from yeoul.adapt.lora_files import adapter_folder, base_folder, tokenizer_beside
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import load_config, model_folder, read_json, weight_files
     from yeoul.text.model_card import read_card
     from yeoul.text.tokenizer import Tokenizer
 
     top = local_folder(model)
-    folder = model_folder(top)
+    adapter = adapter_folder(top)
+    folder = model_folder(top if adapter is None else base_folder(adapter))
     config = load_config(folder)
     published = read_json(folder / "config.json")
     context = context or config.max_position_embeddings
@@ -86,7 +88,8 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
             "cache_per_token": growing,
             "cache_at_context": fixed + growing * context,
         }
-    tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
+    own = folder if adapter is None else tokenizer_beside(adapter) or folder
+    tokenizer = Tokenizer.load(own) if Tokenizer.exists(own) else None
     return {
         "model": str(model),
         "folder": str(folder),
@@ -102,7 +105,8 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
         "memory": memory,
         "tokenizer": None if tokenizer is None else _tokenizer(tokenizer, config),
         "card": read_card(folder) or read_card(top),
-        "commands": commands(str(model), config, tokenizer),
+        "adapter": None if adapter is None else _adapter(adapter),
+        "commands": commands(str(model), config, tokenizer, is_adapter=adapter is not None),
     }
 
 
@@ -192,7 +196,19 @@ def _tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def commands(model: str, config: ModelConfig, tokenizer: Tokenizer | None) -> list[dict[str, str]]:
+def _adapter(folder: Path) -> dict[str, Any]:
+    from yeoul.adapt.lora_files import read_lora_config
+
+    config = read_lora_config(folder)
+    return {
+        "folder": str(folder), "rank": config.r, "alpha": config.alpha, "dora": config.dora,
+        "modules": config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules),
+    }  # fmt: skip
+
+
+def commands(
+    model: str, config: ModelConfig, tokenizer: Tokenizer | None, *, is_adapter: bool = False
+) -> list[dict[str, str]]:
     """What Yeoul does with this model: {"verb", "command"}, in the order of work."""
     from yeoul.text.chat import CHAT_TOKENS
 
@@ -202,8 +218,11 @@ def commands(model: str, config: ModelConfig, tokenizer: Tokenizer | None) -> li
         found.append(("generate", f'yeoul generate {name} "옛날 옛적에"'))
         if tokenizer.chat_template is not None or all(t in tokenizer.special_tokens for t in CHAT_TOKENS):
             found.append(("chat", f"yeoul chat {name}"))
-        if "softmax" in config.attention:
-            out = Path(model.partition("@")[0]).expanduser().name or "model"
+        out = Path(model.partition("@")[0]).expanduser().name or "model"
+        if not is_adapter:
+            target = shlex.quote(f"runs/{out}-chat")
+            found.append(("finetune", f"yeoul finetune {name} --data my-dialogs --out {target}"))
+        if "softmax" in config.attention and not is_adapter:
             target = shlex.quote(f"runs/{out}-linear")
             found.append(("linearize", f"yeoul linearize {name} --data builtin:5MB --out {target}"))
         found.append(("evaluate", f"yeoul evaluate {name} --data builtin:1MB"))
@@ -234,6 +253,7 @@ def describe(report: dict[str, Any]) -> str:
     rows = [
         ("folder", report["folder"]),
         ("format", f"{report['format']}{named}, {stored}"),
+        *_adapter_rows(report["adapter"]),
         *_card_rows(report["card"]),
         ("layers", _layers(config)),
         ("shape", _shape(config)),
@@ -254,7 +274,8 @@ def _layers(config: dict[str, Any]) -> str:
     used = dict.fromkeys(windows[kind] for kind in windows if kind in config["attention"])
     delta = {"dijiang", "hybrid"} & set(config["attention"]) and config["state_update"] == "delta"
     text = f"{config['num_layers']}: {kinds}" + "".join(f", window {window:,}" for window in used)
-    return text + (", states by the delta rule" if delta else "")
+    text += ", states by the delta rule" if delta else ""
+    return text + (f", convolutions over {config['short_conv']}" if config["short_conv"] else "")
 
 
 def _shape(config: dict[str, Any]) -> str:
@@ -286,6 +307,14 @@ def _positions(config: dict[str, Any]) -> str:
         count = len(config["no_rope_layers"])
         text += f", none in {count} layer{'s' if count > 1 else ''}"
     return text
+
+
+def _adapter_rows(adapter: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if adapter is None:
+        return []
+    modules = adapter["modules"] if isinstance(adapter["modules"], str) else ", ".join(adapter["modules"])
+    kind = "DoRA" if adapter["dora"] else "LoRA"
+    return [("adapter", adapter["folder"]), ("", f"{kind} of rank {adapter['rank']} at {modules}")]
 
 
 def _card_rows(card: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -79,8 +79,8 @@ class Config:
         Literal["dijiang", "performer", "pff", "wpff", "dcf", "wdcf", "dijiang-code", "hedgehog", "elu", "fourier"]
         | None
     ) = None
-    """Feature map; the settings below take what it has when not given. fourier in a hybrid with the delta rule, else
-    dijiang, when not given."""
+    """Feature map; the settings below take what it has when not given. fourier with the delta rule, else dijiang, when
+    not given."""
     features: int | None = None
     """Features of a head; twice the head size when not given, once where the map has no pairs, eight times with
     fourier."""
@@ -92,8 +92,8 @@ class Config:
     """Points behind the frequencies: quasi-Monte Carlo (sobol, stratified) or random."""
     learn: tuple[Literal["weights", "frequencies", "directions"], ...] | None = None
     """What of the feature map is trained."""
-    decay: Literal["none", "fixed", "learned"] = "none"
-    """Decay of the linear state."""
+    decay: Literal["none", "fixed", "learned", "gated"] = "none"
+    """Decay of the linear state: for each head fixed or learned, or for each token by a learned gate."""
     separate_maps: bool | None = None
     """Queries and keys get maps of their own; with fourier they do when not given."""
     mass: Literal["constant", "learned"] = "constant"
@@ -102,7 +102,10 @@ class Config:
     """Set maps, masses and decays in closed form from the teacher's queries and keys before training."""
     state_update: Literal["additive", "delta"] | None = None
     """How the state takes in a token: additive sums, delta corrects (the gated delta rule, with its own decay). delta
-    in a hybrid when neither a map nor a decay is given, else additive."""
+    when neither a map nor a decay is given, else additive."""
+    short_conv: int | None = None
+    """Positions that a convolution over queries, keys and values spans, 0 for none; 4 in linear attention alone, none
+    beside a window, when not given."""
 
     stages: tuple[Literal["align", "distil", "finetune"], ...] = ("align", "distil", "finetune")
     """Stages to run; they share the whole budget in the proportion of their shares."""
@@ -116,6 +119,8 @@ class Config:
     """Peak learning rate of all weights in the second stage."""
     finetune_lr: float = 1e-4
     """Peak learning rate in the last stage."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon (orthogonalised momentum) for the matrices of linear layers where they are trained."""
     train_align: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "maps"
     """What alignment trains: feature maps and gates; the whole attention; all weights; or the maps and a low-rank part
     of the attention (low-rank) and of the MLPs too (low-rank-all)."""
@@ -316,12 +321,13 @@ def conversion(config: Config, kept: tuple[int, ...] = ()) -> Any:
     return Conversion(
         attention=config.attention, window=config.window, sinks=config.sinks, feature_map=feature_map,
         keep_softmax=kept or config.softmax_layers, state_update=update,
+        short_conv=(4 if config.attention == "dijiang" else 0) if config.short_conv is None else config.short_conv,
     )  # fmt: skip
 
 
 def linear_part(config: Config) -> tuple[str, str]:
-    """Feature map and state update, given or chosen: what kept most of the far context beside a window."""
-    chosen = config.attention == "hybrid" and config.map in (None, "fourier") and config.decay == "none"
+    """Feature map and state update, given or chosen: what kept most of the far context."""
+    chosen = config.map in (None, "fourier") and config.decay == "none"
     chosen = chosen and config.kernel is None and config.mass == "constant"
     update = config.state_update or ("delta" if chosen else "additive")
     return config.map or ("fourier" if update == "delta" and chosen else "dijiang"), update
@@ -371,6 +377,7 @@ def plan(config: Config, context: int) -> dict[Stage, TrainConfig]:
         batch_size=config.batch_size, context=context, accumulate=config.accumulate, weight_decay=0.0, warmup=0.05,
         seed=config.seed, dtype=config.dtype, gradient_checkpointing=config.gradient_checkpointing,
         log_every=config.log_every, eval_every=config.eval_every, save_every=config.save_every, keep_last=1,
+        optimizer=config.optimizer,
     )  # fmt: skip
     distil_share = 1 - config.align_share - config.finetune_share
     budgets: list[tuple[Stage, float, float]] = [

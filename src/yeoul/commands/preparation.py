@@ -1,4 +1,4 @@
-"""What a pretraining run stands on: its tokenizer, its tokens, and the record of what decides its losses."""
+"""What a training run stands on: its tokenizer, its tokens, and the record of what decides its losses."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from yeoul.errors import UserError
 from yeoul.train.config import CHANGEABLE
 
 if TYPE_CHECKING:
+    from yeoul.commands.finetune import Config as FinetuneConfig
     from yeoul.commands.linearize import Config as LinearizeConfig
     from yeoul.commands.pretrain import Config
     from yeoul.data.shards import TokenShards
@@ -41,7 +42,7 @@ def preparation_of(config: Config) -> dict[str, Any]:
     return values
 
 
-def check_run(config: Config, preparation: dict[str, Any]) -> None:
+def check_run(config: Config | FinetuneConfig, preparation: dict[str, Any]) -> None:
     """Refuse a run in --out that must not go on or was made of something else; writes nothing."""
     from yeoul.train.runstate import Checkpoints
 
@@ -61,11 +62,12 @@ def check_run(config: Config, preparation: dict[str, Any]) -> None:
         raise UserError(f"the run was started with other values of {names}", where=out, fix=fix)
 
 
-def begin(config: Config, preparation: dict[str, Any]) -> None:
+def begin(config: Config | FinetuneConfig, preparation: dict[str, Any]) -> None:
     """Note in the run's folder what it is made of; forget an earlier run there when that is wanted."""
     from yeoul.config import save_config
     from yeoul.train.runstate import forget_run, write_json
 
+    config.out.mkdir(parents=True, exist_ok=True)
     if config.overwrite:
         forget_run(config.out)
     write_json(config.out / "prepared.json", preparation)

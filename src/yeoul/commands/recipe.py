@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from yeoul.adapt.lora import add_lora, lora_layers, merge_and_unload
 from yeoul.adapt.lora_layers import LoraConfig, dense
 from yeoul.data.loader import PackedLoader
 from yeoul.errors import UserError
+from yeoul.evaluate.energy import Energy, Meter, stretched, total
 from yeoul.model.checkpoint import stays_fp32
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.train.config import TrainConfig
@@ -123,6 +125,7 @@ class StageResult:
         kept: whether that is better than before; otherwise the stage changed nothing.
         ended_early: whether it stopped paying (`yeoul.train.plateau`).
         validation: all values of the state that the model is in now.
+        energy: of its training, validations and checkpoints included, over all sessions that it took.
     """
 
     tokens: int
@@ -133,6 +136,7 @@ class StageResult:
     kept: bool
     ended_early: bool
     validation: dict[str, float]
+    energy: Energy
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; "loss" and its like are those of the validation, "train_loss" is the stage's own."""
@@ -181,23 +185,51 @@ def run_stages(
         say(f"Stage {number}, {stage}: {settings.tokens:,} tokens in {settings.steps:,} steps, training {what}.")
         run_dir = folder / f"{number}-{stage}"
         before = _write_before(student, run_dir)
-        result = train(
-            student, make_loader(number), recipe.objective(stage, teacher), settings, run_dir,
-            save_model=lambda target: save_model(plain(student), target), validate=validate, name=stage,
-            identity={**identity, **recipe.identity(stage)},
-        )  # fmt: skip
+        with _EnergyNotes(run_dir, student.device) as notes:
+            result = notes.result = train(
+                student, make_loader(number), recipe.objective(stage, teacher), settings, run_dir,
+                save_model=lambda target: save_model(plain(student), target), validate=validate, name=stage,
+                identity={**identity, **recipe.identity(stage)},
+            )  # fmt: skip
         kept, best = _take_best(student, result, values["loss"], before)
         merge(student)
         before.unlink()
         results[stage] = StageResult(
             tokens=result.tokens, seconds=result.seconds, loss=result.loss, before=values["loss"],
             after=best.get("loss", math.nan), kept=kept, ended_early=result.unspent > 0,
-            validation=best if kept else values,
+            validation=best if kept else values, energy=stretched(total(notes.sessions), result.seconds),
         )  # fmt: skip
         unspent = result.unspent
         say(_verdict(number, stage, results[stage], unspent, last=number == len(recipe.settings)))
         values = results[stage].validation
     return results
+
+
+class _EnergyNotes:
+    """Measures a stage's training, and keeps in RUN_DIR/energy.json what each session of it took."""
+
+    def __init__(self, run_dir: Path, device: torch.device) -> None:
+        self.path, self.meter = run_dir / "energy.json", Meter(device)
+        self.result: TrainResult | None = None
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            self.sessions = [Energy(**session) for session in found]
+        except (OSError, ValueError, TypeError):
+            self.sessions = []
+
+    def __enter__(self) -> _EnergyNotes:
+        self.meter.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.meter.__exit__(*error)
+        result = self.result
+        if result is not None and result.resumed_from == result.step:  # it was finished, and only looked at
+            self.sessions = self.sessions or [self.meter.result]
+            return
+        self.sessions.append(self.meter.result)
+        with suppress(OSError):  # a full disk is said by the training
+            write_json(self.path, [session.as_dict() for session in self.sessions])
 
 
 def _verdict(number: int, stage: str, result: StageResult, unspent: int, *, last: bool) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -49,12 +49,56 @@ class Energy:
         """Plain values for JSON."""
         return asdict(self)
 
+    @property
+    def amount(self) -> str:
+        """How much, without how it is known: "12.3 kJ", "about 12.3 kJ", "not known"."""
+        if self.joules is not None:
+            return _amount(self.joules)
+        return "not known" if self.estimated_joules is None else f"about {_amount(self.estimated_joules)}"
+
     def __str__(self) -> str:
         if self.joules is not None:
-            return f"{_amount(self.joules)}, measured: {self.source}"
-        if self.estimated_joules is not None:
-            return f"about {_amount(self.estimated_joules)}, not measured: {self.assumption}"
-        return "not known"
+            return f"{self.amount}, measured: {self.source}"
+        return self.amount if self.estimated_joules is None else f"{self.amount}, not measured: {self.assumption}"
+
+
+def total(parts: Iterable[Energy]) -> Energy:
+    """What several stretches of work took together: measured where all of them were, not known where one is not."""
+    parts = list(parts)
+    seconds = sum(part.seconds for part in parts)
+    measured = [part.joules for part in parts if part.joules is not None]
+    if measured and len(measured) == len(parts):
+        source = ", ".join(dict.fromkeys(part.source for part in parts))
+        return Energy(seconds=seconds, joules=sum(measured), source=source, estimated_joules=None,
+                      assumed_watts=None, assumption=None)  # fmt: skip
+    known = [part.estimated_joules if part.joules is None else part.joules for part in parts]
+    joules = [value for value in known if value is not None]
+    whole = bool(parts) and len(joules) == len(parts)
+    watts = {part.assumed_watts for part in parts if part.joules is None}
+    words = list(dict.fromkeys(part.assumption for part in parts if part.assumption))
+    if measured:
+        words.append(f"{_amount(sum(measured))} of it was measured")
+    return Energy(
+        seconds=seconds, joules=None, source="", estimated_joules=sum(joules) if whole else None,
+        assumed_watts=watts.pop() if whole and len(watts) == 1 else None, assumption="; ".join(words) or None,
+    )  # fmt: skip
+
+
+def stretched(energy: Energy, seconds: float) -> Energy:
+    """For work of `seconds` of which `energy` was noted for a part: at the same power, and so an estimate.
+
+    What took no longer than was noted, or is not known, is given back as it is.
+    """
+    known = energy.joules if energy.joules is not None else energy.estimated_joules
+    if known is None or energy.seconds <= 0 or seconds <= 1.01 * energy.seconds:
+        return energy
+    watts = known / energy.seconds
+    words = [energy.assumption] if energy.assumption else []
+    words.append(f"{watts:.3g} W were assumed for {seconds - energy.seconds:,.0f} s that a killed run left no note of")
+    return Energy(
+        seconds=seconds, joules=None, source="", estimated_joules=watts * seconds, assumed_watts=watts,
+        assumption="; ".join(words),
+    )  # fmt: skip
 
 
 class Meter:

@@ -1,7 +1,8 @@
 """The judgement of a conversion: a converted model against its teacher, by everything that matters.
 
 Loss and its gain from distance (`far`), recall of pairs and of a needle (`associative`), free generation
-(`agreement`). The baseline that a conversion must beat is the teacher cut to a window without any training.
+(`agreement`), speed and caches of decoding (`decode_speed`). The baseline that a conversion must beat is the teacher
+cut to a window without any training.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from yeoul.evaluate.associative import (
     mqar_questions,
     needle_questions,
 )
+from yeoul.evaluate.decode_speed import POSITIONS, DecodeSpeeds, decode_speeds
 from yeoul.evaluate.energy import Energy
 from yeoul.evaluate.far import CUT, TEACHER, FarScore, aligned_losses, cut_teacher, far_score
 from yeoul.evaluate.judge_table import judgement_table
@@ -56,6 +58,8 @@ class Budget:
         pairs, distances: the grid of MQAR, see `mqar_questions`.
         lengths, depths: the grid of needles, see `needle_questions`.
         batch_tokens: tokens of synthetic items at once.
+        positions: at which decoding is measured; none leaves it out.
+        speed_seconds: for that; positions that would take longer are left out.
     """
 
     tokens: int | None = None
@@ -69,6 +73,8 @@ class Budget:
     lengths: tuple[int, ...] = LENGTHS
     depths: tuple[float, ...] = DEPTHS
     batch_tokens: int = 8192
+    positions: tuple[int, ...] = POSITIONS
+    speed_seconds: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,7 @@ class Judgement:
     mqar: dict[str, RecallGrid] = field(default_factory=dict)
     needle: dict[str, RecallGrid] = field(default_factory=dict)
     agreement: Agreement | None = None
+    speed: DecodeSpeeds | None = None
     cost: TrainingCost | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     not_judged: dict[str, str] = field(default_factory=dict)
@@ -162,6 +169,7 @@ def judge(
         "mqar": court.mqar,
         "needle": court.needle,
         "agreement": court.agreement,
+        "speed": court.speed,
     }
     found: dict[str, Any] = {}
     seconds: dict[str, float] = {}
@@ -186,6 +194,7 @@ TITLES = {
     "mqar": "recall of pairs of words",
     "needle": "a needle in a text",
     "agreement": "greedy continuations",
+    "speed": "decoding at long positions",
 }
 """What `judge` says about its progress."""
 
@@ -257,6 +266,12 @@ class _Court:
         starts = [i * (len(text) - length) // max(count - 1, 1) for i in range(count)]
         prompts: list[str | list[int]] = [text[start : start + length] for start in starts]
         return agreement(self.teacher, self.converted, self.tokenizer, prompts, max_tokens=new)
+
+    def speed(self) -> DecodeSpeeds | None:
+        budget, models = self.budget, {TEACHER: self.teacher, "converted": self.converted}
+        if not budget.positions:
+            return None
+        return decode_speeds(models, budget.positions, budget_seconds=budget.speed_seconds, seed=self.seed)
 
     def material(self) -> Material:
         """Words and text of the synthetic items."""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from yeoul.evaluate.associative import CellScore, KeptShare, RecallGrid
 from yeoul.evaluate.far import CUT, FAR_NATS, TEACHER, Estimate, FarScore, PositionScore
+from yeoul.evaluate.speed import format_bytes
 
 if TYPE_CHECKING:
     from yeoul.evaluate.agreement import Agreement
+    from yeoul.evaluate.decode_speed import DecodeSpeeds
     from yeoul.evaluate.judge import Judgement, TrainingCost
 
 WIDTH = 100
@@ -30,6 +32,8 @@ def judgement_table(judgement: Judgement) -> str:
             parts.append(recall_table(grids))
     if judgement.agreement is not None:
         parts.append(_agreement(judgement.agreement))
+    if judgement.speed is not None:
+        parts.append(_speed(judgement.speed))
     parts += [_wrapped(f"Not judged, {part}: {reason}") for part, reason in judgement.not_judged.items()]
     return "\n\n".join(parts)
 
@@ -165,6 +169,27 @@ def _agreement(found: Agreement) -> str:
     for name, style in ((TEACHER, found.teacher), ("converted", found.converted)):
         line = f"{name:<{LABEL}}{style.tokens:>12.1f}{style.repetition:>20.3f}"
         lines.append(f"{line}{style.distinct_1:>14.3f}{style.distinct_2:>14.3f}")
+    return "\n".join(lines)
+
+
+def _speed(speed: DecodeSpeeds) -> str:
+    head = f"{'decoding at position':<{LABEL}}{'teacher tok/s':>14}{'converted tok/s':>17}{'speed':>8}"
+    lines = [f"{head}{'teacher cache':>15}{'converted cache':>17}"]
+    positions = {r.position for r in speed.records} | {r.position for r in speed.left_out}
+    for position in sorted(positions):
+        teacher, converted = speed.at(TEACHER, position), speed.at("converted", position)
+        times = "-"
+        if teacher is not None and converted is not None:
+            times = f"{converted.tokens_per_second / teacher.tokens_per_second:.2f}x"
+        rates = ["-" if r is None else f"{r.tokens_per_second:,.1f}" for r in (teacher, converted)]
+        caches = ["-" if r is None else format_bytes(r.cache_bytes) for r in (teacher, converted)]
+        line = f"{position:<{LABEL},}{rates[0]:>14}{rates[1]:>17}{times:>8}{caches[0]:>15}{caches[1]:>17}"
+        lines.append(line)
+    threads = f"{speed.threads} thread{'s' if speed.threads > 1 else ''}"
+    words = f"One sequence, {threads}, medians of {speed.turns} turns of {speed.steps} tokens. "
+    words += "Caches were filled by repeating what a short text leaves in them, which changes no speed."
+    lines.append(_wrapped(words))
+    lines += [_wrapped(f"Not measured: {r.model} at {r.position:,}: {r.reason}.") for r in speed.left_out]
     return "\n".join(lines)
 
 

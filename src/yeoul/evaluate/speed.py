@@ -8,6 +8,7 @@ another job on the machine hits all of them alike; the median is given with its 
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import statistics
 import time
@@ -59,8 +60,17 @@ class SpeedRecord:
 
 
 @dataclass(kw_only=True)
-class _Runner:
-    """One model under measurement at one context."""
+class Runner:
+    """One model under measurement at one context.
+
+    Attributes:
+        name, model, batch_size: what is measured.
+        cache: filled by `prefill`, or by the caller; `decode` appends to it.
+        token: (B, 1) int64, what `decode` begins with.
+        prefills, decodes: seconds of each prefill, and of a token in each turn.
+        peaks: bytes by which memory rose in each prefill, where the system can tell.
+        cache_bytes: what the cache held after the prefill.
+    """
 
     name: str
     model: Decoder
@@ -110,19 +120,25 @@ class _Runner:
         _synchronize(self.device)
         return (time.perf_counter() - start) / steps
 
-    def record(self, context: int, steps: int) -> SpeedRecord:
+    def tokens_per_second(self) -> tuple[float, float, float]:
+        """Of decoding: lower quartile, median and upper quartile over the turns."""
         speeds = [self.batch_size / seconds for seconds in self.decodes]
         low, _, high = statistics.quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else speeds * 3
+        return low, statistics.median(speeds), high
+
+    def record(self, context: int, steps: int) -> SpeedRecord:
+        """What was measured, as plain values."""
+        low, median, high = self.tokens_per_second()
         return SpeedRecord(
             model=self.name,
             context=context,
             prefill_tokens_per_second=self.batch_size * context / statistics.median(self.prefills),
-            decode_tokens_per_second=statistics.median(speeds),
+            decode_tokens_per_second=median,
             decode_low=low,
             decode_high=high,
             cache_bytes=self.cache_bytes,
             peak_bytes=max(self.peaks) if self.peaks else None,
-            turns=len(speeds),
+            turns=len(self.decodes),
             steps=steps,
         )
 
@@ -174,7 +190,7 @@ def compare(
             if progress is not None:
                 progress(f"{context:,} tokens: {', '.join(models)}")
             start = time.perf_counter()
-            runners = [_Runner(name=n, model=m, batch_size=batch_size) for n, m in models.items()]
+            runners = [Runner(name=n, model=m, batch_size=batch_size) for n, m in models.items()]
             _measure(runners, context, steps, turns, prefills, chunk, seed, dtype)
             records += [runner.record(context, steps) for runner in runners]
             last = time.perf_counter() - start
@@ -206,7 +222,7 @@ def decoded(steps: int, turns: int) -> int:
 
 
 def _measure(
-    runners: list[_Runner],
+    runners: list[Runner],
     context: int,
     steps: int,
     turns: int,
@@ -230,30 +246,38 @@ def _measure(
         for turn in range(prefills):
             for runner in runners[:: 1 if turn % 2 == 0 else -1]:
                 runner.prefill(ids, chunk)
-        for runner in runners:
-            runner.decode(steps)
-        for turn in range(turns):
-            for runner in runners[:: 1 if turn % 2 == 0 else -1]:
-                runner.decodes.append(runner.decode(steps))
+        decode_in_turns(runners, steps, turns)
+
+
+def decode_in_turns(runners: Sequence[Runner], steps: int, turns: int) -> None:
+    """Fill `Runner.decodes` after a turn that is not measured; the order of the models flips from turn to turn."""
+    for runner in runners:
+        runner.decode(steps)
+    for turn in range(turns):
+        for runner in runners[:: 1 if turn % 2 == 0 else -1]:
+            runner.decodes.append(runner.decode(steps))
 
 
 def lengthened(model: Decoder, positions: int) -> Decoder:
     """The same model with room for at least `positions` positions; weights are shared, not copied.
 
-    Only for measuring speed: what it says beyond the length that it was trained on means nothing. A learned
-        table of
+    Only for measuring speed: what it says beyond the length that it was trained on means nothing. A learned table of
     positions is replaced by a random one of the right length.
     """
-    from yeoul.model.decoder import Decoder
-
     config = model.config
     if config.bounded_context is None or config.bounded_context >= positions:
         return model
-    longer = Decoder(config.with_(max_position_embeddings=positions)).to(next(model.parameters()).device)
-    own = longer.state_dict()
-    shared = {k: v for k, v in model.state_dict().items() if k in own and own[k].shape == v.shape}
-    longer.load_state_dict(shared, strict=False, assign=True)
-    return longer.train(model.training)
+    longer = copy.copy(model)
+    longer.config = config.with_(max_position_embeddings=positions)
+    if config.positions == "learned":
+        longer._modules = dict(model._modules)
+        longer.model = copy.copy(model.model)
+        longer.model._modules = dict(model.model._modules)
+        table = model.model.embed_positions.weight
+        longer.model.embed_positions = torch.nn.Embedding(
+            positions, table.shape[1], device=table.device, dtype=table.dtype
+        )
+    return longer
 
 
 def table(records: Sequence[SpeedRecord], reference: str | None = None) -> str:

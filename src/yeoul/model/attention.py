@@ -94,12 +94,16 @@ class ProjectedAttention(nn.Module):
         self.q_norm = qk_norm() if qk_norm else None
         self.k_norm = qk_norm() if qk_norm else None
 
-    def project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, hidden) to queries (B, H, T, D), keys and values (B, G, T, D), norms and positions applied."""
-        B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)
-        k = self.k_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        v = self.v_proj(x).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
+    def channels(self, x: Tensor, layout: Layout, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, hidden) to the channels of queries (B, T, H D), keys and values (B, T, G D)."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
+    def project(self, x: Tensor, layout: Layout, cache: LayerCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, hidden) to queries (B, H, T, D), keys and values (B, G, T, D), norms and positions applied.
+
+        `cache` is read and written by layers whose projections look back (`DiJiangAttention.short_conv`).
+        """
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in self.channels(x, layout, cache))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if layout.rotary and self.rope is not None:
@@ -141,7 +145,7 @@ class ProjectedAttention(nn.Module):
         """(B, T, hidden) -> (B, T, hidden); appends to `cache` where one is given."""
         B, T, _ = x.shape
         layout = layout or Layout()
-        q, k, v = self.project(x, layout)
+        q, k, v = self.project(x, layout, cache)
         y = self.mix(q, k, v, layout, cache)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim))
 

@@ -170,11 +170,12 @@ class WindowCache(LayerCache):
 
 
 class StateCache(LayerCache):
-    """The state of linear attention: constant size, fp32."""
+    """The state of linear attention: constant size, fp32; and what a short convolution before it looks back on."""
 
     def __init__(self) -> None:
         self.s: Tensor | None = None  # (B, G, M, D)
         self.z: Tensor | None = None  # (B, G, M); None with the delta rule, which has no denominator
+        self.recent: Tensor | None = None  # (B, K - 1, channels) of a short convolution
 
     @property
     def state(self) -> LinearState | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,17 @@ from yeoul.errors import UserError, shown
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config, write_config
+from yeoul.model.quantized import QuantizedEmbedding, QuantizedLinear, quantized_modules
+from yeoul.model.quantized_folder import (
+    FIELD,
+    Quantization,
+    from_stored,
+    prepare,
+    quantization_of,
+    read_quantization,
+    stored_layout,
+    to_stored,
+)
 from yeoul.model.remote_code import AUTO_MAP, remote_code_files
 from yeoul.model.tensor_files import (
     INDEX,
@@ -25,11 +37,11 @@ from yeoul.model.tensor_files import (
     stored_tensors,
     weight_files,
 )
-from yeoul.model.tensor_names import count_layers, published_name, to_ours, to_published
+from yeoul.model.tensor_names import count_layers, names_of, published_name, to_ours, to_published
 
 __all__ = [
-    "load_config", "load_model", "load_weights", "model_folder", "read_json", "save_model", "stored_dtype",
-    "weight_files",
+    "load_config", "load_model", "load_quantization", "load_weights", "model_folder", "read_json", "save_model",
+    "stored_dtype", "weight_files",
 ]  # fmt: skip
 SHARD_BYTES = 5 * 10**9
 """Largest file of a saved model, as in transformers."""
@@ -48,44 +60,75 @@ def model_folder(path: Path | str) -> Path:
 
 def load_config(path: Path | str) -> ModelConfig:
     """The description of a model without its weights; only headers are read."""
-    return _examine(model_folder(path))[1]
+    return _examine(model_folder(path)).config
+
+
+def load_quantization(path: Path | str) -> Quantization | None:
+    """Which weights of a folder have few bits; None where none has."""
+    return _read_quantization(model_folder(path))
 
 
 def stored_dtype(path: Path | str) -> torch.dtype:
-    """The type of most of a folder's weights."""
+    """The type of most of a folder's weights, those of few bits and their scales aside."""
     sizes: dict[torch.dtype, int] = {}
-    for place in stored_tensors(model_folder(path)).values():
-        sizes[place.dtype] = sizes.get(place.dtype, 0) + place.nbytes
+    for name, place in stored_tensors(model_folder(path)).items():
+        if place.dtype.is_floating_point and not name.endswith(".weight_scale"):
+            sizes[place.dtype] = sizes.get(place.dtype, 0) + place.nbytes
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else torch.float32
 
 
-def _examine(folder: Path) -> tuple[str, ModelConfig, dict[str, Stored]]:
-    """Family, description and tensors of a folder, which agree with one another; nothing is allocated."""
+class _Folder(NamedTuple):
+    """What the headers and config.json of a folder say, which agree with one another."""
+
+    family: str
+    config: ModelConfig
+    quantization: Quantization | None
+    stored: dict[str, Stored]
+
+
+def _read_quantization(folder: Path) -> Quantization | None:
+    try:
+        return read_quantization(read_json(folder / "config.json").get(FIELD))
+    except UserError as error:
+        raise UserError(error.what, folder / "config.json", error.fix) from None
+
+
+def _examine(folder: Path) -> _Folder:
+    """A folder whose parts agree with one another; nothing is allocated."""
     stored = stored_tensors(folder)
     published = read_json(folder / "config.json")
     try:
         family, config = read_config(published, frozenset(stored))
     except UserError as error:
         raise UserError(error.what, folder / "config.json", error.fix) from None
+    quantization = _read_quantization(folder)
     layers = count_layers(stored, family)
     if config.num_layers != layers:  # told apart from wrong shapes, and before a list of so many layers is made
         raise UserError(f"config.json asks for {config.num_layers} layers, the weights have {layers}", folder)
+    if quantization is not None and names_of(family).fused:
+        raise UserError(f"quantized weights are not read for model_type {shown(family)}", folder / "config.json")
+    expected = stored_layout(_skeleton(config, folder, quantization))
     given = {name: _ours_on_meta(name, place, config, family) for name, place in stored.items()}
-    expected = dict(_skeleton(config, folder).state_dict())
     _check(given, expected, folder)
     if missing := set(expected).difference(name for pairs in given.values() for name, _ in pairs):
         name = published_name(min(missing), family)
         raise UserError(f"tensor {shown(name)} of the model that config.json describes is missing", folder)
-    return family, config, {name: stored[name] for name, pairs in given.items() if pairs}
+    return _Folder(family, config, quantization, {name: stored[name] for name, pairs in given.items() if pairs})
 
 
-def _skeleton(config: ModelConfig, folder: Path) -> Decoder:
+def _skeleton(config: ModelConfig, folder: Path, quantization: Quantization | None) -> Decoder:
     """The model without memory for its weights."""
     try:
-        return skeleton(config)
+        model = skeleton(config)
+        if quantization is not None:
+            with torch.device("meta"):
+                prepare(model, quantization)
+    except UserError as error:
+        raise UserError(error.what, folder, error.fix) from None
     except (RuntimeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"config.json describes an impossible model: {reason}", folder) from None
+    return model
 
 
 def _ours_on_meta(name: str, place: Stored, config: ModelConfig, family: str) -> list[tuple[str, Tensor]]:
@@ -111,8 +154,10 @@ def _check(given: dict[str, list[tuple[str, Tensor]]], expected: dict[str, Tenso
                 if name != published:
                     what += f" as {shown(name)}"
                 raise UserError(what, folder)
-            if not tensor.is_floating_point():
-                kind = str(tensor.dtype).removeprefix("torch.")
+            kind, wanted_kind = (str(t.dtype).removeprefix("torch.") for t in (tensor, expected[name]))
+            if not expected[name].is_floating_point() and kind != wanted_kind:
+                raise UserError(f"tensor {shown(published)} is {kind}, {FIELD} asks for {wanted_kind}", folder)
+            if expected[name].is_floating_point() and not tensor.is_floating_point():
                 raise UserError(f"tensor {shown(published)} is {kind}, not a floating-point type", folder)
 
 
@@ -126,25 +171,43 @@ def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torc
     Args:
         path: Hugging Face folder, or a run's folder with `model/` inside.
         device: where it goes.
-        dtype: of the weights; None keeps the file's. Feature maps and decays stay fp32.
+        dtype: of the weights; None keeps the file's. Feature maps and decays stay fp32, weights of few bits and
+            their scales as they are.
 
     Raises:
         UserError: a missing, damaged or unknown folder; tensors that are missing, superfluous or of another shape.
     """
     folder, target = model_folder(path), torch.device(device)
-    family, config, stored = _examine(folder)
+    family, config, quantization, stored = _examine(folder)
 
-    model = _skeleton(config, folder)
+    model = _skeleton(config, folder, quantization)
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    low = dict(quantized_modules(model))
     tensors: dict[str, Tensor] = {}
     for published, tensor in read_tensors(stored):
-        for name, ours in to_ours(published, tensor, config, family):
-            wanted = torch.float32 if stays_fp32(name) else dtype
+        for name, ours in _to_model(published, tensor, family, config, low, folder):
+            fixed = name.endswith((".weight_packed", ".weight_scale"))
+            wanted = torch.float32 if stays_fp32(name) else None if fixed else dtype
             tensors[name] = _own(ours.to(device=target, dtype=wanted))
     model.load_state_dict(tensors, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained[name])
+    if isinstance(table := model.model.embed_tokens, QuantizedEmbedding):
+        table.dtype = model.dtype
     return model.eval()
+
+
+def _to_model(
+    published: str, tensor: Tensor, family: str, config: ModelConfig, low: Mapping[str, QuantizedLinear], folder: Path
+) -> Iterator[tuple[str, Tensor]]:
+    """The model's tensors of one in a folder."""
+    for name, part in to_ours(published, tensor, config, family):
+        try:
+            found = from_stored(name, part, low)
+        except UserError as error:
+            raise UserError(error.what, folder, error.fix) from None
+        if found is not None:
+            yield found
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -185,9 +248,10 @@ def save_model(model: Decoder, folder: Path | str, *, shard_bytes: int = SHARD_B
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
-    if set(model.state_dict()) != set(_skeleton(config, folder).state_dict()):
+    quantization = quantization_of(model)
+    if set(model.state_dict()) != set(_skeleton(config, folder, quantization).state_dict()):
         raise ValueError("the model carries adapters: merge them (merge_and_unload), or save them alone (save_adapter)")
-    description = write_config(config, model.output_weight.dtype)
+    description = write_config(config, model.dtype, None if quantization is None else quantization.to_json())
     family = description["model_type"]
     texts: dict[str, Any] = {}
     if family == "yeoul":
@@ -197,7 +261,7 @@ def save_model(model: Decoder, folder: Path | str, *, shard_bytes: int = SHARD_B
     for name, value in (("config.json", description), ("generation_config.json", generation)):
         texts[name] = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     plain = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    files = _save_tensors(to_published(plain, config, family), folder, shard_bytes)
+    files = _save_tensors(to_published(to_stored(plain, model), config, family), folder, shard_bytes)
     for name, text in texts.items():
         beside = folder / f".{name}.{os.getpid()}.tmp"
         beside.write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ AttentionKind = Literal["softmax", "sliding", "dijiang", "hybrid", "dijiang-offi
 LINEAR_KINDS = ("dijiang", "hybrid", "dijiang-official")
 MOST_LAYERS = 1000
 MOST_SINKS = 2**16
+LONGEST_CONVOLUTION = 64
 SIZES = {
     "vocab_size": 2**28, "hidden_size": 2**24, "num_layers": MOST_LAYERS, "num_heads": 2**16, "num_kv_heads": 2**16,
     "head_dim": 2**16, "intermediate_size": 2**28, "max_position_embeddings": 2**31, "rotary_dim": 2**16,
@@ -104,7 +105,8 @@ class FeatureMapConfig:
             because it aligned better with a trained teacher); "exp" keeps exp(w.x - |x|^2/2), an estimate of the
             softmax kernel itself.
         learn: which of "weights" (D), "frequencies" (T) and "directions" (C) are trained.
-        decay: "none"; "fixed" or "learned", one log-decay for each key-value head.
+        decay: "none"; "fixed" or "learned", one log-decay for each key-value head; "gated", one for each token and
+            head, -softplus of a projection of the token (as gated linear attention, arXiv 2312.06635).
         separate: queries and keys have maps of their own, which begin alike (calibration sets them apart).
         mass: "constant", or "learned": a vector's features sum to what `FrequencyFeatureMap` says (kernel "softmax" of
             the frequency maps only).
@@ -141,7 +143,7 @@ class FeatureMapConfig:
                 raise UserError(f"{setting} must be true or false, not {shown(getattr(self, setting))}")
         if not is_whole(self.seed, 0):
             raise UserError(f"seed must be a whole number, not {shown(self.seed)}")
-        _choice("decay", self.decay, ("none", "fixed", "learned"))
+        _choice("decay", self.decay, ("none", "fixed", "learned", "gated"))
         _choice("mass", self.mass, ("constant", "learned"))
         if self.mass == "learned" and (self.kernel != "softmax" or self.name == "hedgehog"):
             raise UserError(f"the feature map {self.name!r} with kernel {self.kernel!r} has no learned mass")
@@ -188,6 +190,8 @@ class ModelConfig:
         state_update: how the state of "dijiang" and "hybrid" layers takes in a token: "additive" adds it, "delta" is
             the gated delta rule, see `DeltaDiJiangAttention`; a hybrid's parts are then added, without a shared
             normalisation.
+        short_conv: positions that a convolution over queries, keys and values of "dijiang" and "hybrid" layers spans,
+            see `ShortConvolution`; 0 is none.
         window: of "hybrid" layers, and of "sliding" ones where `sliding_window` is None.
         sinks: how many of the first tokens of every text "sliding" and "hybrid" layers see for ever, beside their
             window and without counting into it (Xiao and others 2023, arXiv 2309.17453).
@@ -226,6 +230,7 @@ class ModelConfig:
     sinks: int = 0
     feature_map: FeatureMapConfig = field(default_factory=FeatureMapConfig)
     state_update: str = "additive"
+    short_conv: int = 0
     mlp: str = "swiglu"
     activation: str = "gelu"
     qk_norm: bool = False
@@ -313,6 +318,10 @@ class ModelConfig:
                 raise UserError(f"{name} is {value:,}, which is more than any model has ({largest:,})")
         if not is_whole(self.sinks, 0) or self.sinks > MOST_SINKS:
             raise UserError(f"sinks must be a whole number from 0 to {MOST_SINKS:,}, not {shown(self.sinks)}")
+        if not is_whole(self.short_conv, 0) or self.short_conv > LONGEST_CONVOLUTION:
+            raise UserError(
+                f"short_conv must be a whole number from 0 to {LONGEST_CONVOLUTION}, not {shown(self.short_conv)}"
+            )
         for name in NUMBERS:
             value = getattr(self, name)
             if value is None and name in optional:

@@ -19,6 +19,7 @@ from yeoul.model.delta import DeltaDiJiangAttention
 from yeoul.model.dijiang import DiJiangAttention
 from yeoul.model.layers import make_mlp, make_norm, sinusoidal_table
 from yeoul.model.official import OfficialDiJiangAttention
+from yeoul.model.quantized import QuantizedLinear
 from yeoul.model.rope import rotary_table
 from yeoul.ops.window import soft_cap
 
@@ -41,7 +42,8 @@ def make_attention(config: ModelConfig, layer: int) -> ProjectedAttention:
         return OfficialDiJiangAttention(length=config.max_position_embeddings, **projections)
     window, sinks = (config.window, config.sinks) if kind == "hybrid" else (0, 0)
     linear = DeltaDiJiangAttention if config.state_update == "delta" else DiJiangAttention
-    return linear(**projections, window=window, sinks=sinks, feature_map=config.feature_map)  # type: ignore[arg-type]
+    own = dict(window=window, sinks=sinks, feature_map=config.feature_map, short_conv=config.short_conv)
+    return linear(**projections, **own)  # type: ignore[arg-type]
 
 
 class Block(nn.Module):
@@ -107,7 +109,7 @@ class Decoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Normal(0, initializer_range) weights, residual outputs smaller by sqrt(2 layers) (GPT-2), zero biases."""
-        if self.output_weight.is_meta:
+        if self.device.type == "meta":
             return
         std = self.config.initializer_range
         for name, module in self.named_modules():
@@ -126,17 +128,29 @@ class Decoder(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """(V, hidden): the unembedding, tied to the embedding or not."""
-        return self.model.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+        """(V, hidden): the unembedding, tied to the embedding or not; of a quantized one what it stands for."""
+        table = self.output_table
+        return table.dequantized(self.dtype) if isinstance(table, QuantizedLinear) else table.weight
+
+    @property
+    def output_table(self) -> nn.Embedding | nn.Linear | QuantizedLinear:
+        """The module that holds the unembedding."""
+        return self.model.embed_tokens if self.config.tie_embeddings else self.lm_head
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.output_weight.device
+        return self.model.norm.weight.device  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights that are not quantized and not kept in fp32."""
+        return self.model.norm.weight.dtype  # type: ignore[return-value]
 
     def num_parameters(self) -> int:
-        """Parameters, tied ones once."""
-        return sum(p.numel() for p in self.parameters())
+        """Parameters, tied ones once; quantized ones are counted as what they stand for."""
+        low_bit = (m.in_features * m.out_features for m in self.modules() if isinstance(m, QuantizedLinear))
+        return sum(p.numel() for p in self.parameters()) + sum(low_bit)
 
     def new_cache(self, batch_size: int = 1) -> Cache:
         """An empty cache for so many rows; give it to `forward` with each further piece of the text."""
@@ -209,7 +223,11 @@ class Decoder(nn.Module):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """(..., hidden) -> logits (..., V) in fp32."""
-        return self.cap(torch.matmul(hidden, self.output_weight.to(hidden.dtype).T)).float()
+        table: Any = self.output_table
+        product = getattr(table, "product", None)
+        if product is not None:  # quantized, or with rows of an adapter: no table is made for it
+            return self.cap(product(hidden)).float()
+        return self.cap(torch.matmul(hidden, table.weight.to(hidden.dtype).T)).float()
 
     @property
     def logit_softcap(self) -> float | None:

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yeoul.model.attention import Layout, window_columns
+from yeoul.model.attention import Layout, SoftmaxAttention, window_columns
 from yeoul.model.cache import HybridCache, LayerCache, StateCache
 from yeoul.model.dijiang import DiJiangAttention
+from yeoul.model.gates import Gate, bias_of_half_life
 from yeoul.ops.delta_rule import delta_rule, delta_step
 from yeoul.ops.window import soft_cap, window_terms
 
@@ -26,60 +27,42 @@ FIRST_HALF_LIVES = 8192, 131072
 """Half-lives of the state before training in positions, spread over the heads in powers: next to nothing is lost."""
 FIRST_READ_MASS = 2.0
 """Logarithm of what a full hit in the state weighs before training, where a score of 0 in the window weighs 1."""
-
-
-class Gate(nn.Module):
-    """A number of each token for each key-value head: weight (G, hidden) and bias (G,), (B, T, hidden) to (B, G, T, 1).
-
-    The weight begins at 0, so that all tokens begin with the same, `start`, before the caller's nonlinearity.
-    """
-
-    def __init__(self, hidden_size: int, start: list[float]) -> None:
-        super().__init__()
-        self.start = start
-        self.weight = nn.Parameter(torch.empty(len(start), hidden_size))
-        self.bias = nn.Parameter(torch.empty(len(start)))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """As said of the class; nothing on the meta device."""
-        if not self.weight.is_meta:
-            with torch.no_grad():
-                self.weight.zero_()
-                self.bias.copy_(torch.tensor(self.start))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, hidden) to (B, G, T, 1), in fp32 (fp64 for fp64 inputs)."""
-        y = F.linear(x.to(self.weight.dtype), self.weight, self.bias).transpose(1, 2)[..., None]
-        return y.to(torch.promote_types(y.dtype, torch.float32))
+MOST_MASS = 3.0
+"""Soft cap of m without a window: features have noise, and a read of nothing but noise must not be divided by less
+than e^-3. Without it single tokens made alignment explode; with it, before training, nothing is lost."""
 
 
 class DeltaDiJiangAttention(DiJiangAttention):
     """DiJiang attention whose state follows the gated delta rule.
 
     Features of queries and keys are normalised to length 1, so that their common factors cancel: the mass of the
-    "softmax" kernel and -|x|^2/2 of the "exp" kernel have no effect. The read S^T q has no denominator and no factor.
-    A token has the write strength sigmoid(beta_proj(x)) and the log-decay -exp(decay_log) softplus(decay_proj(x)).
+    "softmax" kernel and -|x|^2/2 of the "exp" kernel have no effect. A token has the write strength
+    sigmoid(beta_proj(x)) and the log-decay -exp(decay_log) softplus(decay_proj(x)).
 
-    With a window both parts share one normalisation, as in the additive layer. The state also holds a 1 beside each
-    value, so that a read comes with its own measure h of how much of the query's key is there: 1 for one that was just
-    written, near 0 for one that never was. With the window's sums N and d of exp(score) v and exp(score),
+    The state also holds a 1 beside each value, so that a read comes with its own measure h of how much of the query's
+    key is there: 1 for one that was just written, near 0 for one that never was. Without a window
 
-        o = (N + e^m r [h > 0]) / (d + e^m max(h, 0)),    (r, h) = S^T phi(q),    m = read_mass + read_direction . q
+        o = r / (e^-m' + max(h, 0)),    (r, h) = S^T phi(q),    m = read_mass + read_direction . q,
+                                                                m' = 3 tanh(m / 3)
+
+    which is r e^m' where e^m' is small, and for a large one the mean of the values found, as softmax with one more key
+    of score 0 and value 0 would have it. With a window both parts share one normalisation, as in the additive layer: with
+    the window's sums N and d of exp(score) v and exp(score),
+
+        o = (N + e^m r [h > 0]) / (d + e^m max(h, 0))
 
     so that a hit takes the place of the far positions' share in the softmax, and where nothing is found the window
     stands alone. S is the delta rule over the tokens that have left the window, each with its own gates. The sum of the
     additive layer cannot be that measure here, because the delta rule takes away what it has written. This joint
     normalisation is our own; nobody has published it that we know of.
 
-    Parameters beside those of `DiJiangAttention`: beta_proj and decay_proj (`Gate`), decay_log (G,) fp32 and, with a
-    window, read_mass (H,) and read_direction (H, D) fp32. Arguments are the same; `causal` must be True and the feature
-    map's decay "none".
+    Parameters beside those of `DiJiangAttention`: beta_proj and decay_proj (`Gate`), decay_log (G,), read_mass (H,) and
+    read_direction (H, D), all fp32. Arguments are the same; `causal` must be True and the feature map's decay "none".
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        if not self.causal or hasattr(self, "decay_logit"):
+        if not self.causal or self.gate or hasattr(self, "decay_logit"):
             raise ValueError("the delta rule is causal, and has a gate of its own in place of the feature map's decay")
         for name, parameter in self.feature_map.named_parameters():
             if name.endswith(("log_mass", "mass_direction", "temper")):  # cancelled by the length of 1
@@ -88,11 +71,10 @@ class DeltaDiJiangAttention(DiJiangAttention):
         shortest, longest = FIRST_HALF_LIVES
         half_lives = [shortest * (longest / shortest) ** (g / max(1, G - 1)) for g in range(G)]
         self.beta_proj = Gate(self.hidden_size, [math.log(FIRST_STRENGTH / (1 - FIRST_STRENGTH))] * G)
-        self.decay_proj = Gate(self.hidden_size, [math.log(math.expm1(math.log(2) / h)) for h in half_lives])
+        self.decay_proj = Gate(self.hidden_size, [bias_of_half_life(h) for h in half_lives])
         self.decay_log = nn.Parameter(torch.empty(G))
-        if self.window:
-            self.read_mass = nn.Parameter(torch.empty(self.num_heads))
-            self.read_direction = nn.Parameter(torch.empty(self.num_heads, self.head_dim))
+        self.read_mass = nn.Parameter(torch.empty(self.num_heads))
+        self.read_direction = nn.Parameter(torch.empty(self.num_heads, self.head_dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -100,9 +82,19 @@ class DeltaDiJiangAttention(DiJiangAttention):
         if hasattr(self, "decay_log") and not self.decay_log.is_meta:
             with torch.no_grad():
                 self.decay_log.zero_()
-                if self.window:
-                    self.read_mass.fill_(FIRST_READ_MASS)
-                    self.read_direction.zero_()
+                self.read_mass.fill_(FIRST_READ_MASS if self.window else 0.0)
+                self.read_direction.zero_()
+
+    @torch.no_grad()
+    def forget(self, half_lives: Tensor) -> None:
+        """Sets the states' half-lives, (G,) positions, for tokens of which the gates know nothing yet."""
+        self.decay_log.zero_()
+        self.decay_proj.bias.copy_(torch.tensor([bias_of_half_life(h) for h in half_lives.tolist()]))
+
+    @torch.no_grad()
+    def write(self, strengths: Tensor) -> None:
+        """Sets the write strengths, (G,) in (0, 1), likewise."""
+        self.beta_proj.bias.copy_(torch.logit(strengths))
 
     def gated(self, v: Tensor, x: Tensor) -> Tensor:
         """Values with write strength and log-decay as two more channels: cached, padded and shifted as the values are.
@@ -118,31 +110,30 @@ class DeltaDiJiangAttention(DiJiangAttention):
         log_decay = -self.decay_log.to(beta.dtype).exp()[:, None, None] * F.softplus(self.decay_proj(x))
         return torch.cat((v, beta.to(v.dtype), log_decay.to(v.dtype)), dim=-1)
 
-    def project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """See `ProjectedAttention.project`; the values are those of `gated`."""
-        q, k, v = super().project(x, layout)
-        return q, k, self.gated(v, x)
-
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         """See `ProjectedAttention.mix`; v is (B, G, T, D + 2) from `gated`."""
         one_token = q.shape[2] == 1 and layout.mask is None
         if self.window:
             if isinstance(cache, HybridCache) and cache.window.sinks_full and one_token:
                 return self._decode_hybrid(q, k, v, cache)
+            if self._all_in_window(q, cache):
+                return SoftmaxAttention.mix(self, q, k, v[..., : self.head_dim], layout, None)  # type: ignore[arg-type]
             return self._hybrid(q, k, v, layout, cache)
         if not self.linear_enabled:
             return torch.zeros_like(q)
         memory = cache if isinstance(cache, StateCache) else None
         if memory and one_token:
-            return self._write_and_read(q, k[:, :, 0], v[:, :, 0], None, memory)[:, :, None].to(q.dtype)
+            return self._alone(q, self._write_and_read(q, k[:, :, 0], v[:, :, 0], None, memory)[:, :, None])
         values, beta, log_decay = _parted(v)
-        out, state = delta_rule(
-            self.feature_map.unit(q), self.feature_map.unit_of_keys(k), values, beta, log_decay,
-            mask=layout.mask, seq_ids=layout.seq_ids, initial_state=memory.s if memory else None, return_state=True,
+        features = self.feature_map.unit(q)
+        read, state = delta_rule(
+            features, self.feature_map.unit_of_keys(k), F.pad(values.to(features.dtype), (0, 1), value=1.0), beta,
+            log_decay, mask=layout.mask, seq_ids=layout.seq_ids,
+            initial_state=memory.s if memory else None, return_state=True,
         )  # fmt: skip
         if memory:
             memory.s = state
-        return out.to(q.dtype)
+        return self._alone(q, read)
 
     def _hybrid(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         """Whole sequences. Key t of the delta rule is the one that leaves the window at query t."""
@@ -165,11 +156,20 @@ class DeltaDiJiangAttention(DiJiangAttention):
             memory.linear.s = state
         return self._joined(q, numerator, denominator, top, read).to(q.dtype)
 
+    def _mass(self, q: Tensor, dtype: torch.dtype) -> Tensor:
+        """m of this class for queries (B, H, T, D): (B, H, T, 1)."""
+        direction = self.read_direction.to(dtype)[..., None]  # (H, D, 1)
+        return torch.matmul(q.to(dtype), direction) + self.read_mass.to(dtype)[:, None, None]
+
+    def _alone(self, q: Tensor, read: Tensor) -> Tensor:
+        """The formula of this class without a window; `read` is (B, H, T, D + 1), its last channel h."""
+        floor = torch.exp(-soft_cap(self._mass(q, read.dtype), MOST_MASS))
+        return (read[..., :-1] / (floor + read[..., -1:].clamp_min(0))).to(q.dtype)
+
     def _joined(self, q: Tensor, window: Tensor, window_sum: Tensor, top: Tensor, read: Tensor) -> Tensor:
-        """The formula of this class for (B, H, T, ...) terms; `read` has D + 1 channels, the last is h."""
-        direction = self.read_direction.to(read.dtype)[..., None]  # (H, D, 1)
-        mass = torch.matmul(q.to(read.dtype), direction) + self.read_mass.to(read.dtype)[:, None, None]
+        """The formula of this class with a window for (B, H, T, ...) terms; the last channel of `read` is h."""
         found = read[..., -1:]
+        mass = self._mass(q, read.dtype)
         return self._join(window, window_sum, top, read[..., :-1] * (found > 0), found.clamp_min(0), mass)
 
     def _decode_hybrid(self, q: Tensor, k: Tensor, v: Tensor, cache: HybridCache) -> Tensor:
@@ -197,14 +197,12 @@ class DeltaDiJiangAttention(DiJiangAttention):
         """Writes a key (B, G, D) with its value (B, G, D + 2) where valid (B,), then reads for q (B, H, 1, D).
 
         Returns:
-            (B, H, D) in fp32; with a window (B, H, D + 1), see the class.
+            (B, H, D + 1) in fp32, see the class.
         """
         B, _, _, D = q.shape
         queries, key = self.feature_map.unit_of_step(q.view(B, self.num_kv_heads, -1, D), k[:, :, None])
         values, beta, log_decay = _parted(v)
-        values = values.to(key.dtype)
-        if self.window:
-            values = F.pad(values, (0, 1), value=1.0)
+        values = F.pad(values.to(key.dtype), (0, 1), value=1.0)
         if valid is not None:
             beta, log_decay = beta * valid[:, None], log_decay * valid[:, None]
         out, memory.s = delta_step(

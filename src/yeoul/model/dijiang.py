@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yeoul.model.attention import Layout, ProjectedAttention, window_columns
+from yeoul.model.attention import Layout, ProjectedAttention, SoftmaxAttention, window_columns
 from yeoul.model.cache import HybridCache, LayerCache, StateCache
 from yeoul.model.config import FeatureMapConfig
 from yeoul.model.feature_maps import make_feature_map
+from yeoul.model.gates import Gate, bias_of_half_life
+from yeoul.model.short_conv import ShortConvolution
 from yeoul.ops.linear_attention import LinearState, linear_attention, recurrent_step
 from yeoul.ops.window import soft_cap, window_terms
 
@@ -43,8 +45,10 @@ class DiJiangAttention(ProjectedAttention):
         head_dim: D; None means hidden_size / num_heads.
         window: w; 0 means linear attention alone.
         sinks: how many of the first tokens stay in the softmax; they need a window.
-        causal: False lets every position see all others (vision, audio, encoders); it excludes a window and decay.
+        causal: False lets every position see all others (vision, audio, encoders); it excludes a window, decay and a
+            short convolution.
         feature_map: the features and what of them is trained.
+        short_conv: positions that a causal convolution over queries, keys and values spans; 0 is none.
         bias: biases of the query, key and value projections.
         output_bias: bias of the output projection; None means as `bias`.
         options: qk_norm, scale, softcap and rope of `ProjectedAttention`. A soft cap is kept in the window; the
@@ -67,6 +71,7 @@ class DiJiangAttention(ProjectedAttention):
         sinks: int = 0,
         causal: bool = True,
         feature_map: FeatureMapConfig | None = None,
+        short_conv: int = 0,
         bias: bool = False,
         output_bias: bool | None = None,
         **options: Any,
@@ -76,21 +81,26 @@ class DiJiangAttention(ProjectedAttention):
             bias=bias, output_bias=output_bias, **options,
         )  # fmt: skip
         config = feature_map or FeatureMapConfig()
-        if not causal and (window or config.decay != "none"):
-            raise ValueError("a window and a decay have a direction: they need causal=True")
+        if not causal and (window or short_conv or config.decay != "none"):
+            raise ValueError("a window, a decay and a convolution have a direction: they need causal=True")
         if sinks and not window:
             raise ValueError("sinks stand beside a window: they need window > 0")
         self.window, self.sinks, self.causal = window, sinks, causal
         self.feature_map = make_feature_map(self.head_dim, self.num_kv_heads, config, self.scale)
-        if config.decay != "none":
+        channels = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        self.short_conv = ShortConvolution(channels, short_conv) if short_conv else None
+        self.gate = config.decay == "gated"
+        if self.gate:
+            self.decay_proj = Gate(hidden_size, [bias_of_half_life(h) for h in _half_lives(self.num_kv_heads)])
+        elif config.decay != "none":
             self.decay_logit = nn.Parameter(torch.empty(self.num_kv_heads), requires_grad=config.decay == "learned")
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Decay: half-lives spread over the heads from 32 to 2,048 positions in powers, as RetNet's are."""
+        """Decay: the half-lives of `_half_lives`."""
         if hasattr(self, "decay_logit") and not self.decay_logit.is_meta:
             with torch.no_grad():
-                half_lives = torch.logspace(math.log2(32), math.log2(2048), self.num_kv_heads, base=2)
+                half_lives = torch.tensor(_half_lives(self.num_kv_heads))
                 self.decay_logit.copy_(torch.log(math.log(2) / half_lives))
 
     @classmethod
@@ -102,12 +112,13 @@ class DiJiangAttention(ProjectedAttention):
         sinks: int = 0,
         feature_map: FeatureMapConfig | None = None,
         causal: bool = True,
+        short_conv: int = 0,
     ) -> Self:
         """A linear layer that has taken over (shares) the projections of a softmax layer."""
         new = cls(
             layer.hidden_size, layer.num_heads, layer.num_kv_heads, layer.head_dim,
-            window=window, sinks=sinks, feature_map=feature_map, causal=causal, scale=layer.scale,
-            softcap=layer.softcap, rope=layer.rope,
+            window=window, sinks=sinks, feature_map=feature_map, causal=causal, short_conv=short_conv,
+            scale=layer.scale, softcap=layer.softcap, rope=layer.rope,
         )  # fmt: skip
         new.q_norm, new.k_norm = layer.q_norm, layer.k_norm
         new.q_proj, new.k_proj, new.v_proj, new.o_proj = layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj
@@ -115,7 +126,7 @@ class DiJiangAttention(ProjectedAttention):
 
     @property
     def log_decay(self) -> Tensor | None:
-        """Log-decay of each key-value head, (G,) fp32, below 0; None where the state does not decay."""
+        """Log-decay of each key-value head, (G,) fp32, below 0; None where the state does not decay, or by a gate."""
         return -self.decay_logit.exp() if hasattr(self, "decay_logit") else None
 
     def new_cache(self) -> StateCache | HybridCache:
@@ -146,12 +157,48 @@ class DiJiangAttention(ProjectedAttention):
             layout = Layout(mask=attention_mask.bool())
         return super().forward(x, layout, cache)
 
+    def channels(self, x: Tensor, layout: Layout, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
+        """See `ProjectedAttention.channels`; behind the short convolution, where there is one."""
+        q, k, v = super().channels(x, layout, cache)
+        if self.short_conv is None:
+            return q, k, v
+        memory = cache.linear if isinstance(cache, HybridCache) else cache
+        assert memory is None or isinstance(memory, StateCache)
+        mixed = self.short_conv(torch.cat((q, k, v), dim=-1), layout.mask, layout.seq_ids, memory)
+        q, k, v = mixed.split((q.shape[-1], k.shape[-1], v.shape[-1]), dim=-1)
+        return q, k, v
+
+    def project(self, x: Tensor, layout: Layout, cache: LayerCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """See `ProjectedAttention.project`; the values are those of `gated`."""
+        q, k, v = super().project(x, layout, cache)
+        return q, k, self.gated(v, x)
+
+    def gated(self, v: Tensor, x: Tensor) -> Tensor:
+        """Values with what their tokens' gates say as more channels: cached, padded and shifted as the values are.
+
+        Args:
+            v: (B, G, T, D).
+            x: (B, T, hidden), what the layer is given.
+
+        Returns:
+            (B, G, T, D) as they are, or with `decay` "gated" (B, G, T, D + 1): the log-decay behind them.
+        """
+        if not self.gate:
+            return v
+        return torch.cat((v, -F.softplus(self.decay_proj(x)).to(v.dtype)), dim=-1)
+
+    def _parted(self, v: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Values (..., D) and log-decay, (...) from a gate or (G,) or None, of what `gated` gave."""
+        return (v[..., :-1], v[..., -1]) if self.gate else (v, self.log_decay)
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
-        """See `ProjectedAttention.mix`."""
+        """See `ProjectedAttention.mix`; v is that of `gated`."""
         if self.window:
             one_token = q.shape[2] == 1 and layout.mask is None
             if isinstance(cache, HybridCache) and cache.window.sinks_full and one_token:
                 return self._decode_hybrid(q, k, v, cache)
+            if self._all_in_window(q, cache):
+                return SoftmaxAttention.mix(self, q, k, v[..., : self.head_dim], layout, None)  # type: ignore[arg-type]
             return self._hybrid(q, k, v, layout, cache)
         if not self.linear_enabled:
             return torch.zeros_like(q)
@@ -159,17 +206,22 @@ class DiJiangAttention(ProjectedAttention):
             return self._decode(q, k, v, cache)
         features, _ = _shifted(self.feature_map(q))
         keys = _key_features(self.feature_map.of_keys(k))
+        values, log_decay = self._parted(v)
         shared: dict[str, Any] = dict(eps=TINY, mask=layout.mask, seq_ids=layout.seq_ids)
         if not self.causal:
-            return linear_attention(features, keys, v, causal=False, **shared).to(q.dtype)
+            return linear_attention(features, keys, values, causal=False, **shared).to(q.dtype)
         memory = cache if isinstance(cache, StateCache) else None
         out, state = linear_attention(
-            features, keys, v, self.log_decay,
+            features, keys, values, log_decay,
             initial_state=memory.state if memory else None, return_state=True, **shared,
         )  # fmt: skip
         if memory:
             memory.state = state
         return out.to(q.dtype)
+
+    def _all_in_window(self, q: Tensor, cache: LayerCache | None) -> bool:
+        """Whether the queries (B, H, T, D) see all there is by softmax, so that the state would stay empty."""
+        return cache is None and q.shape[2] <= self.window and self.window_enabled
 
     def _hybrid(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         """Window and linear part over whole sequences. Key t of the linear part is the one that leaves the window
@@ -177,17 +229,19 @@ class DiJiangAttention(ProjectedAttention):
         T, memory = q.shape[2], cache if isinstance(cache, HybridCache) else None
         seen = window_columns(k, v, self.window, self.sinks, layout, memory.window if memory else None)
         numerator, denominator, top = window_terms(
-            q, seen.k, seen.v, self.window, self.scale, valid=seen.valid, seq_ids=layout.seq_ids,
-            key_seq_ids=seen.seq_ids, softcap=self.softcap, sinks=seen.sinks,
+            q, seen.k, self._parted(seen.v)[0], self.window, self.scale, valid=seen.valid, seq_ids=layout.seq_ids,
+            key_seq_ids=seen.seq_ids, softcap=self.softcap,
+            sinks=None if seen.sinks is None else seen.sinks._replace(v=self._parted(seen.sinks.v)[0]),
         )  # fmt: skip
         left = seen.leaving(T, layout.seq_ids)
         features, shift = _shifted(self.feature_map(q))
         key_features = _key_features(self.feature_map.of_keys(seen.k[:, :, :T])) * left[:, None, :, None]
-        log_decay = self.log_decay
+        values, log_decay = self._parted(seen.v[:, :, :T])
         if log_decay is not None:
-            log_decay = (log_decay[None, :, None] * left[:, None]).expand(q.shape[0], -1, -1)
+            rates = log_decay if self.gate else log_decay[None, :, None]
+            log_decay = (rates * left[:, None]).expand(q.shape[0], -1, T)
         initial = memory.linear.state if memory else None
-        outgoing = F.pad(seen.v[:, :, :T].to(numerator.dtype), (0, 1), value=1.0)  # ones give the denominator
+        outgoing = F.pad(values.to(numerator.dtype), (0, 1), value=1.0)  # ones give the denominator
         terms, state = linear_attention(
             features, key_features, outgoing, log_decay, normalize=False, seq_ids=layout.seq_ids,
             initial_state=None if initial is None else _with_ones(initial), return_state=True,
@@ -208,8 +262,9 @@ class DiJiangAttention(ProjectedAttention):
         """One token of linear attention alone: (B, H, 1, D)."""
         query_logs, key_logs = self._of_step(q, k)
         queries, _ = _shifted(query_logs)
+        values, log_decay = self._parted(v[:, :, 0])
         out, cache.state = recurrent_step(
-            queries.flatten(1, 2), _key_features(key_logs), v[:, :, 0], cache.state, self.log_decay,
+            queries.flatten(1, 2), _key_features(key_logs), values, cache.state, log_decay,
             eps=TINY, inplace=not torch.is_grad_enabled(),
         )  # fmt: skip
         return out[:, :, None].to(q.dtype)
@@ -227,7 +282,7 @@ class DiJiangAttention(ProjectedAttention):
             scores = scores.masked_fill(~valid[:, None, None], -torch.inf)
         top = scores.amax(-1, keepdim=True)
         weights = torch.exp(scores - top)
-        window = torch.matmul(weights.to(values.dtype), values).to(wide)
+        window = torch.matmul(weights.to(values.dtype), self._parted(values)[0]).to(wide)
         window_sum = weights.sum(-1, keepdim=True)
         if gone is None:  # the state is empty: nothing has left the window
             linear, linear_sum, shift = torch.zeros_like(window), torch.zeros_like(top), top
@@ -246,7 +301,7 @@ class DiJiangAttention(ProjectedAttention):
         B, H, _, D = q.shape
         query_logs, key_logs = self._of_step(q, k[:, :, None])
         queries, shift = _shifted(query_logs)  # (B, G, R, M)
-        features, decay = _key_features(key_logs), self.log_decay
+        features, (v, decay) = _key_features(key_logs), self._parted(v)
         if valid is not None:
             features = features * valid[:, None, None]
             decay = None if decay is None else decay * valid[:, None]
@@ -261,6 +316,11 @@ class DiJiangAttention(ProjectedAttention):
         """Log-features of a step's queries (B, H, 1, D) and key (B, G, 1, D): (B, G, R, M) and (B, G, M)."""
         B, _, _, D = q.shape
         return self.feature_map.of_step(q.view(B, self.num_kv_heads, -1, D), k)
+
+
+def _half_lives(groups: int) -> list[float]:
+    """From 32 to 2,048 positions in powers, over the key-value heads, as RetNet's are."""
+    return [32 * 64 ** (g / max(1, groups - 1)) for g in range(groups)]
 
 
 def _shifted(logs: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ are called is in `tensor_names`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from yeoul.model.config_fields import (
     write_shape,
     write_special_ids,
 )
+from yeoul.model.tensor_names import names_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,6 +325,7 @@ def _read_native(c: Fields, names: frozenset[str]) -> ModelConfig:
         "yeoul_version",
         "auto_map",
         "transformers_version",
+        "quantization_config",
     )
     return ModelConfig.from_dict({key: c.get(key) for key in c.values if key not in ignored})
 
@@ -374,9 +376,7 @@ def read_config(config: Json, names: frozenset[str]) -> tuple[str, ModelConfig]:
         raise UserError(f"model_type {shown(kind)} of config.json is not known", fix=fix)
     fields = Fields(config)
     fields.get("model_type")
-    if config.get("quantization_config"):
-        what = "the weights are quantized (quantization_config of config.json), which cannot be read"
-        raise UserError(what, fix="give the folder of the full weights")
+    fields.unread.discard("quantization_config")  # `quantized_folder` reads it
     try:
         described = FAMILIES[kind].read(fields, names)
     except (TypeError, ValueError, OverflowError, ZeroDivisionError, AttributeError, KeyError) as error:
@@ -390,7 +390,7 @@ def relevant(config: ModelConfig) -> ModelConfig:
     """The description without settings that its layers do not read."""
     changes: dict[str, Any] = {"window": ModelConfig.window, "sliding_window": sliding_window(config)}
     if not set(config.attention) & set(LINEAR_KINDS):
-        changes |= {"feature_map": FeatureMapConfig(), "state_update": ModelConfig.state_update}
+        changes |= {"feature_map": FeatureMapConfig(), "state_update": ModelConfig.state_update, "short_conv": 0}
     else:
         changes["window"] = config.window
     if config.mlp == "swiglu":
@@ -404,10 +404,26 @@ def relevant(config: ModelConfig) -> ModelConfig:
     return config.with_(**changes)
 
 
-def write_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """`config.json` of a model: that of the family it came from, or of another that says it exactly, else our own."""
-    first = config.family if config.family in FAMILIES else None
-    for name in dict.fromkeys(n for n in (first, *FAMILIES) if n is not None):
+def write_config(
+    config: ModelConfig, dtype: torch.dtype, quantization: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`config.json` of a model: that of the family it came from, or of another that says it exactly, else our own.
+
+    Args:
+        config: of the model.
+        dtype: of its weights.
+        quantization: what stands in `quantization_config`; families whose projections are fused then do not come in
+            question, because the layouts of few bits know nothing of them.
+    """
+    if quantization is not None:
+        apart = [name for name in FAMILIES if not names_of(name).fused]
+        return {**_write_config(config, dtype, apart), "quantization_config": dict(quantization)}
+    return _write_config(config, dtype, list(FAMILIES))
+
+
+def _write_config(config: ModelConfig, dtype: torch.dtype, families: list[str]) -> dict[str, Any]:
+    first = config.family if config.family in families else None
+    for name in dict.fromkeys(n for n in (first, *families) if n is not None):
         try:
             out = {"model_type": name, **FAMILIES[name].write(config), "dtype": str(dtype).removeprefix("torch.")}
             if name == "yeoul" or relevant(read_config(out, frozenset())[1]) == relevant(config):

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from yeoul.errors import UserError
 from yeoul.model.config import FeatureMapConfig
+from yeoul.ops.fourier import fourier_features
 
 BANDWIDTH = 1.5
 """Of "fourier", over the root mean square length of the vectors: two unrelated ones of the same kind give
@@ -421,7 +422,7 @@ class FourierFeatureMap(FeatureMap):
         waves = self.directions.to(x.dtype) * self.frequencies.to(x.dtype)[:, None]  # (G, D, F)
         angles = torch.matmul(x, waves) + self.phases.to(x.dtype)[:, None]  # (B, G, N, F)
         weights = self.log_weights.to(x.dtype).softmax(-1).sqrt()[:, None]
-        return torch.cat((angles.cos() * weights, angles.sin() * weights), dim=-1)
+        return fourier_features(angles, weights)
 
 
 def _spread(count: int, size: int) -> Tensor:

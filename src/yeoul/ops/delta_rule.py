@@ -22,12 +22,14 @@ Delta Rule" (2024), section 3, for the chunked form; Yang and others, "Gated Del
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from yeoul import runtime
+from yeoul.ops.delta_chunked import chunked
 from yeoul.ops.inputs import Inputs, check_options, compute_dtype, prepare, sum_dtype
 
 MODES = ("chunked", "recurrent", "quadratic")
@@ -83,8 +85,11 @@ def delta_rule(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Gated delta rule over feature vectors, causal, in time linear in T ("quadratic" excepted).
 
-    All arithmetic and the state are float32 (float64 when q, k or v is), also under autocast. It is differentiable in
-    q, k, v, beta, log_decay and initial_state. k and v are never repeated over query heads.
+    All arithmetic and the state are float32 (float64 when q, k or v is), with one exception: under bfloat16 autocast,
+    on a device that multiplies bfloat16 in hardware, the products of "chunked" over features and with the state round
+    their factors and results to bfloat16 (RMS errors of about 0.5 %); what is summed from chunk to chunk is float32
+    there too. It is differentiable in q, k, v, beta, log_decay and initial_state. k and v are never repeated over query
+    heads.
 
     Args:
         q: (B, H, T, M) query features of length 1. H is a multiple of G.
@@ -111,6 +116,7 @@ def delta_rule(
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     check_options(chunk_size, 1.0)
+    products = _product_dtype(q.device, q, k, v)
     with torch.autocast(q.device.type, enabled=False):
         x = prepare(q, k, v, log_decay, mask, seq_ids, None)
         (b, g, r, t, m), d = x.q.shape, v.shape[3]
@@ -129,11 +135,24 @@ def delta_rule(
         elif mode == "quadratic":
             out, state = _quadratic(x, strength, state)
         else:
-            out, state = _chunked(x, strength, state, min(chunk_size, t))
+            out, state = chunked(x, strength, state, min(chunk_size, t), products or x.dtype)
         if x.valid is not None:
             out = out.masked_fill(~x.valid[:, None, None, :, None], 0.0)
         out = out.flatten(1, 2).to(v.dtype)
     return (out, state) if return_state else out
+
+
+def _product_dtype(device: torch.device, *given: Tensor) -> torch.dtype | None:
+    """What autocast asks of matrix products, where the device multiplies it in hardware; None is the usual dtype."""
+    if not torch.is_autocast_enabled(device.type) or compute_dtype(*given) == torch.float64:
+        return None
+    wanted = torch.get_autocast_dtype(device.type)
+    return wanted if wanted == torch.bfloat16 and _multiplies_bf16(device) else None
+
+
+@cache
+def _multiplies_bf16(device: torch.device) -> bool:
+    return runtime.has_native_bf16(device)
 
 
 def _state(given: Tensor | None, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -257,56 +276,3 @@ def _quadratic(x: Inputs, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     out = scores @ u[:, :, None] + read[:, :, None] * (q @ state[:, :, None])
     state = read[..., -1:, :] * state + (k * weights[..., -1, :, None]).transpose(-1, -2) @ u
     return out, state
-
-
-def _chunked(x: Inputs, beta: Tensor, state: Tensor, c: int) -> tuple[Tensor, Tensor]:
-    """All chunks' systems are solved at once, then a loop hands the state from chunk to chunk.
-
-    Returns:
-        Output (B, G, R, T, D) and final state. Memory is O(T (M + D + C)).
-    """
-    q, k, v = x.masked()
-    (r, t, m), d = q.shape[2:], v.shape[-1]
-    missing = -t % c
-    q, k, v = (F.pad(y, (0, 0, 0, missing)).unflatten(-2, (-1, c)) for y in (q, k, v))  # (B, G, N, C, .), q with R
-    beta = F.pad(beta, (0, missing)).unflatten(-1, (-1, c))[..., None]  # (B, G, N, C, 1)
-    inside, read, write, keep = _weights(x, c, missing)
-    solved = _solve(beta * inside * (k @ k.transpose(-1, -2)), torch.cat((beta * v, beta * read * k), dim=-1))
-    values, erased = solved.split((d, m), dim=-1)  # U = values - erased S
-    q = q.transpose(2, 3)  # (B, G, N, R, C, M)
-    scores = (q @ k.transpose(-1, -2)[:, :, :, None]) * inside[:, :, :, None]  # (B, G, N, R, C, C)
-    queries = q * read[:, :, :, None]
-    written = (k * write).transpose(-1, -2)  # (B, G, N, M, C)
-    # One query row a head and position: the R heads of a state are read in one product.
-    scores, queries = scores.flatten(3, 4), queries.flatten(3, 4)
-    outputs = []
-    for n in range(k.shape[2]):
-        u = values[:, :, n] - erased[:, :, n] @ state  # (B, G, C, D)
-        outputs.append(scores[:, :, n] @ u + queries[:, :, n] @ state)
-        state = keep[:, :, n] * state + written[:, :, n] @ u
-    out = torch.stack(outputs, dim=2).unflatten(3, (r, c)).transpose(2, 3)  # (B, G, R, N, C, D)
-    return out.flatten(3, 4)[:, :, :, :t], state
-
-
-def _weights(x: Inputs, c: int, missing: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Decay, and 0 where a border between sequences is crossed; sizes B and G are 1 where it does not depend on them.
-
-    Returns:
-        inside (B, G, N, C, C), from position j to i >= j of a chunk; read (B, G, N, C, 1), from the state before the
-        chunk to position i; write (B, G, N, C, 1), from position j to the state after the chunk; keep (B, G, N, 1, 1),
-        from the state before to the state after the chunk.
-    """
-    sums = F.pad(_decay_sums(x), (0, missing)).unflatten(-1, (-1, c)).cumsum(-1)  # (B, G, N, C)
-    hidden = torch.ones(c, c, dtype=torch.bool, device=sums.device).triu(1)
-    unread = unwritten = unkept = None
-    if x.segment is not None:
-        ids = torch.cat((x.segment, x.segment[:, -1:].expand(-1, missing)), dim=1)[:, None].unflatten(-1, (-1, c))
-        # The state before position 0 belongs to sequence 0.
-        before = F.pad(ids[:, :, :-1, -1:], (0, 0, 1, 0))  # (B, 1, N, 1)
-        hidden = hidden | (ids[..., :, None] != ids[..., None, :])
-        unread, unwritten, unkept = ids != before, ids != ids[..., -1:], ids[..., -1:] != before
-    inside = _exp(sums[..., :, None] - sums[..., None, :], hidden, x.dtype)
-    read = _exp(sums, unread, x.dtype)[..., None]
-    write = _exp(sums[..., -1:] - sums, unwritten, x.dtype)[..., None]
-    keep = _exp(sums[..., -1:], unkept, x.dtype)[..., None]
-    return inside, read, write, keep

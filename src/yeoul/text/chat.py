@@ -35,6 +35,23 @@ DEFAULT_TEMPLATE = """\
 """
 """`<|user|>question<|end|><|assistant|>answer<|end|>`: only the answers and their ends are trained."""
 
+PLAIN_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{{ 'Assistant:\\n' }}{%- generation -%}{{ message['content'] + eos_token }}{%- endgeneration -%}{{ '\\n' }}
+{%- elif message['role'] == 'user' -%}
+{{ 'User:\\n' + message['content'] + '\\n' }}
+{%- elif message['role'] == 'system' -%}
+{{ 'System:\\n' + message['content'] + '\\n' }}
+{%- else -%}
+{{ raise_exception('the role must be system, user or assistant, not ' + message['role']) }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'Assistant:\\n' }}{%- endif -%}
+"""
+"""For a vocabulary without the tokens of `DEFAULT_TEMPLATE`: lines `User:` and `Assistant:` before what they say, the
+end token behind an answer. A line break stands before each text, so that no token reaches from a name into it."""
+
 OPEN, CLOSE, GUARD = "\ufdd0", "\ufdd1", "\ufdd2"
 """Begin and end of trained text, and what keeps a user's text from being a special token. Unicode
 noncharacters: they never stand for themselves, so those in a message are dropped."""
@@ -52,7 +69,8 @@ def render_chat(
     those that the template writes; in a message the same characters are ordinary text.
 
     Args:
-        tokenizer: its template, or `DEFAULT_TEMPLATE` when it has none and knows the tokens of that.
+        tokenizer: its template, or `DEFAULT_TEMPLATE` when it has none and knows the tokens of that; any other base
+            model's gets one from `ensure_template`.
         messages: mappings with "role" and "content", both texts.
         add_generation_prompt: end with the beginning of an assistant's turn.
 
@@ -88,10 +106,33 @@ def render_marked(tokenizer: Tokenizer, messages: Sequence[Message], *, add_gene
     return text
 
 
+def ensure_template(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with a chat template: its own; else a default, which it saves as `chat_template.jinja`.
+
+    The default is `DEFAULT_TEMPLATE` where the vocabulary has its tokens, else `PLAIN_TEMPLATE`, behind the begin token
+    where texts of the model have one.
+
+    Raises:
+        UserError: none of its own, and no end token.
+    """
+    if tokenizer.chat_template is not None:
+        return tokenizer
+    if _knows_chat_tokens(tokenizer):
+        return tokenizer.with_template(DEFAULT_TEMPLATE)
+    if tokenizer.eos_id is None:
+        what = "the tokenizer has no chat template, and no end token for the default one"
+        raise UserError(what, "chat_template.jinja", "add one to the model's folder")
+    return tokenizer.with_template("{{- bos_token -}}\n" * tokenizer.add_bos + PLAIN_TEMPLATE)
+
+
+def _knows_chat_tokens(tokenizer: Tokenizer) -> bool:
+    return all(token in tokenizer.special_tokens for token in CHAT_TOKENS)
+
+
 def _template_of(tokenizer: Tokenizer) -> str:
     if tokenizer.chat_template is not None:
         return tokenizer.chat_template
-    if all(token in tokenizer.special_tokens for token in CHAT_TOKENS):
+    if _knows_chat_tokens(tokenizer):
         return DEFAULT_TEMPLATE
     raise UserError("the tokenizer has no chat template", "chat_template.jinja", "add one to the model's folder")
 

@@ -87,6 +87,10 @@ class Tokenizer:
         """
         replace_files(Path(folder), self._files)
 
+    def with_template(self, source: str) -> Tokenizer:
+        """The same tokenizer with another chat template, which `save` writes as `chat_template.jinja`."""
+        return Tokenizer({**self._files, "chat_template.jinja": source.encode("utf-8")}, self._where)
+
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of a text; a begin or end token is added when wanted and when the tokenizer has one.
 

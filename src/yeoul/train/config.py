@@ -16,23 +16,29 @@ CHANGEABLE = frozenset({"log_every", "eval_every", "save_every", "keep_last", "t
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Settings of one training run; everything that decides its losses, and how it is watched and saved.
+class TrainBudget:
+    """How much, how long and how fast a run learns."""
+
+    tokens: int = 10_000_000
+    """Token budget; the number of steps follows from it."""
+    context: int = 512
+    """Tokens in one sequence."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainHabits:
+    """What a run can be told before its length, its context and its learning rate are known.
 
     Raises:
         UserError: a value is out of range; names the flag.
     """
 
-    tokens: int = 10_000_000
-    """Token budget; the number of steps follows from it."""
     batch_size: int = 8
     """Sequences in one micro-batch."""
-    context: int = 512
-    """Tokens in one sequence."""
     accumulate: int = 1
     """Micro-batches whose gradients make one step."""
-    lr: float = 1e-3
-    """Peak learning rate."""
     min_lr_ratio: float = 0.1
     """Last learning rate as a share of the peak."""
     schedule: Schedule = "cosine"
@@ -69,27 +75,41 @@ class TrainConfig:
     """Also write TensorBoard events."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "batch_size", "context", "accumulate", "log_every", "keep_last"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "give a whole number of at least 1")
+        for name in ("batch_size", "accumulate", "log_every", "keep_last"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "give a whole number of at least 1")
         for name in ("eval_every", "save_every", "patience"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more steps")
-        _require(0 < self.lr < 100, "lr", self.lr, "give a number above 0, such as 1e-3")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more steps")
         for name in ("min_lr_ratio", "warmup"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "give a share between 0 and 1")
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "give a share between 0 and 1")
         for name in ("weight_decay", "grad_clip"):
-            _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "give 0 or more")
+            require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "give 0 or more")
         if not isinstance(self.betas, tuple):  # YAML and JSON have only lists
             object.__setattr__(self, "betas", tuple(self.betas))
         ok = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require(ok, "betas", self.betas, "give two numbers from 0 to below 1")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "give a whole number from 0")
+        require(ok, "betas", self.betas, "give two numbers from 0 to below 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "give a whole number from 0")
         choices: dict[str, tuple[str, ...]] = {
             "schedule": ("cosine", "wsd", "constant"),
             "optimizer": ("adamw", "muon"),
             "dtype": ("auto", "float32", "bfloat16"),
         }
         for name, known in choices.items():
-            _require(getattr(self, name) in known, name, getattr(self, name), f"choose from {', '.join(known)}")
+            require(getattr(self, name) in known, name, getattr(self, name), f"choose from {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainHabits, TrainBudget):
+    """Settings of one training run; everything that decides its losses, and how it is watched and saved.
+
+    Raises:
+        UserError: a value is out of range; names the flag.
+    """
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "context"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "give a whole number of at least 1")
+        require(0 < self.lr < 100, "lr", self.lr, "give a number above 0, such as 1e-3")
+        super().__post_init__()
 
     @property
     def tokens_per_step(self) -> int:
@@ -102,6 +122,7 @@ class TrainConfig:
         return -(-self.tokens // self.tokens_per_step)
 
 
-def _require(ok: bool, field: str, value: object, fix: str) -> None:
+def require(ok: bool, field: str, value: object, fix: str) -> None:
+    """UserError that names the flag of a field, unless its value is `ok`."""
     if not ok:
         raise UserError(f"{value!r} is out of range", where="--" + field.replace("_", "-"), fix=fix)

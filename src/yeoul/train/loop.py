@@ -234,7 +234,8 @@ class _Run:
                     self._validate()
                     stop.at_once = False
                 if self.progress.due() or self.step == self.plateau.end:
-                    left = (self.plateau.end - self.step) * self.config.tokens_per_step / max(self.rate, 1e-9)
+                    # Rows of one example are shorter than the context, so what a step holds is counted.
+                    left = (self.plateau.end - self.step) * self.tokens / self.step / max(self.rate, 1e-9)
                     memory = memory_in_use(self.device)
                     self.progress.show(self.step, self.loss, lr, self.rate, left, memory)
         return self.finish()

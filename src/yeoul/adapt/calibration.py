@@ -1,0 +1,133 @@
+"""What a text says about the inputs of a model's linear layers, block by block.
+
+Rounding a weight W by D changes what it gives on inputs X (tokens, K) by tr(D H D^T) in squares, with H = X^T X: all
+that calibrated quantization asks of a text. A block is looked at with all that comes before it already quantized, so
+that it makes good what went wrong before.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yeoul.errors import UserError
+from yeoul.model.decoder import Block, Decoder
+from yeoul.model.layers import GatedMLP
+
+
+class Site(NamedTuple):
+    """Linear layers of a block that are given the same input.
+
+    Attributes:
+        linears: their paths in the block.
+        source: path of the module whose channels are that input and may be scaled: a norm, or a linear layer whose
+            outputs pass on as they are; "" where there is none.
+    """
+
+    linears: tuple[str, ...]
+    source: str = ""
+
+
+def sites(block: Block) -> list[Site]:
+    """The linear layers of a block in the order of the computation."""
+    before = block.placement != "post"
+    second = "pre_feedforward_layernorm" if block.placement == "sandwich" else "post_attention_layernorm"
+    attention = tuple(f"self_attn.{letter}_proj" for letter in "qkv")
+    found = [Site(attention, "input_layernorm" if before else ""), Site(("self_attn.o_proj",))]
+    if isinstance(block.mlp, GatedMLP):
+        found.append(Site(("mlp.gate_proj", "mlp.up_proj"), second if before else ""))
+        return [*found, Site(("mlp.down_proj",), "mlp.up_proj")]
+    return [*found, Site(("mlp.up_proj",), second if before else ""), Site(("mlp.down_proj",))]
+
+
+class Walk:
+    """A text on its way through a model, block by block.
+
+    Args:
+        model: is run as it is at each moment; under autocast in its type.
+        batches: (B, T) int64 ids.
+
+    Raises:
+        UserError: there is no text.
+    """
+
+    def __init__(self, model: Decoder, batches: Iterable[Tensor]) -> None:
+        self.model = model
+        self.ids = [ids.to(model.device) for ids in batches]
+        if not self.ids:
+            raise UserError("there is no text to calibrate with", fix="give --data, or use --method rtn")
+        self.layouts = [model.layout(ids, None, None, None, None) for ids in self.ids]
+        self.states = [model.embed(ids, lay.positions) for ids, lay in zip(self.ids, self.layouts, strict=True)]
+
+    def moments(self, block: Block, paths: Sequence[str]) -> dict[str, Tensor]:
+        """X^T X (K, K) fp32 of the inputs of some linear layers of the block that comes next."""
+        found: dict[str, Tensor] = {}
+        with ExitStack() as hooks:
+            for path in paths:
+                module: Any = block.get_submodule(path)
+                found[path] = torch.zeros(module.in_features, module.in_features, device=self.model.device)
+                handle = module.register_forward_pre_hook(_adding(found[path]))
+                hooks.callback(handle.remove)
+            for x, layout in zip(self.states, self.layouts, strict=True):
+                block(x, layout)
+        return found
+
+    def step(self, block: Block) -> None:
+        """The text goes through a block."""
+        for i, layout in enumerate(self.layouts):
+            self.states[i] = block(self.states[i], layout)
+
+    def output_moments(self) -> Tensor:
+        """X^T X (hidden, hidden) fp32 of what is multiplied by the output projection, behind the last block."""
+        found = torch.zeros(self.model.config.hidden_size, self.model.config.hidden_size, device=self.model.device)
+        for x in self.states:
+            _add(found, self.model.model.norm(x))
+        return found
+
+
+def output_moments(model: Decoder, batches: Iterable[Tensor]) -> Tensor:
+    """The same of a model as it is, without looking at its blocks."""
+    found = torch.zeros(model.config.hidden_size, model.config.hidden_size, device=model.device)
+    for ids in batches:
+        _add(found, model.hidden(ids.to(model.device)))
+    return found
+
+
+@torch.enable_grad()
+def input_moments(model: Decoder, batches: Sequence[Tensor]) -> Tensor:
+    """What the model's answers ask of its embeddings: G^T G (hidden, hidden) fp32, G (tokens, hidden).
+
+    G is the gradient, at what the first block is given, of the logarithm of the probability of next tokens drawn from
+    the model's own predictions: its second moments are the Fisher information, which says how much the predictions
+    change with each direction. It is in the same units as `output_moments`, which is the Fisher information of the
+    output's rows up to the probability of their tokens.
+    """
+    found = torch.zeros(model.config.hidden_size, model.config.hidden_size, device=model.device)
+    draw = torch.Generator(model.device).manual_seed(0)
+    for ids in itertools.chain.from_iterable(batch.split(1) for batch in batches):  # a row at a time: memory
+        layout = model.layout(ids.to(model.device), None, None, None, None)
+        first = model.embed(ids.to(model.device), layout.positions).detach().requires_grad_(True)
+        x = first
+        for block in model.layers:
+            x = block(x, layout)
+        logits = model.unembed(model.model.norm(x))[0]  # (T, V)
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, drawn, reduction="sum"), first)
+        _add(found, gradient)
+    return found
+
+
+def _adding(moments: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda _, inputs: _add(moments, inputs[0])
+
+
+def _add(moments: Tensor, x: Tensor) -> None:
+    rows = x.reshape(-1, x.shape[-1]).float()
+    with torch.autocast(rows.device.type, enabled=False):  # rounded sums would not be positive definite
+        moments.addmm_(rows.T, rows)

@@ -1,0 +1,181 @@
+"""`yeoul classify`: the classes of texts, by a model of `yeoul finetune --task classify`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from yeoul.infer.texts import Prediction, TextClassifier
+
+TOGETHER = 4096
+"""Texts that are sorted by length together; results appear after so many."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Say which class each text belongs to, and how probable it is.
+
+    Prints label, probability and text, or one JSON object a line. With --scores the data has labels, and accuracy,
+    F1 and confusion matrix are printed.
+    """
+
+    model: str
+    """Classifier: a folder, a run's folder, an adapter with its head, or an id on the hub."""
+    data: str | None = None
+    """Texts: .txt with one a line, or a table with a column of text; without it, or with "-", standard input."""
+    _: KW_ONLY
+    text: tuple[str, ...] = ()
+    """Texts, instead of DATA."""
+    text_column: str | None = None
+    """Column with the text; found by its usual names when not given."""
+    scores: bool = False
+    """Compare with the labels of DATA, a table."""
+    label_column: str | None = None
+    """Column with the label, for --scores; found by its usual names when not given."""
+    json: bool = False
+    """Print one JSON object a line: text, label, probability, probabilities; with --scores one object."""
+    out: Path | None = None
+    """File for the result, instead of the screen."""
+    batch_size: int = 32
+    """Texts at a time."""
+    context: int | None = None
+    """Tokens that are read of a text; what the model's length allows when not given."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda or cuda:N."""
+    dtype: str = "auto"
+    """Number type of the weights: auto, float32, bfloat16 or float16."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"{self.batch_size} texts at a time are none", "--batch-size", "give 1 or more")
+        if self.context is not None and self.context < 1:
+            raise UserError(f"{self.context} tokens are none", "--context", "give 1 or more")
+        if self.text and self.data is not None:
+            raise UserError("texts come from DATA or from --text, not from both", "--text")
+        if self.scores and self.data in (None, "-"):
+            raise UserError("scores need a table with labels", "--scores", "give it as DATA")
+        if self.label_column is not None and not self.scores:
+            raise UserError("labels are only read for scores", "--label-column", "add --scores")
+
+
+def run(config: Config) -> int:
+    """Classify, and print."""
+    from yeoul import runtime
+
+    runtime.set_threads()
+    if config.scores:
+        text = _scores(config)
+        if config.out is None:
+            print(text)
+        else:
+            config.out.write_text(text + "\n", encoding="utf-8")
+        return 0
+    texts = _texts(config)
+    classifier = load_classifier(config.model, device=config.device, dtype=config.dtype)
+    if config.out is None:
+        _write(config, classifier, texts, sys.stdout)
+    else:
+        with config.out.open("w", encoding="utf-8") as file:
+            _write(config, classifier, texts, file)
+    return 0
+
+
+def load_classifier(
+    path: str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+) -> TextClassifier:
+    """A classifier with its tokenizer: `.classify(texts)` gives labels and probabilities.
+
+    Args:
+        path: a folder of `yeoul finetune --task classify` (the run's, its model's or its adapter's), one
+            of transformers' sequence classification, or the id of one on the hub.
+        device, dtype: as for `yeoul.load`.
+
+    Raises:
+        UserError: no classifier there, or a damaged one; no tokenizer.
+    """
+    import torch
+
+    from yeoul import load, runtime
+    from yeoul.hub import local_folder
+    from yeoul.infer.texts import TextClassifier
+    from yeoul.model.checkpoint import model_folder, stored_dtype
+    from yeoul.model.classifier_folder import head_folder, load_head, load_sequence_classifier
+    from yeoul.model.heads import SequenceClassifier
+    from yeoul.text.tokenizer import Tokenizer
+
+    folder = local_folder(path)
+    beside = head_folder(folder)
+    if beside is not None:
+        decoder, tokenizer = load(beside, device=device, dtype=dtype)
+        model = SequenceClassifier(decoder, load_head(beside, decoder)).eval()
+    else:
+        folder = model_folder(folder)
+        target, wanted = runtime.resolve_device(device), runtime.requested_dtype(dtype)
+        if wanted is None and not runtime.computes_natively(stored_dtype(folder), target):
+            wanted = torch.float32
+        model = load_sequence_classifier(folder, target, wanted)
+        tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
+    if tokenizer is None:
+        raise UserError("the classifier's folder has no tokenizer", folder, "copy its tokenizer's files there")
+    tokenizer.check_fits(model.decoder.config.vocab_size)
+    return TextClassifier(model, tokenizer)
+
+
+def _texts(config: Config) -> list[str]:
+    from yeoul.data.labelled import read_texts
+
+    if config.text:
+        return list(config.text)
+    if config.data not in (None, "-"):
+        return read_texts(str(config.data), text_column=config.text_column)
+    texts = sys.stdin.read().splitlines()
+    if not texts:
+        raise UserError("there is no text on standard input", fix="give DATA or --text")
+    return texts
+
+
+def _write(config: Config, classifier: TextClassifier, texts: Sequence[str], file: TextIO) -> None:
+    for text, found in _predictions(config, classifier, texts):
+        if config.json:
+            values = {"text": text, "label": found.label, "probability": round(found.probability, 6)}
+            rounded = {name: round(value, 6) for name, value in found.probabilities.items()}
+            print(json.dumps(values | {"probabilities": rounded}, ensure_ascii=False), file=file)
+        else:
+            print(f"{found.label}\t{found.probability:.4f}\t{' '.join(text.split())}", file=file)
+
+
+def _predictions(config: Config, classifier: TextClassifier, texts: Sequence[str]) -> Iterator[tuple[str, Prediction]]:
+    for start in range(0, len(texts), TOGETHER):
+        part = texts[start : start + TOGETHER]
+        found = classifier.classify(part, batch_size=config.batch_size, context=config.context)
+        yield from zip(part, found, strict=True)
+
+
+def _scores(config: Config) -> str:
+    from yeoul.data.labelled import read_labelled
+    from yeoul.evaluate.classification import classification_scores
+
+    records = read_labelled(str(config.data), text_column=config.text_column, label_column=config.label_column).records
+    classifier = load_classifier(config.model, device=config.device, dtype=config.dtype)
+    numbers = {name: number for number, name in enumerate(classifier.labels)}
+    for record in records:
+        if record.label not in numbers:
+            listed = ", ".join(classifier.labels[:20])
+            raise UserError(f'the classifier has no label "{record.label}"', record.where, f"it has {listed}")
+    found = [p.label for _, p in _predictions(config, classifier, [record.text for record in records])]
+    scores = classification_scores(
+        [numbers[record.label] for record in records], [numbers[label] for label in found], classifier.labels
+    )
+    if config.json:
+        return json.dumps(scores.to_dict(), ensure_ascii=False)
+    head = f"{len(records):,} texts: accuracy {scores.accuracy:.4f}, macro F1 {scores.macro_f1:.4f}."
+    return f"{head}\n{scores.table()}"

@@ -1,0 +1,207 @@
+"""`yeoul embed`: vectors of texts, and the texts nearest to a query."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from yeoul.infer.texts import TextEmbedder
+
+KINDS = (".npy", ".parquet")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Turn texts into vectors, or find those of them that are nearest to a query.
+
+    Row n of the result is text n of the data. A .parquet file holds the texts beside their vectors, a .npy file the
+    vectors alone (float32). With --query, the data may be such a file: then only the query is computed.
+    """
+
+    model: str
+    """Model folder, run folder, adapter folder, or id on the Hugging Face hub."""
+    _: KW_ONLY
+    data: str = ""
+    """Texts: .txt with one a line, or a table with a column of text; with --query also a .parquet that embed wrote."""
+    out: Path | None = None
+    """File for the vectors: .npy or .parquet."""
+    text_column: str | None = None
+    """Column with the text; found by its usual names when not given."""
+    query: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
+    """Print the texts nearest to this one."""
+    top: int = 5
+    """How many of them."""
+    vectors: Path | None = None
+    """Vectors of --data that embed wrote as .npy, for --query."""
+    pooling: Literal["mean", "last"] | None = None
+    """Which states stand for a text: the mean of all tokens' or the last one's; as the folder says, else mean."""
+    normalize: bool = True
+    """Vectors of length 1, so that their products are cosines."""
+    batch_size: int = 32
+    """Texts at a time; the vectors do not depend on it."""
+    context: int | None = None
+    """Tokens that are read of a text; what the model's length allows when not given."""
+    adapter: str | None = None
+    """LoRA adapter for the model: a folder, or an id on the Hugging Face hub."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda or cuda:N."""
+    dtype: str = "auto"
+    """Number type of the weights: auto, float32, bfloat16 or float16."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise UserError("no data is named", "--data", "give a file, such as --data texts.txt")
+        if self.out is None and self.query is None:
+            raise UserError("nothing is asked for", fix="give --out vectors.npy, or --query TEXT")
+        if self.out is not None and self.out.suffix not in KINDS:
+            raise UserError(f"vectors are written as {' or '.join(KINDS)}", f"--out {self.out}")
+        if self.vectors is not None and (self.query is None or self.vectors.suffix != ".npy"):
+            raise UserError("--vectors is a .npy file that --query looks through", str(self.vectors))
+        for flag, value in (("top", self.top), ("batch-size", self.batch_size), ("context", self.context)):
+            if value is not None and value < 1:
+                raise UserError(f"--{flag} is {value}, but must be at least 1")
+
+
+def run(config: Config) -> int:
+    """Embed, write, search."""
+    from yeoul import runtime
+
+    runtime.set_threads()
+    texts, vectors = _known(config)
+    embedder = load_embedder(
+        config.model, pooling=config.pooling, normalize=config.normalize, adapter=config.adapter,
+        device=config.device, dtype=config.dtype,
+    )  # fmt: skip
+    if vectors is None:
+        vectors = embedder.embed(texts, batch_size=config.batch_size, context=config.context).numpy()
+    if config.out is not None:
+        _write(config.out, texts, vectors)
+        print(f"{len(vectors):,} vectors of {vectors.shape[1]:,} numbers are in {config.out}.")
+    if config.query is not None:
+        _search(config, embedder, texts, vectors)
+    return 0
+
+
+def load_embedder(
+    path: str | Path,
+    *,
+    pooling: Literal["mean", "last"] | None = None,
+    normalize: bool = True,
+    adapter: str | Path | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> TextEmbedder:
+    """A model that turns texts into vectors: `.embed(texts)`.
+
+    Args:
+        path, adapter, device, dtype: as for `yeoul.load`.
+        pooling: None takes what the model's or the adapter's folder says, else "mean".
+        normalize: vectors of length 1.
+
+    Raises:
+        UserError: as `yeoul.load`; no tokenizer.
+    """
+    from yeoul import load
+    from yeoul.hub import local_folder
+    from yeoul.infer.texts import TextEmbedder
+    from yeoul.model.pooling_folder import load_pooling
+
+    folder = local_folder(path)
+    model, tokenizer = load(folder, device=device, dtype=dtype, adapter=adapter)
+    if tokenizer is None:
+        raise UserError("the model's folder has no tokenizer", folder, "copy its tokenizer's files there")
+    if pooling is None:
+        beside = None if adapter is None else load_pooling(local_folder(adapter))
+        pooling = beside or load_pooling(folder) or "mean"
+    return TextEmbedder(model, tokenizer, pooling, normalize)
+
+
+def _known(config: Config) -> tuple[list[str], np.ndarray | None]:
+    """The texts, and their vectors where they were computed before."""
+    import numpy as np
+
+    from yeoul.data.labelled import read_texts
+
+    file = Path(config.data)
+    if config.query is not None and file.suffix == ".parquet" and file.is_file() and (found := _read_parquet(file)):
+        return found
+    texts = read_texts(config.data, text_column=config.text_column)
+    if config.vectors is None:
+        return texts, None
+    try:
+        vectors = np.load(config.vectors, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the vectors cannot be read: {error}", config.vectors) from None
+    if vectors.ndim != 2 or len(vectors) != len(texts):
+        what = f"the vectors have shape {vectors.shape}, which does not fit {len(texts):,} texts"
+        raise UserError(what, config.vectors, "give those of this --data")
+    return texts, vectors
+
+
+def _write(file: Path, texts: list[str], vectors: np.ndarray) -> None:
+    """The file, beside and renamed."""
+    import numpy as np
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.stem}.tmp{file.suffix}")
+    values = vectors.astype(np.float32)
+    if file.suffix == ".npy":
+        np.save(beside, values, allow_pickle=False)
+    else:
+        pa, pq = _arrow(file)
+        columns = {
+            "text": texts,
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1]),
+        }
+        pq.write_table(pa.table(columns), beside)
+    beside.replace(file)
+
+
+def _arrow(file: Path) -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError("a .parquet file needs the package pyarrow", file, "pip install pyarrow") from error
+    return pyarrow, pyarrow.parquet
+
+
+def _read_parquet(file: Path) -> tuple[list[str], np.ndarray] | None:
+    """Texts and vectors of a file that `_write` made; None where it has no vectors."""
+    import numpy as np
+
+    pa, pq = _arrow(file)
+    try:
+        if not {"text", "vector"} <= set(pq.read_schema(file).names):
+            return None
+        table = pq.read_table(file, columns=["text", "vector"])
+        vectors = np.array(table.column("vector").to_pylist(), dtype=np.float32)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the vectors cannot be read: {reason}", file) from None
+    if vectors.ndim != 2:
+        raise UserError("the column of vectors does not hold lists of numbers of one length", file)
+    return table.column("text").to_pylist(), vectors
+
+
+def _search(config: Config, embedder: TextEmbedder, texts: list[str], vectors: np.ndarray) -> None:
+    """Print the nearest texts: cosine, number of the line or record, text."""
+    from yeoul.evaluate.similarity import nearest
+
+    assert config.query is not None
+    query = embedder.embed([config.query], context=config.context).numpy()
+    if query.shape[1] != vectors.shape[1]:
+        what = f"the vectors have {vectors.shape[1]:,} numbers, this model's {query.shape[1]:,}"
+        raise UserError(what, config.vectors or config.data, "give vectors of this model")
+    rows, scores = nearest(query, vectors, config.top)
+    for row, score in zip(rows[0], scores[0], strict=True):
+        print(f"{score:.4f}\t{row + 1}\t{' '.join(texts[row].split())}")

@@ -1,0 +1,385 @@
+"""`yeoul finetune`: a model taught by conversations, text or labels, whole or through low-rank adapters."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from yeoul.commands.finetune_chat import ChatFlags
+from yeoul.commands.finetune_classify import ClassifyFlags
+from yeoul.commands.finetune_dpo import DpoFlags
+from yeoul.commands.finetune_embed import EmbedFlags
+from yeoul.commands.finetune_flags import BITS, LoraFlags, Training, changed
+from yeoul.commands.finetune_texts import TextFlags
+from yeoul.errors import UserError
+from yeoul.train.config import CHANGEABLE
+
+if TYPE_CHECKING:
+    import torch
+
+    from yeoul.commands.finetune_tasks import Task
+    from yeoul.model.decoder import Decoder
+    from yeoul.text.tokenizer import Tokenizer
+    from yeoul.train.loop import TrainResult
+
+
+@dataclass(frozen=True)
+class Config:
+    """Teach a model conversations, a field's text, labels or preferences.
+
+    Reads conversations in the usual forms, and plain text, and trains the whole model (full), a low-rank adapter
+    beside its frozen weights (lora), or an adapter beside weights of few bits (qlora). Leaves OUT/model or OUT/adapter.
+    The same command again goes on where it was stopped.
+    """
+
+    model: str
+    """Model: a Hugging Face folder, a run's folder, or an id on the hub; softmax or linearized."""
+    _: KW_ONLY
+    data: str = ""
+    """Conversations, instructions or text: a file, a folder or a hub data set "org/name"; several with commas."""
+    task: Literal["chat", "classify", "embed", "dpo"] = "chat"
+    """What is learned: chat (conversations, instructions, text), classify, embed, or dpo (preferences)."""
+    method: Literal["full", "lora", "qlora"] = "full"
+    """full trains all weights, lora an adapter, qlora an adapter beside weights of 4 or 8 bits."""
+    out: Path = Path("runs/finetune")
+    """Folder of the run."""
+    config: Path | None = None
+    """YAML file with any of these settings; flags beat it."""
+    resume: bool = True
+    """Go on with the run in --out, if there is one."""
+    overwrite: bool = False
+    """Throw away the run in --out and begin afresh."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda or cuda:N."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights that --method full saves; auto keeps that of the model's files."""
+
+    text_column: str | None = None
+    """Column of tables (key of JSON objects) with the text; with --task chat it is learned as plain text. Found by its
+    usual names when not given."""
+    val_data: str | None = None
+    """Data for validation; without it a share of --data is put aside."""
+    val_fraction: float = 0.05
+    """Share of the examples put aside for validation, equal ones together; 0 for none."""
+    val_max: int = 2000
+    """Most examples that --val-fraction puts aside."""
+    on_bad_record: Literal["error", "skip"] = "error"
+    """What a record that cannot be used does: stop with its file and line, or be left out and counted."""
+
+    chat: Annotated[ChatFlags, Parameter(name="*")] = field(default_factory=ChatFlags)
+    """Of --task chat."""
+    texts: Annotated[TextFlags, Parameter(name="*")] = field(default_factory=TextFlags)
+    """Of --task classify and embed."""
+    classify: Annotated[ClassifyFlags, Parameter(name="*")] = field(default_factory=ClassifyFlags)
+    """Of --task classify."""
+    embed: Annotated[EmbedFlags, Parameter(name="*")] = field(default_factory=EmbedFlags)
+    """Of --task embed."""
+    dpo: Annotated[DpoFlags, Parameter(name="*")] = field(default_factory=DpoFlags)
+    """Of --task dpo."""
+    lora: Annotated[LoraFlags, Parameter(name="*")] = field(default_factory=LoraFlags)
+    """Of --method lora and qlora."""
+    train: Annotated[Training, Parameter(name="*")] = field(default_factory=Training)
+    """How it is trained."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise UserError("no data is named", "--data", "give a file or a folder, such as --data dialogs.jsonl")
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"{self.val_fraction} is not a share from 0 to below 1", "--val-fraction")
+        if self.val_max < 1:
+            raise UserError(f"{self.val_max} examples are none", "--val-max", "give --val-fraction 0 for no validation")
+        for tasks, flags in (
+            (("chat",), self.chat), (("classify", "embed"), self.texts), (("classify",), self.classify),
+            (("embed",), self.embed), (("dpo",), self.dpo),
+        ):  # fmt: skip
+            if self.task not in tasks and (others := changed(flags)):
+                raise UserError(f"--task {self.task} has no use for this flag", others[0], f"add --task {tasks[0]}")
+        if self.chat.question_column and self.text_column:
+            raise UserError("a text has no question and no answer", "--text-column", "leave it out")
+        given = changed(self.lora)
+        quantized = {"--bits", "--group-size"} & set(given)
+        if self.method == "full" and given:
+            wanted = "qlora" if quantized else "lora"
+            raise UserError("--method full trains all weights and has no adapter", given[0], f"add --method {wanted}")
+        if self.method == "lora" and quantized:
+            raise UserError("--method lora keeps the weights as they are", min(quantized), "add --method qlora")
+
+
+def run(config: Config) -> int:
+    """Fine-tune, and return the exit code: 0 done, 130 or 143 stopped by a signal with everything saved."""
+    from yeoul import load, runtime
+    from yeoul.commands.finetune_tasks import make_task
+    from yeoul.commands.preparation import begin, check_run
+    from yeoul.train.interrupt import Interrupted
+
+    config.lora.config(None)  # its errors come before anything is read
+    folder = _base_folder(config)
+    preparation = _preparation(config)
+    check_run(config, preparation)
+    _check_results(config, folder)
+    runtime.set_threads()
+    held, saved = _dtypes(config, folder)
+    model, tokenizer = load(folder, device=config.device, dtype=held)
+    if tokenizer is None:
+        raise UserError("the model's folder has no tokenizer", config.model, "copy its tokenizer's files there")
+    runtime.seed_everything(config.train.seed)
+    model.requires_grad_(False)
+    task = make_task(config)
+    run = _Finetuning(config, model, task, saved, _name_of_base(config, folder))
+    run.prepare(tokenizer)
+    begin(config, preparation)
+    _forget_results(config)
+    try:
+        run.train()
+    except Interrupted as stop:
+        return stop.exit_code
+    return 0
+
+
+def _base_folder(config: Config) -> Path:
+    """The folder of the model that is trained; adapters are refused."""
+    from yeoul.adapt.lora_files import adapter_folder
+    from yeoul.hub import local_folder
+    from yeoul.model.checkpoint import model_folder
+
+    folder = local_folder(config.model)
+    if adapter_folder(folder) is not None:
+        fix = f"merge it first (yeoul export {shlex.quote(config.model)} --format hf --out FOLDER) and give FOLDER"
+        raise UserError("this is an adapter, not a model", config.model, fix)
+    return model_folder(folder)
+
+
+def _name_of_base(config: Config, folder: Path) -> str:
+    """What the adapter calls its model: the hub's id, or the folder from anywhere on this machine."""
+    return str(folder.resolve()) if Path(config.model).expanduser().is_dir() else config.model
+
+
+def _preparation(config: Config) -> dict[str, Any]:
+    """What decides the losses, by flag; the model itself is compared by the digest of its weights."""
+    from yeoul.config import flat_values
+    from yeoul.data.sources import source_key
+
+    free = CHANGEABLE | {"model", "out", "resume", "overwrite", "device", "save_dtype"}
+    values = {key: value for key, value in flat_values(config).items() if key not in free}
+    # What the paths hold counts, not how they are written.
+    for name, spec in (("data", config.data), ("val_data", config.val_data)):
+        if spec is not None:
+            values[name] = source_key(spec)
+    return values
+
+
+def _result_folder(config: Config) -> Path:
+    return config.out / ("model" if config.method == "full" else "adapter")
+
+
+def _check_results(config: Config, base: Path) -> None:
+    """Refuse an --out that holds the model itself, or models and adapters that no run here has made."""
+    from yeoul.train.runstate import Checkpoints
+
+    out = config.out.resolve()
+    if out == base.resolve() or out in base.resolve().parents:
+        raise UserError("the model lies in this folder", f"--out {config.out}", "choose another --out")
+    if config.overwrite or Checkpoints(config.out / "checkpoints", 1).steps():
+        return
+    for name in ("config.json", "adapter_config.json", "model", "adapter"):
+        if (config.out / name).exists():
+            what = "an adapter" if "adapter" in name else "a model"
+            fix = "choose another --out, or throw it away (--overwrite)"
+            raise UserError(f"there is {what} in this folder already", config.out / name, fix)
+
+
+def _forget_results(config: Config) -> None:
+    """With --overwrite, what an earlier run left: `yeoul.load` must not find it beside the new one."""
+    import shutil
+
+    if config.overwrite:
+        for name in ("model", "adapter"):
+            shutil.rmtree(config.out / name, ignore_errors=True)
+        for name in ("before.json", "finetune.json"):
+            (config.out / name).unlink(missing_ok=True)
+
+
+def _dtypes(config: Config, folder: Path) -> tuple[torch.dtype, torch.dtype]:
+    """Types of the weights in memory and of those that are saved."""
+    import torch
+
+    from yeoul import runtime
+    from yeoul.model.checkpoint import stored_dtype
+
+    stored = stored_dtype(folder)
+    compute = runtime.resolve_dtype(config.train.dtype, runtime.resolve_device(config.device))
+    frozen = config.method != "full" and compute == stored == torch.bfloat16
+    saved = stored if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
+    return torch.bfloat16 if frozen else torch.float32, saved
+
+
+class _Finetuning:
+    """One run: a model, its task, and what is trained of it."""
+
+    def __init__(self, config: Config, model: Decoder, task: Task, saved: torch.dtype, base_name: str) -> None:
+        self.config, self.model, self.task, self.saved, self.base_name = config, model, task, saved, base_name
+        self.with_adapter = config.method != "full"
+        self.identity: dict[str, object] = {}
+
+    def prepare(self, tokenizer: Tokenizer) -> None:
+        """Reads the data, sets the adapter up, and says what is about to happen; writes nothing."""
+        from yeoul.adapt.linearize import train_everything
+        from yeoul.adapt.lora import add_lora
+        from yeoul.commands.recipe import weights_digest
+        from yeoul.model.quantized import quantized_modules
+        from yeoul.train.optim import trainable_parameters
+
+        config, model, task = self.config, self.model, self.task
+        self.low_bit = any(True for _ in quantized_modules(model))
+        if self.low_bit and config.method != "lora":
+            what = (
+                "the model's weights have few bits already" if self.with_adapter else "weights of few bits do not learn"
+            )
+            raise UserError(what, config.model, "add --method lora, which trains an adapter beside them")
+        if not self.with_adapter:
+            train_everything(model)
+        task.prepare(model, tokenizer)
+        extra = 0 if task.extra is None else sum(p.numel() for p in task.extra.parameters())
+        total = model.num_parameters() + extra
+        self.identity = {
+            **model.config.to_dict(), "weights": weights_digest(model), "tokenizer": tokenizer.fingerprint,
+            "task": config.task, "method": config.method, **task.identity(),
+        }  # fmt: skip
+        if config.method == "qlora":
+            self._quantize()
+        if self.with_adapter:
+            add_lora(model, config.lora.config(self.base_name, self._tokens()))
+        self.trained = sum(p.numel() for p in trainable_parameters(model).values()) + extra
+        self.total = total + (self.trained - extra if self.with_adapter else 0)
+        width = model.config.hidden_size
+        self.settings = config.train.settings(config.task, config.method, width, task.context, task.epoch_batches)
+
+    def _tokens(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """Tokens whose rows are trained, of the embedding and of an output layer of its own."""
+        found = tuple(getattr(self.task, "tokens", ()))
+        return found if self.model.config.tie_embeddings or not found else {"embed_tokens": found, "lm_head": found}
+
+    def _quantize(self) -> None:
+        from yeoul.adapt.quantize import QuantizationConfig, quantize_model
+
+        flags = self.config.lora
+        try:
+            quantize_model(self.model, QuantizationConfig(bits=flags.bits or BITS, group_size=flags.group_size))
+        except UserError as error:
+            raise UserError(error.what, error.where or self.config.model, error.fix) from None
+
+    def train(self) -> None:
+        """Validates, trains, validates, and leaves the result in the run's folder."""
+        from yeoul.train.loop import train
+
+        config, task = self.config, self.task
+        self._introduce()
+        validate = task.validate()
+        before = self._before(validate)
+        with self._extra(True):
+            result = train(
+                self.model, task.loader(), task.objective(), self.settings, config.out, save_model=self.save,
+                validate=validate, name="finetune", resume=config.resume, identity=self.identity,
+            )  # fmt: skip
+        self._finish(result, before)
+
+    def _introduce(self) -> None:
+        config, settings = self.config, self.settings
+        how = {"full": "all weights", "lora": "LoRA", "qlora": f"LoRA beside {config.lora.bits or BITS}-bit weights"}
+        what = how[config.method]
+        if self.with_adapter:
+            dora, rows = ", DoRA" if config.lora.dora else "", len(getattr(self.task, "tokens", ()))
+            what += f" of rank {config.lora.rank}{dora}" + (f" and the embeddings of {rows} tokens" if rows else "")
+        kinds = "/".join(dict.fromkeys(self.model.config.attention))
+        share = f"{self.trained:,} of them trained ({self.trained / self.total:.2%})"
+        print(f"Model: {self.total:,} parameters ({kinds}), {share}: {what}.")
+        print(
+            f"Training: {config.train.epochs:g} epochs in {settings.steps:,} steps of {settings.batch_size} x "
+            f"{settings.accumulate} examples of at most {settings.context:,} tokens, learning rate {settings.lr:g}, "
+            f"on {self.model.device}."
+        )
+        print("\n".join(self.task.introduce()), flush=True)
+
+    def _before(self, validate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
+        """Validation of the model as it came, done once a run."""
+        import torch
+
+        from yeoul.train.runstate import Checkpoints, write_json
+
+        path = self.config.out / "before.json"
+        if Checkpoints(self.config.out / "checkpoints", 1).steps() and path.is_file():
+            with suppress(OSError, ValueError):
+                return dict(json.loads(path.read_text(encoding="utf-8")))
+        if validate is None:
+            return {}
+        self.model.eval()
+        with torch.no_grad():
+            values = validate()
+        write_json(path, values)
+        print("Validation before: " + _listed(values) + ".", flush=True)
+        return values
+
+    @contextmanager
+    def _extra(self, there: bool) -> Iterator[None]:
+        """What is trained beside the model as a part of it, for the loop trains one module; or not, for saving."""
+        before = hasattr(self.model, "extra")
+        self._put_extra(there)
+        try:
+            yield
+        finally:
+            self._put_extra(before)
+
+    def _put_extra(self, there: bool) -> None:
+        if there and self.task.extra is not None:
+            self.model.add_module("extra", self.task.extra)
+        elif hasattr(self.model, "extra"):
+            del self.model.extra
+
+    def save(self, folder: Path) -> None:
+        """The model's folder, or the adapter's, in place."""
+        from yeoul.adapt.lora import save_adapter
+
+        with self._extra(False):
+            if self.with_adapter:
+                save_adapter(self.model, folder)
+                self.task.save_beside(folder)
+            else:
+                self.task.save(folder, self.saved)
+
+    def _finish(self, result: TrainResult, before: dict[str, float]) -> None:
+        from yeoul.train.runstate import replace_folder, write_json
+
+        config, folder = self.config, _result_folder(self.config)
+        if result.resumed_from != result.step or not folder.is_dir():
+            replace_folder(folder, self.save)
+        write_json(config.out / "finetune.json", {
+            "task": config.task, "method": config.method, "parameters": self.total, "trained": self.trained,
+            "steps": result.step, "tokens": result.tokens, "seconds": round(result.seconds, 3),
+            "loss": result.loss, "before": before, "after": result.validation, "best": result.best,
+        })  # fmt: skip
+        print(f"\nTraining loss {result.loss:.4f} after {result.tokens:,} tokens.")
+        if result.best is not None and result.best["step"] != result.step:
+            place = result.checkpoint.with_name(f"step-{result.best['step']:08d}")
+            print(f"The validation loss was lowest at step {result.best['step']:,}: {place}.")
+        print("\n".join([*self.task.finish(config.out, before, result.validation), *self._next()]), flush=True)
+
+    def _next(self) -> list[str]:
+        """Where the result is, and how it is merged."""
+        folder = _result_folder(self.config)
+        if not self.with_adapter:
+            return [f"The model is in {folder}."]
+        if self.low_bit:  # nothing can be merged into it
+            return [f"The adapter is in {folder}."]
+        name, out = shlex.quote(str(self.config.out)), shlex.quote(f"{self.config.out}-merged")
+        return [f"The adapter is in {folder}. To merge it: yeoul export {name} --format hf --out {out}"]
+
+
+def _listed(values: dict[str, float]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())

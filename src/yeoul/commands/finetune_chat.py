@@ -1,0 +1,313 @@
+"""`yeoul finetune --task chat`: conversations, instructions and plain text, by the next token."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from yeoul.commands.finetune import Config
+    from yeoul.commands.finetune_tasks import Validate
+    from yeoul.data.batch import Batch
+    from yeoul.data.examples import Example, ExampleLoader
+    from yeoul.model.decoder import Decoder
+    from yeoul.text.tokenizer import Tokenizer
+    from yeoul.train.loss import Objective
+
+LONGEST = 1024
+"""Tokens of a row when no context is given."""
+ENCODED_TOGETHER = 1000
+"""Documents that the tokenizer is given at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatFlags:
+    """What --task chat reads and learns."""
+
+    train_on: Literal["assistant", "all"] = "assistant"
+    """Tokens of a conversation that are learned: those of the assistant, or all. Plain text is learned whole."""
+    packing: bool | None = None
+    """Pack whole examples into rows of --context tokens, none seeing another; without, a row is one example and those
+    of a batch are alike in length. Where all of the data is plain text it is packed, when not given."""
+    question_column: str | None = None
+    """Column of tables (key of JSON objects) with the question, for data in no known form."""
+    answer_column: str | None = None
+    """Column with its answer."""
+
+    def __post_init__(self) -> None:
+        if (self.question_column is None) != (self.answer_column is None):
+            missing = "--answer-column" if self.answer_column is None else "--question-column"
+            raise UserError("question and answer need a column each", missing, "name it too")
+
+
+def make(config: Config) -> ChatTask:
+    """The task."""
+    return ChatTask(config)
+
+
+@dataclass
+class Material:
+    """What was read.
+
+    Attributes:
+        examples: conversations and texts as tokens.
+        conversations, texts: how many of each.
+        skipped: records left out; complaint: about the first of them.
+    """
+
+    examples: list[Example] = field(default_factory=list)
+    conversations: int = 0
+    texts: int = 0
+    skipped: int = 0
+    complaint: str = ""
+
+
+class ChatTask:
+    """Conversations and plain texts, as `Task` asks; nothing is trained beside the model."""
+
+    extra: nn.Module | None = None
+    context = epoch_batches = 0
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
+        """Reads the data, renders it, divides it, and fits it into the context."""
+        from yeoul.commands.finetune_tasks import divide
+
+        config = self.config
+        self.model, self.tokenizer = model, tokenizer
+        self.given_template = tokenizer.chat_template
+        material = self.material = self._read(config.data)
+        train, val = material.examples, list["Example"]()
+        if config.val_data is not None:
+            val = self._read(config.val_data).examples
+        elif config.val_fraction:
+            key = lambda example: (example.ids.tobytes(), example.trained.tobytes())  # noqa: E731
+            train, val = divide(train, config.val_fraction, config.val_max, key)
+        self.packing = not material.conversations if config.chat.packing is None else config.chat.packing
+        self.context = self._context(train)
+        self.train, self.cut, self.dropped = self._fitted(train, config.data)
+        self.val = self._fitted(val, config.val_data or config.data)[0] if val else []
+        self.epoch_batches = self._batches_of_an_epoch()
+        self.tokens = self._template_tokens()
+
+    def identity(self) -> dict[str, object]:
+        """What the flags do not say: the tokens themselves, which change with the template."""
+        return {"examples": _digest(self.train), "validation": _digest(self.val), "packed": self.packing}
+
+    def introduce(self) -> list[str]:
+        """Sizes, what was left out, and the first example."""
+        from yeoul.commands.finetune_tasks import marked
+
+        material = self.material
+        kinds = [f"{count:,} {name}" for count, name in
+                 ((material.conversations, "conversations"), (material.texts, "texts")) if count]  # fmt: skip
+        tokens = sum(len(example.ids) for example in self.train)
+        learned = sum(int(example.trained[1:].sum()) for example in self.train)
+        held_out = f"{len(self.val):,} examples for validation" if self.val else "none for validation"
+        how = "packed into rows" if self.packing else "one in a row"
+        lines = [f"Data: {' and '.join(kinds)}, {held_out}; {tokens:,} tokens, {learned:,} of them learned, {how}."]
+        if material.skipped:
+            lines.append(f"Left out: {material.skipped:,} records that cannot be used. The first: {material.complaint}")
+        if self.cut:
+            lines.append(f"{self.cut:,} examples are longer than {self.context:,} tokens and lose their ends.")
+        if self.dropped:
+            lines.append(f"{self.dropped:,} examples have nothing to learn within that and are left out.")
+        if material.conversations and self.given_template is None:
+            lines.append("The model has no chat template; the default one is saved with it.")
+        return [*lines, marked(self.tokenizer, self.train[0].ids.tolist(), self.train[0].trained.tolist())]
+
+    def loader(self) -> ExampleLoader:
+        """From the beginning of the first epoch."""
+        from yeoul.data.examples import ExampleLoader
+
+        train = self.config.train
+        return ExampleLoader(
+            self.train, batch_size=train.batch_size, context=self.context, seed=train.seed, packing=self.packing,
+            pad_id=self._pad_id,
+        )  # fmt: skip
+
+    def objective(self) -> Objective:
+        """Cross-entropy of the learned tokens."""
+        from yeoul.train.loss import language_model_objective
+
+        return language_model_objective
+
+    def validate(self) -> Validate | None:
+        """Loss, perplexity and bits per byte of the learned tokens that were held out."""
+        from yeoul import runtime
+        from yeoul.commands.corpus import validation
+
+        if not self.val:
+            return None
+        dtype = runtime.resolve_dtype(self.config.train.dtype, self.model.device)
+        return validation(self.model, self._held_out, self.tokenizer, dtype)
+
+    def _held_out(self) -> Iterable[Batch]:
+        from yeoul.data.examples import example_batches
+
+        return example_batches(
+            self.val, batch_size=self.config.train.batch_size, context=self.context, packing=self.packing,
+            pad_id=self._pad_id,
+        )  # fmt: skip
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Model, tokenizer and template."""
+        from yeoul.commands.corpus import save_folder
+        from yeoul.commands.recipe import plain
+
+        save_folder(plain(self.model, dtype), self.tokenizer, folder)
+
+    def save_beside(self, folder: Path) -> None:
+        """Tokenizer and template."""
+        self.tokenizer.save(folder)
+
+    def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
+        """Perplexity before and after, and how to talk with the model."""
+        lines = []
+        if before and after:
+            whose = "Answer perplexity" if self.material.conversations else "Perplexity"
+            lines.append(f"{whose} {before['perplexity']:.4g} before, {after['perplexity']:.4g} after.")
+        name = shlex.quote(str(out))
+        if self.config.method != "full":
+            name = f"{shlex.quote(self.config.model)} --adapter {shlex.quote(str(out / 'adapter'))}"
+        verb = "chat" if self.material.conversations else "generate"
+        return [*lines, f"Next: yeoul {verb} {name}"]
+
+    # -- the data
+
+    def _read(self, spec: str) -> Material:
+        """All parts of a specification: plain text where a part is nothing else, or by `--text-column`."""
+        from yeoul.data.sources import resolve
+
+        material = Material()
+        for source in resolve(spec):
+            texts = source.builtin_bytes or all(kind == ".txt" for _, kind in source.files)
+            if texts or self.config.text_column is not None:
+                self._read_texts(source.name, material)
+            else:
+                self._read_records(source.name, material)
+        return material
+
+    def _read_texts(self, spec: str, material: Material) -> None:
+        """Documents as `yeoul pretrain` reads them."""
+        import numpy as np
+
+        from yeoul.data.examples import Example
+        from yeoul.data.records import read_documents
+
+        documents = read_documents([spec], text_column=self.config.text_column)
+        while texts := list(islice(documents, ENCODED_TOGETHER)):
+            for ids in self.tokenizer.encode_batch(texts):
+                whole = np.asarray(self._with_ends(ids), dtype=np.int32)
+                material.examples.append(Example(whole, np.ones(len(whole), dtype=bool)))
+            material.texts += len(texts)
+
+    def _with_ends(self, ids: list[int]) -> list[int]:
+        """Ids of a text with the tokens that begin and end one."""
+        begin = self.tokenizer.bos_id if self.tokenizer.add_bos else None
+        return [token for token in (begin, *ids, self.tokenizer.eos_id) if token is not None]
+
+    def _read_records(self, spec: str, material: Material) -> None:
+        """Conversations, and texts among them."""
+        from yeoul.data.conversations import read_conversations
+        from yeoul.data.examples import make_examples
+        from yeoul.text.chat import ensure_template, render_chat
+
+        config, texts, talking = self.config, 0, ensure_template(self.tokenizer)
+
+        def encode(text: str) -> list[int]:
+            nonlocal texts
+            texts += 1
+            return self._with_ends(self.tokenizer.encode(text))
+
+        records = read_conversations(
+            spec, question_column=config.chat.question_column, answer_column=config.chat.answer_column,
+            on_bad_record=config.on_bad_record,
+        )  # fmt: skip
+        material.examples += make_examples(records, partial(render_chat, talking), encode, config.chat.train_on)
+        material.texts += texts
+        if records.read > texts:  # plain text teaches no template
+            self.tokenizer = talking
+        material.conversations += records.read - texts
+        material.skipped += records.skipped
+        material.complaint = material.complaint or next(iter(records.complaints), "")
+
+    def _context(self, examples: list[Example]) -> int:
+        """Tokens of a row: those asked for, else of the longest example, within the model's length and `LONGEST`."""
+        given, model = self.config.train.context, self.model.config
+        if given is not None:
+            if model.bounded_context is not None and given > model.bounded_context:
+                what = f"the context of {given:,} is longer than the model's {model.bounded_context:,} positions"
+                raise UserError(what, "--context", "shorten it")
+            return given
+        most = min(model.max_position_embeddings, LONGEST)
+        return most if self.packing else max(2, min(most, max(len(example.ids) - 1 for example in examples)))
+
+    def _fitted(self, examples: list[Example], where: str) -> tuple[list[Example], int, int]:
+        """Examples of at most `context` + 1 tokens, how many were cut, and how many had nothing left to learn."""
+        from yeoul.data.examples import fit_examples
+
+        fitted = fit_examples(self._in_pieces(examples), self.context)
+        if not fitted.examples:
+            what = f"none of {len(examples):,} examples has anything to learn within {self.context:,} tokens"
+            raise UserError(what, where, "give a longer --context" if fitted.cut else "give examples with answers")
+        return fitted.examples, fitted.cut, fitted.dropped
+
+    def _in_pieces(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """What is learned whole goes on in further pieces where it is longer than a row."""
+        from yeoul.data.examples import Example
+
+        for ids, trained in examples:
+            ends = range(0, max(1, len(ids) - 1), self.context) if trained.all() else (0,)
+            for start in ends:
+                end = start + self.context + 1 if len(ends) > 1 else len(ids)
+                yield Example(ids[start:end], trained[start:end])
+
+    def _template_tokens(self) -> tuple[int, ...]:
+        """Special tokens that the chat template writes into the examples, where their embeddings are to be trained."""
+        from yeoul.text.chat import CHAT_TOKENS
+
+        tokenizer, wanted = self.tokenizer, self.config.lora.train_tokens
+        if wanted is None:
+            wanted = all(token in tokenizer.special_tokens for token in CHAT_TOKENS)
+        if not wanted or not self.material.conversations:
+            return ()
+        usual = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id}
+        special = {i for i in tokenizer.special_tokens.values() if i < self.model.config.vocab_size} - usual
+        return tuple(sorted({i for ids, _ in self.train for i in special.intersection(ids.tolist())}))
+
+    def _batches_of_an_epoch(self) -> int:
+        from yeoul.data.loader import Piece, pack_rows
+
+        rows = len(self.train)
+        if self.packing:
+            pieces = (Piece(number, len(example.ids) - 1) for number, example in enumerate(self.train))
+            rows = sum(1 for _ in pack_rows(pieces, self.context))
+        return math.ceil(rows / self.config.train.batch_size)
+
+    @property
+    def _pad_id(self) -> int:
+        known = (self.tokenizer.pad_id, self.tokenizer.eos_id, 0)
+        return next(token for token in known if token is not None and token < self.model.config.vocab_size)
+
+
+def _digest(examples: list[Example]) -> str:
+    """Of tokens and their marks."""
+    digest = hashlib.blake2b(digest_size=16)
+    for ids, trained in examples:
+        digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + trained.tobytes())
+    return digest.hexdigest()

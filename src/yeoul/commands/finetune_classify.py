@@ -1,0 +1,194 @@
+"""`yeoul finetune --task classify`: texts and their labels."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yeoul.commands.finetune_texts import TextTask, check_share
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from yeoul.commands.finetune import Config
+    from yeoul.commands.finetune_tasks import Validate
+    from yeoul.data.labelled import LabelledText, Table
+    from yeoul.evaluate.classification import ClassificationScores
+    from yeoul.model.decoder import Decoder
+    from yeoul.model.heads import Pooling
+    from yeoul.text.tokenizer import Tokenizer
+    from yeoul.train.loss import Objective
+
+FEW_LABELS = 10
+"""So many labels are never too many for the texts."""
+SHOWN_LABELS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyFlags:
+    """Of --task classify."""
+
+    label_column: str | None = None
+    """Column with the label; found by its usual names when not given."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over all classes."""
+    head_dropout: float = 0.0
+    """Dropout of what goes into the classification head."""
+    lm_weight: float = 0.0
+    """Go on learning the texts themselves: the loss of the next token is added with this weight."""
+
+    def __post_init__(self) -> None:
+        check_share(self.label_smoothing, "--label-smoothing")
+        check_share(self.head_dropout, "--head-dropout")
+        if not 0 <= self.lm_weight < float("inf"):
+            raise UserError(f"{self.lm_weight} is no weight", "--lm-weight", "give 0 or more")
+
+
+def make(config: Config) -> ClassifyTask:
+    """The task."""
+    return ClassifyTask(config)
+
+
+class ClassifyTask(TextTask):
+    """Texts and labels, as `Task` asks; `extra` is the classification head."""
+
+    def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
+        """Reads the data, divides it, and makes the head."""
+        import numpy as np
+
+        from yeoul.data.labelled import label_names
+        from yeoul.model.heads import ClassificationHead
+
+        table = self._read(self.config.data)
+        train, val = self._divided(table)
+        self.labels = label_names(text.label for text in train)
+        self._check_labels(train, val)
+        numbers = {name: number for number, name in enumerate(self.labels)}
+        self.targets, self.val_targets = (
+            np.array([numbers[text.label] for text in texts], dtype=np.int64) for texts in (train, val)
+        )
+        self.counts = Counter(text.label for text in train)
+        self.first = train[0]
+        self.skipped, self.complaint = table.skipped, next(iter(table.complaints), "")
+        self.set_items(model, tokenizer, [(text.text,) for text in train], [(text.text,) for text in val])
+        pooling: Pooling = self.config.texts.pooling or "last"
+        self.extra = ClassificationHead(
+            model.config.hidden_size, self.labels, pooling, self.config.classify.head_dropout
+        ).to(model.device)
+        self.scored: tuple[dict[str, float], ClassificationScores] | None = None
+
+    def _read(self, spec: str) -> Table[LabelledText]:
+        from yeoul.data.labelled import read_labelled
+
+        config = self.config
+        return read_labelled(
+            spec, text_column=config.text_column, label_column=config.classify.label_column,
+            on_bad_record=config.on_bad_record,
+        )  # fmt: skip
+
+    def _divided(self, table: Table[LabelledText]) -> tuple[list[LabelledText], list[LabelledText]]:
+        """Texts to train on and to validate on; a label does not go to validation alone."""
+        from yeoul.commands.finetune_tasks import divide
+
+        config = self.config
+        if config.val_data is not None:
+            return table.records, self._read(config.val_data).records
+        if not config.val_fraction:
+            return table.records, []
+        train, val = divide(table.records, config.val_fraction, config.val_max, lambda text: text.text)
+        known = {text.label for text in train}
+        return train + [t for t in val if t.label not in known], [t for t in val if t.label in known]
+
+    def _check_labels(self, train: Sequence[LabelledText], val: Sequence[LabelledText]) -> None:
+        where, count = self.config.data, len(self.labels)
+        if count < 2:
+            raise UserError(f'all texts have the label "{self.labels[0]}"', where, "give texts of two labels or more")
+        if count > max(FEW_LABELS, len(train) // 2):
+            what = f"{count:,} different labels for {len(train):,} texts tell no classes apart"
+            raise UserError(what, where, "name the column with the label (--label-column)")
+        known = set(self.labels)
+        for text in val:
+            if text.label not in known:
+                raise UserError(f'no text to train on has the label "{text.label}"', text.where)
+
+    def introduce(self) -> list[str]:
+        """Sizes, classes, and the first example."""
+        from yeoul.commands.finetune_tasks import marked
+
+        shown = [f"{name} {self.counts[name]:,}" for name in self.labels[:SHOWN_LABELS]]
+        if len(self.labels) > SHOWN_LABELS:
+            shown.append(f"{len(self.labels) - SHOWN_LABELS} more")
+        lines = self.data_lines(f"{len(self.items):,} texts", self.skipped, self.complaint)
+        lines.append(f"Classes: {', '.join(shown)}; from the {self._states()}.")
+        ids = list(self.items[0][0])
+        learned = bool(self.config.classify.lm_weight)
+        return [*lines, f"{marked(self.tokenizer, ids, [learned] * len(ids))} → {self.first.label}"]
+
+    def _states(self) -> str:
+        return "last token's state" if self.extra.pooling == "last" else "mean of all tokens' states"
+
+    def objective(self) -> Objective:
+        """Cross-entropy of the classes."""
+        from yeoul.train.texts import classification_objective
+
+        flags = self.config.classify
+        return classification_objective(self.extra, label_smoothing=flags.label_smoothing, lm_weight=flags.lm_weight)
+
+    def validate(self) -> Validate | None:
+        """Loss, accuracy and macro F1 of the texts that were held out."""
+        from yeoul.evaluate.classification import score_classifier
+
+        targets = self.val_targets
+        if not self.val or targets is None:
+            return None
+        dtype = self.compute_dtype()
+
+        def validate() -> dict[str, float]:
+            loss, scores = score_classifier(
+                self.model, self.extra, self.val, targets, batch_size=self.config.train.batch_size, dtype=dtype
+            )
+            values = {"loss": loss, "accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
+            self.scored = values, scores
+            return values
+
+        return validate
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Classifier and tokenizer."""
+        from yeoul.commands.finetune_texts import save_tokenizer
+        from yeoul.commands.recipe import plain
+        from yeoul.model.classifier_folder import save_classifier
+        from yeoul.model.heads import SequenceClassifier
+
+        save_classifier(SequenceClassifier(plain(self.model, dtype), self.extra), folder, pad_id=self.pad_id)
+        save_tokenizer(self.tokenizer, folder, self.pad_id)
+
+    def save_beside(self, folder: Path) -> None:
+        """Head and tokenizer."""
+        from yeoul.commands.finetune_texts import save_tokenizer
+        from yeoul.model.classifier_folder import save_head
+
+        save_head(self.extra, folder)
+        save_tokenizer(self.tokenizer, folder, self.pad_id)
+
+    def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
+        """Scores of the validation, also as OUT/classification.json, and how to use the classifier."""
+        from yeoul.train.runstate import write_json
+
+        lines = []
+        if after and (validate := self.validate()) is not None:
+            if self.scored is None or self.scored[0] != after:  # the run was finished before
+                validate()
+            assert self.scored is not None
+            scores = self.scored[1]
+            write_json(out / "classification.json", scores.to_dict())
+            lines.append(
+                f"Validation on {len(self.val):,} texts: accuracy {scores.accuracy:.4f}, "
+                f"macro F1 {scores.macro_f1:.4f}.\n{scores.table()}\n"
+            )
+        return [*lines, f'Next: yeoul classify {shlex.quote(str(out))} --text "..."']

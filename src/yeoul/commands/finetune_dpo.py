@@ -1,0 +1,256 @@
+"""`yeoul finetune --task dpo`: of two answers, the better one."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from yeoul.commands.finetune import Config
+    from yeoul.commands.finetune_tasks import Validate
+    from yeoul.data.preferences import Pair, PairLoader
+    from yeoul.model.decoder import Decoder
+    from yeoul.text.tokenizer import Tokenizer
+    from yeoul.train.loss import Objective
+
+LONGEST = 1024
+"""Tokens of a prompt with its answer when no context is given."""
+SHOWN = ("loss", "accuracy", "margin")
+"""What validation says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoFlags:
+    """Of --task dpo."""
+
+    beta: float = 0.1
+    """How dear it is to leave the model as it came: the larger, the nearer to it the trained one stays."""
+    preference_noise: float = 0.0
+    """Share of the pairs that is taken to be the wrong way round, so that no pair is learned with all force."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < float("inf"):
+            raise UserError(f"{self.beta} cannot be", "--beta", "give a number above 0, such as 0.1")
+        if not 0 <= self.preference_noise < 0.5:
+            raise UserError(f"{self.preference_noise} is not a share from 0 to below 0.5", "--preference-noise")
+
+
+def make(config: Config) -> DpoTask:
+    """The task."""
+    if config.text_column is not None:
+        raise UserError("preferences have no column of text", "--text-column", "leave it out")
+    if config.lora.train_tokens:
+        raise UserError("preferences teach no tokens", "--train-tokens", "make a chat model first (--task chat)")
+    return DpoTask(config)
+
+
+class DpoTask:
+    """Pairs of answers, as `Task` asks; nothing is trained beside the model.
+
+    The reference is the model as it came. Its log-probabilities of all pairs are computed once, before the training and
+    before the state of a resumed run is read, so no second copy of the weights is held.
+    """
+
+    extra: nn.Module | None = None
+    context = epoch_batches = 0
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._reference: tuple[np.ndarray, np.ndarray] | None = None
+
+    def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
+        """Reads the data, renders it, divides it by prompts, and fits it into the context."""
+        from yeoul.commands.finetune_tasks import divide
+        from yeoul.infer.texts import padding_id
+        from yeoul.text.chat import ensure_template
+
+        config = self.config
+        self.given_template = tokenizer.chat_template
+        self.model, self.tokenizer = model, ensure_template(tokenizer)
+        self.pad_id = padding_id(tokenizer, model.config)
+        self.skipped, self.complaint = 0, ""
+        train, val = self._read(config.data), list["Pair"]()
+        self.count = len(train)
+        if config.val_data is not None:
+            val = self._read(config.val_data)
+        elif config.val_fraction:
+            train, val = divide(train, config.val_fraction, config.val_max, lambda pair: pair.prompt)
+        self.context = self._context(train)
+        self.train, self.cut, self.dropped = self._fitted(train, config.data)
+        self.val = self._fitted(val, config.val_data or config.data)[0] if val else []
+        self.epoch_batches = -(-len(self.train) // config.train.batch_size)
+
+    def _read(self, spec: str) -> list[Pair]:
+        from yeoul.data.conversations import read_conversations
+        from yeoul.data.preferences import make_pairs
+        from yeoul.text.chat import render_chat
+
+        records = read_conversations(spec, kind="preference", on_bad_record=self.config.on_bad_record)
+        pairs = make_pairs(records, partial(render_chat, self.tokenizer))
+        self.skipped += records.skipped
+        self.complaint = self.complaint or next(iter(records.complaints), "")
+        return pairs
+
+    def _context(self, pairs: list[Pair]) -> int:
+        """Tokens of the longest row: those asked for, else what the data needs within the model's length."""
+        given, model = self.config.train.context, self.model.config
+        if given is None:
+            longest = max((len(row.ids) for pair in pairs for row in pair[1:]), default=0)
+            return max(2, min(model.max_position_embeddings, LONGEST, longest - 1))
+        if model.bounded_context is not None and given > model.bounded_context:
+            what = f"the context of {given:,} is longer than the model's {model.bounded_context:,} positions"
+            raise UserError(what, "--context", "shorten it")
+        return given
+
+    def _fitted(self, pairs: list[Pair], where: str) -> tuple[list[Pair], int, int]:
+        from yeoul.data.preferences import fit_pairs
+
+        fitted = fit_pairs(pairs, self.context)
+        if not fitted.pairs:
+            what = f"none of {len(pairs):,} pairs has two different answers within {self.context:,} tokens"
+            raise UserError(what, where, "give a longer --context" if fitted.cut else "give pairs with answers")
+        return fitted
+
+    def identity(self) -> dict[str, object]:
+        """What the flags do not say: the tokens themselves, which change with the template."""
+        return {"pairs": _digest(self.train), "validation": _digest(self.val)}
+
+    def introduce(self) -> list[str]:
+        """Sizes, what was left out, and the first pair."""
+        from yeoul.commands.finetune_tasks import marked
+
+        tokens = sum(len(row.ids) for pair in self.train for row in pair[1:])
+        held_out = f"{len(self.val):,} of other prompts for validation" if self.val else "none for validation"
+        lines = [f"Data: {len(self.train):,} pairs, {held_out}; {tokens:,} tokens; beta {self.config.dpo.beta:g}."]
+        if self.skipped:
+            lines.append(f"Left out: {self.skipped:,} records that cannot be used. The first: {self.complaint}")
+        if self.cut:
+            lines.append(f"{self.cut:,} pairs are longer than {self.context:,} tokens and lose their ends.")
+        if self.dropped:
+            lines.append(f"{self.dropped:,} pairs have no two different answers within that and are left out.")
+        if self.given_template is None:
+            lines.append("The model has no chat template; the default one is saved with it.")
+        head, *_ = marked(self.tokenizer, [], []).splitlines()
+        shown = (marked(self.tokenizer, row.ids.tolist(), row.trained.tolist()) for row in self.train[0][1:])
+        better, worse = (text.partition("\n")[2].strip() for text in shown)
+        return [*lines, head.replace("example", "pair"), f"  better: {better}", f"  worse:  {worse}"]
+
+    # -- the reference
+
+    def _references(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of the training and the validation pairs in the model as it came, (pairs, 2) each.
+
+        The first call must come before the training, and before the state of a resumed run is read.
+        """
+        if self._reference is None:
+            began, count = time.perf_counter(), len(self.train) + len(self.val)
+            print(f"Reference: {count:,} pairs, scored once by the model as it came ...", end=" ", flush=True)
+            with _without_adapter(self.model):
+                self._reference = self._log_probs(self.train), self._log_probs(self.val)
+            print(f"{time.perf_counter() - began:,.1f} s.", flush=True)
+        return self._reference
+
+    def _log_probs(self, pairs: list[Pair]) -> np.ndarray:
+        from yeoul import runtime
+        from yeoul.train.preference import log_probs_of_pairs
+
+        train, device = self.config.train, self.model.device
+        return log_probs_of_pairs(
+            self.model, pairs, batch_size=train.batch_size, pad_id=self.pad_id,
+            dtype=runtime.resolve_dtype(train.dtype, device),
+        )  # fmt: skip
+
+    # -- the training
+
+    def loader(self) -> PairLoader:
+        """From the beginning of the first epoch."""
+        from yeoul.data.preferences import PairLoader
+
+        train = self.config.train
+        return PairLoader(
+            self.train, self._references()[0], batch_size=train.batch_size, seed=train.seed, pad_id=self.pad_id
+        )
+
+    def objective(self) -> Objective:
+        """DPO."""
+        from yeoul.train.preference import preference_objective
+
+        flags = self.config.dpo
+        return preference_objective(beta=flags.beta, noise=flags.preference_noise)
+
+    def validate(self) -> Validate | None:
+        """Loss, share of the held-out pairs whose better answer gained more than the worse one, and by how much."""
+        from yeoul.train.preference import preference_scores
+
+        if not self.val:
+            return None
+        reference, flags = self._references()[1], self.config.dpo
+
+        def validate() -> dict[str, float]:
+            policy = self._log_probs(self.val)
+            scores = preference_scores(policy, reference, beta=flags.beta, noise=flags.preference_noise)
+            return {key: scores[key] for key in SHOWN}
+
+        return validate
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Model, tokenizer and template."""
+        from yeoul.commands.corpus import save_folder
+        from yeoul.commands.recipe import plain
+
+        save_folder(plain(self.model, dtype), self.tokenizer, folder)
+
+    def save_beside(self, folder: Path) -> None:
+        """Tokenizer and template."""
+        self.tokenizer.save(folder)
+
+    def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
+        """What was learned of the held-out pairs, and how to talk with the model."""
+        lines = []
+        if after:
+            lines.append(
+                f"Validation on {len(self.val):,} pairs: the better answer gained more than the worse one in "
+                f"{after['accuracy']:.1%}, by a margin of {after['margin']:.3f} (beta times nats)."
+            )
+        name = shlex.quote(str(out))
+        if self.config.method != "full":
+            name = f"{shlex.quote(self.config.model)} --adapter {shlex.quote(str(out / 'adapter'))}"
+        return [*lines, f"Next: yeoul chat {name}"]
+
+
+@contextmanager
+def _without_adapter(model: Decoder) -> Iterator[None]:
+    """The base model alone, meanwhile; what is trained stays so."""
+    from yeoul.adapt.lora import adapted
+
+    layers = [(layer, layer.active) for layer in adapted(model).values()]
+    try:
+        for layer, _ in layers:
+            layer.active = None
+        yield
+    finally:
+        for layer, active in layers:
+            layer.active = active
+
+
+def _digest(pairs: list[Pair]) -> str:
+    """Of tokens and their marks."""
+    import hashlib
+
+    digest = hashlib.blake2b(digest_size=16)
+    for pair in pairs:
+        for ids, trained in pair[1:]:
+            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + trained.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,139 @@
+"""Flags of `yeoul finetune` that all of its tasks share: how it is trained, and the adapter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from yeoul.errors import UserError
+from yeoul.train.config import (  # the first three, because cyclopts looks up here what inherited fields are
+    DTypeName,  # noqa: F401
+    OptimizerName,  # noqa: F401
+    Schedule,  # noqa: F401
+    TrainConfig,
+    TrainHabits,
+    require,
+)
+
+if TYPE_CHECKING:
+    from yeoul.adapt.lora_layers import LoraConfig
+
+RATE_TIMES_WIDTH, LARGEST_RATE = 0.1, 3e-4
+"""Peak learning rate of all weights when none is given: 0.1 / width, at most 3e-4. Wider models want lower rates (Yang
+and others 2022): that is 1e-4 at 1,024 and 2.4e-5 at 4,096, as they are commonly fine-tuned."""
+LORA_RATE, LARGEST_LORA_RATE = 10, 2e-3
+"""Adapters take ten times that (Schulman 2025, "LoRA Without Regret"), at most 2e-3."""
+PREFERENCE_RATES = {"full": 5e-6, "lora": 5e-5, "qlora": 5e-5}
+"""Those of --task dpo, which moves a model that can already answer."""
+BITS = 4
+"""Of qlora's frozen weights when not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneBudget:
+    """How much, how long and how fast."""
+
+    epochs: float = 3.0
+    """Passes over the data."""
+    context: int | None = None
+    """Tokens of the longest example; the model's own length, but at most 1,024, when not given."""
+    lr: float | None = None
+    """Peak learning rate; when not given, 0.1 / the model's width, at most 3e-4, with --method full, and ten times
+    that, at most 2e-3, with lora and qlora; with --task dpo 5e-6 and 5e-5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(TrainHabits, FinetuneBudget):
+    """How it is trained: `TrainConfig` with a length in epochs, and defaults for a model that is trained already."""
+
+    batch_size: int = 16
+    """Examples in one micro-batch (rows of packed ones with --packing)."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises linearly."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; embeddings, norms and biases have none."""
+    eval_every: int = 200
+    """Steps between two validations; 0 validates only at the end."""
+    save_every: int = 200
+    """Steps between two checkpoints; 0 saves only at validations and at the end."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.epochs < math.inf, "epochs", self.epochs, "give a number above 0")
+        require(self.context is None or self.context >= 2, "context", self.context, "give 2 tokens or more")
+        require(self.lr is None or 0 < self.lr < 100, "lr", self.lr, "give a number above 0, such as 1e-4")
+        super().__post_init__()
+
+    def settings(self, task: str, method: str, width: int, context: int, epoch_batches: int) -> TrainConfig:
+        """For the loop.
+
+        Args:
+            task, method, width: decide the learning rate when none is given; width of the model's hidden states.
+            context: tokens of the longest row.
+            epoch_batches: micro-batches of one pass.
+        """
+        steps = max(1, math.ceil(self.epochs * epoch_batches / self.accumulate))
+        whole = RATE_TIMES_WIDTH / width
+        rates = {"full": min(LARGEST_RATE, whole), "lora": min(LARGEST_LORA_RATE, LORA_RATE * whole)}
+        rates = PREFERENCE_RATES if task == "dpo" else rates | {"qlora": rates["lora"]}
+        return TrainConfig(
+            tokens=steps * self.batch_size * context * self.accumulate,
+            context=context,
+            lr=rates[method] if self.lr is None else self.lr,
+            **{f.name: getattr(self, f.name) for f in fields(TrainHabits)},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFlags:
+    """The adapter of --method lora and qlora."""
+
+    rank: int = 8
+    """Rank of the adapter."""
+    alpha: float = 16.0
+    """The low-rank part is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout of what goes into the low-rank part."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Layers that get the adapter, by the ends of their names (q_proj k_proj v_proj o_proj gate_proj up_proj
+    down_proj), or all-linear."""
+    rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead, for high ranks."""
+    dora: bool = False
+    """Train the length of each row of the weights as well (DoRA)."""
+    train_tokens: bool | None = None
+    """Train with the adapter the embeddings of the chat template's special tokens, a row each; when not given, where
+    the vocabulary is Yeoul's, whose pretrained models have never met these tokens."""
+    bits: Literal[4, 8] | None = None
+    """Bits of the frozen weights with --method qlora; 4 when not given."""
+    group_size: int | None = None
+    """Inputs that share a scale with --method qlora: 32, 64 or 128; 64 with 4 bits and all with 8 when not given."""
+
+    def config(self, base_model: str | None, tokens: tuple[int, ...] | dict[str, tuple[int, ...]] = ()) -> LoraConfig:
+        """The adapter that the flags describe.
+
+        Args:
+            base_model: what it says that it is for.
+            tokens: as `LoraConfig.token_indices`.
+
+        Raises:
+            UserError: a value that cannot be; names the flag.
+        """
+        from yeoul.adapt.lora_layers import LoraConfig
+
+        targets = "all-linear" if self.target_modules == ("all-linear",) else self.target_modules
+        try:
+            return LoraConfig(
+                r=self.rank, alpha=self.alpha, dropout=self.dropout, target_modules=targets,
+                rslora=self.rslora, dora=self.dora, token_indices=tokens, base_model=base_model,
+            )  # fmt: skip
+        except UserError as error:
+            where = {"r": "--rank"}.get(str(error.where), f"--{error.where}")
+            raise UserError(error.what, where, error.fix) from None
+
+
+def changed(flags: Any) -> list[str]:
+    """Flags of a dataclass that have not their default values."""
+    plain = type(flags)()
+    names = (f.name for f in fields(flags) if getattr(flags, f.name) != getattr(plain, f.name))
+    return [f"--{name.replace('_', '-')}" for name in names]

@@ -1,0 +1,136 @@
+"""What `--task classify` and `--task embed` have in common: whole texts as rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from yeoul.commands.finetune import Config
+    from yeoul.data.text_batches import Item, TextLoader
+    from yeoul.model.config import ModelConfig
+    from yeoul.model.decoder import Decoder
+    from yeoul.text.tokenizer import Tokenizer
+
+LONGEST = 512
+"""Tokens of a text when no context is given and the model reads more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFlags:
+    """Of --task classify and embed."""
+
+    pooling: Literal["last", "mean"] | None = None
+    """Which states stand for a text: that of its last token (classify, when not given) or the mean of all (embed).
+    transformers has only the last token for classifiers."""
+    word_dropout: float = 0.0
+    """Leave out each token with this probability, in training."""
+
+    def __post_init__(self) -> None:
+        check_share(self.word_dropout, "--word-dropout")
+
+
+def check_share(value: float, flag: str) -> None:
+    """UserError unless a value is from 0 to below 1."""
+    if not 0 <= value < 1:
+        raise UserError(f"{value} is not a share from 0 to below 1", flag)
+
+
+class TextTask:
+    """The common part of tasks over whole texts; `prepare` of theirs calls `set_items`."""
+
+    context = epoch_batches = 0
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.items: list[Item] = []
+        self.val: list[Item] = []
+        self.targets: np.ndarray | None = None
+        self.val_targets: np.ndarray | None = None
+        self.cut = 0
+
+    def set_items(self, model: Decoder, tokenizer: Tokenizer, train: Sequence[Sequence[str]],
+                  val: Sequence[Sequence[str]]) -> None:  # fmt: skip
+        """Tokens of the examples, each one or several texts, within the context."""
+        from yeoul.infer.texts import padding_id
+
+        self.model, self.tokenizer = model, tokenizer
+        self.pad_id = padding_id(tokenizer, model.config)
+        limit = self._limit(model.config)
+        self.items, self.cut = self._encoded(train, limit)
+        self.val = self._encoded(val, limit)[0] if val else []
+        longest = max(len(text) for item in self.items for text in item)
+        self.context = self.config.train.context or max(2, longest)
+        self.epoch_batches = self.loader().epoch_batches
+
+    def _limit(self, model: ModelConfig) -> int:
+        given = self.config.train.context
+        if given is None:
+            return min(model.max_position_embeddings, LONGEST)
+        if model.bounded_context is not None and given > model.bounded_context:
+            what = f"the context of {given:,} is longer than the model's {model.bounded_context:,} positions"
+            raise UserError(what, "--context", "shorten it")
+        return given
+
+    def _encoded(self, examples: Sequence[Sequence[str]], limit: int) -> tuple[list[Item], int]:
+        import numpy as np
+
+        from yeoul.infer.texts import encode_texts
+
+        rows, cut = encode_texts(self.tokenizer, [text for texts in examples for text in texts], limit)
+        arrays = iter([np.asarray(row, dtype=np.int32) for row in rows])
+        return [tuple(next(arrays) for _ in texts) for texts in examples], cut
+
+    def loader(self) -> TextLoader:
+        """From the beginning of the first epoch."""
+        from yeoul.data.text_batches import TextLoader
+
+        train = self.config.train
+        return TextLoader(
+            self.items, self.targets, batch_size=train.batch_size, seed=train.seed, pad_id=self.pad_id,
+            drop=self.config.texts.word_dropout,
+        )  # fmt: skip
+
+    def identity(self) -> dict[str, object]:
+        """What the flags do not say: the tokens and targets themselves."""
+        from yeoul.data.text_batches import digest
+
+        return {"texts": digest(self.items, self.targets), "validation": digest(self.val, self.val_targets)}
+
+    def compute_dtype(self) -> torch.dtype:
+        """In which validation multiplies."""
+        from yeoul import runtime
+
+        return runtime.resolve_dtype(self.config.train.dtype, self.model.device)
+
+    def data_lines(self, what: str, skipped: int, complaint: str) -> list[str]:
+        """Sizes, and what was left out or cut."""
+        tokens = sum(len(text) for item in self.items for text in item)
+        held_out = f"{len(self.val):,} for validation" if self.val else "none for validation"
+        lines = [f"Data: {what}, {held_out}; {tokens:,} tokens."]
+        if skipped:
+            lines.append(f"Left out: {skipped:,} records that cannot be used. The first: {complaint}")
+        if self.cut:
+            lines.append(f"{self.cut:,} texts are longer than {self.context:,} tokens and lose their ends.")
+        return lines
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, pad_id: int) -> None:
+    """The tokenizer's files; where it names no token for padding, they do so now, which transformers needs."""
+    tokenizer.save(folder)
+    file = folder / "tokenizer_config.json"
+    if tokenizer.pad_id == pad_id or not file.is_file():
+        return
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values["pad_token"] = tokenizer.piece(pad_id)
+    beside = file.with_name(f".{file.name}.tmp")
+    beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(file)

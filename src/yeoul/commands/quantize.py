@@ -1,0 +1,299 @@
+"""`yeoul quantize`: a model's weights in 8 or 4 bits, and what that costs and gains."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from yeoul.adapt.quantize import QuantizationConfig
+    from yeoul.data.batch import Batch
+    from yeoul.model.decoder import Decoder
+    from yeoul.text.tokenizer import Tokenizer
+
+CONTEXT = 512
+"""Longest sequence that is calibrated or scored with."""
+ROWS = 8
+"""Sequences at once."""
+STEPS, TURNS = 8, 5
+"""Of decoding, when speeds are compared."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write a model with weights of 8 or 4 bits, and print what it was and what it is.
+
+    Linear layers are quantized, and embeddings and head where they are asked for; norms, biases, feature maps and gates
+    stay as they are. The folder is opened by every verb, and adapters are trained on it, but it cannot be merged with
+    them, linearized or written as GGUF.
+    """
+
+    model: str
+    """Model: a Hugging Face folder, a run's folder, or an id on the hub; of any kind."""
+    _: KW_ONLY
+    bits: Literal[8, 4] = 8
+    """Bits of a weight."""
+    group_size: Literal[32, 64, 128] | None = None
+    """Inputs that share a scale; all of an output's with 8 bits and 64 with 4, when not given."""
+    method: Literal["gptq", "awq", "rtn"] = "gptq"
+    """gptq: the error of each number is made good by those after it, on calibration text; awq: channels that matter are
+    made large before rounding, by the same text; rtn: each number to the nearest, without text."""
+    data: str | None = None
+    """Calibration text: a file, a folder, a hub data set or "builtin"; what MODEL's run was trained on, or else
+    "builtin", when not given."""
+    text_column: str | None = None
+    """Column of tables and JSON objects that holds the text; found by its usual names when not given."""
+    calibration_tokens: int = 65_536
+    """Tokens of the text to calibrate with."""
+    embeddings: bool = True
+    """The embeddings too: one scale a row, and 6 bits beside layers of 4. Tied to the output, they are quantized if
+    either they or the head are."""
+    head: bool = True
+    """The output projection likewise."""
+    out: Path | None = None
+    """Folder of the result; MODEL-8bit or MODEL-4bit in the current folder, with the model's name, when not given."""
+    overwrite: bool = False
+    """Replace what is there."""
+    eval_data: str | None = None
+    """Text to score before and after: as --data; what MODEL's run put aside, or else what follows the calibration text,
+    when not given."""
+    eval_tokens: int = 32_768
+    """Tokens to score; 0 for no scores."""
+    speed: bool = True
+    """Compare how fast both decode."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of what is not quantized, in which the model will compute; auto is bfloat16."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda or cuda:N."""
+    json: bool = False
+    """Print JSON instead of the table."""
+    config: Path | None = None
+    """YAML file with any of these settings; flags beat it."""
+
+    def __post_init__(self) -> None:
+        if self.calibration_tokens < 1:
+            raise UserError(f"{self.calibration_tokens} tokens are no text", "--calibration-tokens", "use 1 or more")
+        if self.eval_tokens < 0:
+            raise UserError(f"{self.eval_tokens} tokens cannot be scored", "--eval-tokens", "use 0 or more")
+
+    def settings(self) -> QuantizationConfig:
+        """How the weights are rounded."""
+        from yeoul.adapt.quantize import QuantizationConfig
+
+        return QuantizationConfig(
+            bits=self.bits, group_size=self.group_size, method=self.method, embeddings=self.embeddings, head=self.head
+        )
+
+
+def run(config: Config) -> int:
+    """Quantize, and print the table."""
+    from yeoul import runtime
+    from yeoul.commands.export import model_name
+    from yeoul.hub import local_folder
+    from yeoul.model.checkpoint import model_folder
+    from yeoul.text.tokenizer import Tokenizer
+
+    top = local_folder(config.model)
+    folder = model_folder(top)
+    out = config.out or Path(f"{model_name(config.model)}-{config.bits}bit")
+    _check_out(out, folder, config.overwrite)
+    runtime.set_threads()
+    tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
+    if tokenizer is None and config.method != "rtn":
+        raise UserError("the model has no tokenizer, so no text can calibrate it", config.model, "use --method rtn")
+    work = _Work(config, top, folder, tokenizer)
+    values = work.run(out)
+    print(json.dumps(values, ensure_ascii=False, indent=2) if config.json else describe(values))
+    return 0
+
+
+def _check_out(out: Path, folder: Path, overwrite: bool) -> None:
+    if out.is_file():
+        raise UserError("this is a file, not a folder", f"--out {out}")
+    if out.exists() and out.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UserError("the model lies in this folder", f"--out {out}", "choose another --out")
+    if out.exists() and not overwrite:
+        raise UserError("there is something already", out, "replace it (--overwrite) or choose another --out")
+
+
+class _Work:
+    """One model on its way to fewer bits."""
+
+    def __init__(self, config: Config, top: Path, folder: Path, tokenizer: Tokenizer | None) -> None:
+        import torch
+
+        from yeoul import runtime
+
+        self.config, self.top, self.folder, self.tokenizer = config, top, folder, tokenizer
+        self.device = runtime.resolve_device(config.device)
+        self.compute = runtime.resolve_dtype("auto", self.device)
+        self.dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
+
+    def run(self, out: Path) -> dict[str, Any]:
+        """Reads, scores, quantizes, saves, scores; what was found, JSON-able."""
+        from yeoul.adapt.quantize import quantize_model
+        from yeoul.commands.corpus import save_folder
+        from yeoul.evaluate.perplexity import autocast
+        from yeoul.model.checkpoint import load_model
+        from yeoul.model.quantized import refuse_quantized
+        from yeoul.train.runstate import replace_folder
+
+        model = load_model(self.folder, self.device).requires_grad_(False)
+        refuse_quantized(model, "quantized again")
+        if self.tokenizer is not None:
+            self.tokenizer.check_fits(model.config.vocab_size)
+        self.context = min(CONTEXT, model.config.max_position_embeddings)
+        calibration, scored = self._texts()
+        before = self._score(model, scored)
+        with autocast(self.device, self.compute):
+            quantize_model(model, self.config.settings(), calibration, progress=_say)
+        to_dtype(model, self.dtype)
+        _say(f"writing {out}")
+
+        def write(target: Path) -> None:
+            save_folder(model, self.tokenizer, target)
+            if (self.folder / "README.md").is_file():
+                (target / "README.md").write_bytes((self.folder / "README.md").read_bytes())
+
+        replace_folder(out, write)
+        quantized = load_model(out, self.device)
+        after = self._score(quantized, scored)
+        speeds = self._speeds(out) if self.config.speed else ({}, {})
+        settings = self.config.settings()
+        return {
+            "model": self.config.model,
+            "out": str(out),
+            "bits": settings.bits,
+            "group_size": settings.group or None,
+            "method": settings.method,
+            "parameters": quantized.num_parameters(),
+            "before": before | {"bytes": _bytes(self.folder)} | speeds[0],
+            "after": after | {"bytes": _bytes(out)} | speeds[1],
+        }
+
+    def _texts(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows of ids (B, T) to calibrate with, and rows (B, T + 1) to score."""
+        config, tokenizer, T = self.config, self.tokenizer, self.context
+        if tokenizer is None:
+            return [], []
+        wanted = 0 if config.method == "rtn" else config.calibration_tokens
+        kept = {name: self.top / "data" / name for name in ("train", "val")}
+        ids = self._ids(config.data, kept["train"])
+        calibration = _rows(islice(ids, -(-wanted // T) * T), T)
+        if not config.eval_tokens:
+            return calibration, []
+        if config.eval_data is not None or (config.data is None and kept["val"].is_dir()):
+            ids = self._ids(config.eval_data, kept["val"])
+        scored = _rows(islice(ids, config.eval_tokens // T * (T + 1) + T + 1), T + 1)
+        if not scored:
+            raise UserError("there is no text left to score", fix="give --eval-data, or --eval-tokens 0")
+        return calibration, scored
+
+    def _ids(self, data: str | None, kept: Path) -> Iterator[int]:
+        """Ids of a text, or of what a run has kept of its own; of the built-in one where there is neither."""
+        from yeoul.data.records import read_documents
+        from yeoul.data.shards import TokenShards
+
+        assert self.tokenizer is not None
+        if data is None and kept.is_dir():
+            shards = TokenShards.open(kept)
+            if shards.meta.fingerprint == self.tokenizer.fingerprint:
+                yield from map(int, shards.tokens)
+                return
+        end = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+        for document in read_documents(data or "builtin", text_column=self.config.text_column):
+            yield from [*self.tokenizer.encode(document), *end]
+
+    def _score(self, model: Decoder, rows: list[Tensor]) -> dict[str, Any]:
+        from yeoul.evaluate.perplexity import score
+
+        if not rows or self.tokenizer is None:
+            return {}
+        _say(f"scoring {sum(batch[:, 1:].numel() for batch in rows):,} tokens")
+        found = score(model, map(_batch, rows), self.tokenizer.byte_lengths(), dtype=self.compute)
+        return {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte, "loss": found.loss}
+
+    def _speeds(self, out: Path) -> tuple[dict[str, float], dict[str, float]]:
+        """Tokens a second of both, decoding in turns, each in the type that suits it and this machine."""
+        from yeoul.evaluate import speed
+        from yeoul.model.checkpoint import load_model
+
+        _say("comparing speeds")
+        models = {name: load_model(path, self.device, self.compute) for name, path in
+                  (("before", self.folder), ("after", out))}  # fmt: skip
+        longest = min(model.config.max_position_embeddings for model in models.values())
+        context = max(1, min(32, longest - speed.decoded(STEPS, TURNS)))
+        positions = context + speed.decoded(STEPS, TURNS)
+        models = {name: speed.lengthened(model, positions) for name, model in models.items()}
+        records = {record.model: record for record in speed.compare(models, [context], steps=STEPS, turns=TURNS)}
+        before, after = (
+            {"tokens_per_second": r.decode_tokens_per_second, "low": r.decode_low, "high": r.decode_high}
+            for r in (records["before"], records["after"])
+        )
+        return before, after
+
+
+def to_dtype(model: Decoder, dtype: torch.dtype) -> None:
+    """What is not quantized in a type, but for what stays fp32 in every folder."""
+    from yeoul.model.checkpoint import stays_fp32
+    from yeoul.model.quantized import QuantizedEmbedding
+
+    for name, parameter in model.named_parameters():
+        if not stays_fp32(name):
+            parameter.data = parameter.data.to(dtype)
+    if isinstance(table := model.model.embed_tokens, QuantizedEmbedding):
+        table.dtype = dtype
+
+
+def _rows(ids: Iterator[int], length: int) -> list[Tensor]:
+    """Batches (B, length) of what there is; a remainder that fills no row is left out, unless there is no other."""
+    import torch
+
+    tokens = torch.tensor(list(ids), dtype=torch.int64)
+    if tokens.numel() < length:
+        return [tokens[None]] if tokens.numel() > 1 else []
+    return list(tokens[: tokens.numel() // length * length].view(-1, length).split(ROWS))
+
+
+def _batch(rows: Tensor) -> Batch:
+    from yeoul.data.batch import Batch
+
+    return Batch(input_ids=rows[:, :-1], labels=rows[:, 1:], positions=None, seq_ids=None)
+
+
+def _bytes(folder: Path) -> int:
+    from yeoul.model.checkpoint import weight_files
+
+    return sum(file.stat().st_size for file in weight_files(folder))
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+def describe(values: dict[str, Any]) -> str:
+    """The table."""
+    before, after = values["before"], values["after"]
+    group = f"groups of {values['group_size']}" if values["group_size"] else "a scale for each output"
+    lines = [f"{values['out']}: {values['bits']} bits, {group}, {values['method']}", ""]
+    lines.append(f"{'':<16}{'before':>14}{'after':>14}{'ratio':>10}")
+    for key, name, form in (
+        ("bytes", "bytes", "{:,.0f}"), ("perplexity", "perplexity", "{:,.3f}"),
+        ("bits_per_byte", "bits per byte", "{:.4f}"), ("tokens_per_second", "tokens/s", "{:,.1f}"),
+    ):  # fmt: skip
+        one, other = before.get(key), after.get(key)
+        if one is not None and other is not None:
+            lines.append(f"{name:<16}{form.format(one):>14}{form.format(other):>14}{other / one:>10.4f}")
+    share = after["bytes"] / (4 * values["parameters"])
+    lines += ["", f"bytes: {share:.3f} of float32, {2 * share:.3f} of bfloat16"]
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""Flags of the verbs that answer people: a classifier that screens what is asked and said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    from yeoul.infer.screen import Screen
+
+THRESHOLD = 0.5
+"""When none is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenFlags:
+    """The safety screen."""
+
+    screen: str | None = None
+    """Classifier that judges questions and answers: a folder, a run's folder, or an id on the hub."""
+    screen_label: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = ()
+    """Label of the classifier that is refused; of several, given one by one, the probabilities are added."""
+    screen_threshold: float | None = None
+    """Refuse from this probability on; 0.5 when not given."""
+
+    def __post_init__(self) -> None:
+        for flag, given in (("--screen-label", self.screen_label), ("--screen-threshold", self.screen_threshold)):
+            if self.screen is None and given not in ((), None):
+                raise UserError("there is no classifier to screen with", flag, "name it: --screen FOLDER")
+
+    def open(self, device: str = "auto") -> Screen | None:
+        """The screen, None without one.
+
+        Raises:
+            UserError: no classifier there, one that cannot screen, or one without the label.
+        """
+        if self.screen is None:
+            return None
+        from yeoul.commands.classify import load_classifier
+        from yeoul.infer.screen import Screen
+
+        threshold = THRESHOLD if self.screen_threshold is None else self.screen_threshold
+        _refuse_independent_labels(self.screen)
+        return Screen(load_classifier(self.screen, device=device), self.screen_label, threshold)
+
+
+def _refuse_independent_labels(path: str) -> None:
+    """UserError for a classifier whose labels do not exclude one another: their probabilities are other ones."""
+    from yeoul.hub import local_folder
+    from yeoul.model.checkpoint import model_folder, read_json
+    from yeoul.model.classifier_folder import head_folder
+
+    folder = local_folder(path)
+    if head_folder(folder) is not None:
+        return
+    config: Path = model_folder(folder) / "config.json"
+    if read_json(config).get("problem_type") in ("multi_label_classification", "regression"):
+        what = "the labels of this classifier do not exclude one another, so it cannot screen"
+        raise UserError(what, config, "give one with single_label_classification")

@@ -1,0 +1,98 @@
+"""What a conversation needs of a terminal: messages of one or many lines, notes beside the answers, Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from yeoul.errors import UserError
+
+if TYPE_CHECKING:
+    from yeoul.infer.engine import TextStream
+
+QUOTES = '"""'
+
+
+def with_history() -> None:
+    """Gives `input` its history and arrow keys, where the system has them."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401
+
+
+def note(text: str) -> None:
+    """Something that is not the model's: on standard error, dim in a terminal."""
+    dim = sys.stderr.isatty()
+    print(f"\033[2m{text}\033[0m" if dim else text, file=sys.stderr, flush=True)
+
+
+def read_message(prompting: bool) -> tuple[str, bool]:
+    """The next message from standard input, and whether it stood in quotation marks.
+
+    A line that ends with a backslash goes on in the next one. A text of any lines stands between two times three
+    quotation marks, the first at the beginning of a line and the last at the end of one; it is taken as it is. The
+    end of the input ends both.
+
+    Args:
+        prompting: show that a line is waited for.
+
+    Raises:
+        EOFError: there is nothing more.
+        UserError: the text is not UTF-8.
+    """
+    line = _line("> " if prompting else "").strip()
+    more = "… " if prompting else ""
+    if line.startswith(QUOTES):
+        lines = [line.removeprefix(QUOTES)]
+        while not lines[-1].endswith(QUOTES):
+            try:
+                lines.append(_line(more).rstrip())
+            except EOFError:
+                break
+        return "\n".join(lines).removesuffix(QUOTES).strip("\n"), True
+    while line.endswith("\\"):
+        line = line[:-1] + "\n"
+        with contextlib.suppress(EOFError):
+            line += _line(more).rstrip()
+    return line, False
+
+
+def _line(prompt: str) -> str:
+    try:
+        return input(prompt)
+    except UnicodeDecodeError:
+        raise UserError("the text is not UTF-8", "standard input") from None
+
+
+def checked_text(text: str) -> str:
+    """The text, if it is one: a terminal passes on bytes that are not UTF-8 as lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError("the text is not UTF-8", "standard input") from None
+    return text
+
+
+@contextlib.contextmanager
+def stopped_by_ctrl_c(stream: TextStream) -> Iterator[None]:
+    """Ctrl-C ends the answer between two tokens, so that its cache stays whole; a second one, at once."""
+    presses = 0
+
+    def press(number: int, frame: Any) -> None:
+        nonlocal presses
+        presses += 1
+        stream.cancel()
+        if presses > 1:
+            raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGINT, press)
+    except ValueError:  # only the main thread may; elsewhere Ctrl-C keeps its meaning
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

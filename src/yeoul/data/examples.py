@@ -1,0 +1,273 @@
+"""Token sequences of their own, each token trained or not, as batches: packed or padded, and never mixed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from yeoul.data.batch import IGNORE, Batch
+from yeoul.data.conversations import Conversation, PlainText, Record, Records
+from yeoul.data.loader import Piece, pack_rows
+from yeoul.errors import UserError
+
+POOL = 50
+"""So many batches are drawn together and sorted by length when rows are padded."""
+STEPS = {True: 32, False: 8}
+"""Batches, packed or not, are as wide as a multiple of it, so that few shapes occur."""
+
+
+class Example(NamedTuple):
+    """One sequence: `ids` (N,) int32, and `trained` (N,) bool: whether `ids[t]` is a label."""
+
+    ids: np.ndarray
+    trained: np.ndarray
+
+
+class Fitted(NamedTuple):
+    """Examples that fit into a context, how many were cut for it, and how many had then nothing left to train."""
+
+    examples: list[Example]
+    cut: int
+    dropped: int
+
+
+Render = Callable[[Sequence[Mapping[str, Any]]], "tuple[list[int], list[bool]]"]
+
+
+def make_examples(
+    records: Records | Iterable[Record],
+    render: Render,
+    encode: Callable[[str], list[int]],
+    train_on: Literal["assistant", "all"] = "assistant",
+) -> list[Example]:
+    """Conversations and plain texts as tokens.
+
+    A conversation that the chat template refuses is a bad record like any other: `Records` raises or counts it.
+
+    Args:
+        render: messages to ids and which of them are trained, as `functools.partial(render_chat, tokenizer)`.
+        encode: a plain text to ids, with the tokens that begin and end a text.
+        train_on: "assistant" is what `render` marks, "all" every token of a conversation.
+
+    Raises:
+        UserError: see above, with the place of the record.
+    """
+    examples: list[Example] = []
+    for record in records:
+        if isinstance(record, PlainText):
+            ids = encode(record.text)
+            trained = [True] * len(ids)
+        elif isinstance(record, Conversation):
+            try:
+                ids, trained = render(record.messages)
+            except UserError as error:
+                inside = f"{record.where}, {error.where}" if error.where else record.where
+                placed = UserError(error.what, inside, error.fix)
+                if not isinstance(records, Records):
+                    raise placed from None
+                records.complain(placed, was_read=True)
+                continue
+        else:
+            raise TypeError(f"{type(record).__name__} is no single sequence")
+        mask = np.asarray(trained, dtype=bool)
+        examples.append(Example(np.asarray(ids, dtype=np.int32), mask | (train_on == "all")))
+    return examples
+
+
+def fit_examples(examples: Iterable[Example], context: int) -> Fitted:
+    """Keep the first `context` + 1 tokens of each (so many make `context` labels) and drop what has no label then."""
+    kept: list[Example] = []
+    cut = dropped = 0
+    for ids, trained in examples:
+        if len(ids) > context + 1:
+            cut += 1
+            ids, trained = ids[: context + 1], trained[: context + 1]
+        if trained[1:].any():
+            kept.append(Example(ids, trained))
+        else:
+            dropped += 1
+    return Fitted(kept, cut, dropped)
+
+
+def _make_batch(examples: Sequence[Example], rows: list[list[Piece]], width: int, pad_id: int) -> Batch:
+    """Rows of whole examples (`Piece.start` is their number) as tensors (len(rows), width)."""
+    shape = (len(rows), width)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    labels = np.full(shape, IGNORE, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    seq_ids = np.full(shape, -1, dtype=np.int64)
+    for b, row in enumerate(rows):
+        column = 0
+        for number, (index, length) in enumerate(row):
+            ids, trained = examples[index]
+            place = slice(column, column + length)
+            input_ids[b, place] = ids[:-1]
+            labels[b, place] = np.where(trained[1:], ids[1:], IGNORE)
+            positions[b, place], seq_ids[b, place] = np.arange(length), number
+            column += length
+    return Batch(
+        input_ids=torch.from_numpy(input_ids), labels=torch.from_numpy(labels),
+        positions=torch.from_numpy(positions), seq_ids=torch.from_numpy(seq_ids),
+    )  # fmt: skip
+
+
+def _width(rows: Iterable[list[Piece]], context: int, packing: bool) -> int:
+    longest, step = max(sum(piece.length for piece in row) for row in rows), STEPS[packing]
+    return min(-(-longest // step) * step, context)
+
+
+def _checked(examples: Sequence[Example], batch_size: int, context: int) -> Fitted:
+    if batch_size < 1 or context < 1:
+        raise UserError(f"batch size {batch_size} and context {context} must be at least 1")
+    fitted = fit_examples(examples, context)
+    if not fitted.examples:
+        fix = "give a longer context" if fitted.cut else "give more data"
+        raise UserError(f"none of {len(examples):,} examples has a trained token within {context:,} tokens", fix=fix)
+    return fitted
+
+
+class ExampleLoader:
+    """Endless training batches from examples, in an order that depends on the seed alone.
+
+    Packed, a row holds whole examples, best fit first, each a sequence of its own with positions from 0: none sees
+    another. Padded, a row holds one, and the rows of a batch are alike in length. Each epoch has every example once.
+
+    Args:
+        examples: longer ones are cut, see `fit_examples`; the list is kept, not copied.
+        batch_size: rows of a batch.
+        context: the most tokens of a row.
+        seed: of the order.
+        packing: packed or padded.
+        pad_id: any valid id, written where there is no token (seq_ids -1).
+        rank, world_size: this process takes every `world_size`-th batch; all processes together draw each row once.
+
+    Attributes:
+        cut, dropped: examples that lost their end, and those that had no trained token then.
+        tokens: positions of one epoch, padding not counted.
+        epoch: that of the last row drawn.
+
+    Raises:
+        UserError: no example is left.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        context: int,
+        seed: int,
+        packing: bool,
+        pad_id: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}")
+        self.examples, self.cut, self.dropped = _checked(examples, batch_size, context)
+        self.batch_size, self.context, self.seed = batch_size, context, seed
+        self.packing, self.pad_id, self.rank, self.world_size = packing, pad_id, rank, world_size
+        self.tokens = sum(len(example.ids) - 1 for example in self.examples)
+        self._digest = _digest(self.examples)
+        self.epoch, self.index = 0, 0
+        self._rows = self._epoch_rows(0)
+
+    def _epoch_rows(self, epoch: int) -> Iterator[list[Piece]]:
+        """The rows of one epoch; padded, its last batch is filled from the next epoch, which then begins later."""
+        if self.packing:
+            return pack_rows((self._piece(index) for index in self._order(epoch)), self.context)
+        together, count = self.batch_size * self.world_size, len(self.examples)
+        start, end = (-(-number * count // together) * together for number in (epoch, epoch + 1))
+        drawn = [self._piece(index) for index in self._drawn(start, end)]
+        groups: list[list[Piece]] = []
+        for first in range(0, len(drawn), POOL * together):
+            pool = sorted(drawn[first : first + POOL * together], key=lambda piece: -piece.length)
+            groups += [pool[number : number + together] for number in range(0, len(pool), together)]
+        return ([piece] for group in _shuffled(len(groups), self.seed, 2**32 + epoch) for piece in groups[group])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return _shuffled(len(self.examples), self.seed, epoch)
+
+    def _drawn(self, start: int, end: int) -> list[int]:
+        """Examples `start` to `end` of the endless stream of epochs."""
+        count = len(self.examples)
+        stream = [index for epoch in range(start // count, -(-end // count)) for index in self._order(epoch)]
+        return stream[start % count :][: end - start]
+
+    def _piece(self, index: int) -> Piece:
+        return Piece(int(index), len(self.examples[index].ids) - 1)
+
+    def _next_row(self) -> list[Piece]:
+        row = next(self._rows, None)
+        while row is None:
+            self.epoch, self.index = self.epoch + 1, 0
+            self._rows = self._epoch_rows(self.epoch)
+            row = next(self._rows, None)
+        self.index += 1
+        return row
+
+    def next_batch(self) -> Batch:
+        """The next batch; the epoch ends nowhere, a batch may reach into the next one."""
+        rows = [self._next_row() for _ in range(self.batch_size * self.world_size)]
+        mine = rows[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+        return _make_batch(self.examples, mine, _width(rows, self.context, self.packing), self.pad_id)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, as values that JSON can hold."""
+        state = {"epoch": self.epoch, "index": self.index, "seed": self.seed, "context": self.context}
+        state |= {"packing": self.packing, "examples": len(self.examples), "digest": self._digest}
+        return state if self.packing else state | {"rows": self.batch_size * self.world_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken.
+
+        Raises:
+            UserError: the state belongs to other examples, another context, or another way to batch them.
+        """
+        for key, value in self.state_dict().items():
+            if key not in state:
+                raise UserError(f'the position in the data is damaged: "{key}" is missing')
+            if key not in ("epoch", "index", "seed") and state[key] != value:
+                fix = "resume with the same data and settings"
+                raise UserError(f"the run was started with {key} = {state[key]}, now it is {value}", fix=fix)
+        self.seed, self.epoch, self.index = int(state["seed"]), int(state["epoch"]), int(state["index"])
+        self._rows = islice(self._epoch_rows(self.epoch), self.index, None)
+
+
+def _shuffled(count: int, seed: int, turn: int) -> np.ndarray:
+    """0 ... count-1 in an order that depends on seed and turn alone."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, turn], dtype=np.uint64))).permutation(count)
+
+
+def _digest(examples: Iterable[Example]) -> int:
+    """Changes when a token or its mark does."""
+    crc = 0
+    for ids, trained in examples:
+        crc = zlib.crc32(np.packbits(trained).tobytes(), zlib.crc32(ids.tobytes(), crc))
+    return crc
+
+
+def example_batches(
+    examples: Sequence[Example], *, batch_size: int, context: int, packing: bool, pad_id: int
+) -> Iterator[Batch]:
+    """Batches for scoring: every trained token that fits is a label once; the last batch may have fewer rows.
+
+    Args:
+        examples, context, packing, pad_id: as for `ExampleLoader`; what is cut, `fit_examples` counts.
+
+    Raises:
+        UserError: no example has a label.
+    """
+    kept = _checked(examples, batch_size, context).examples
+    pieces = [Piece(index, len(example.ids) - 1) for index, example in enumerate(kept)]
+    if packing:
+        rows = pack_rows(pieces, context)
+    else:
+        rows = ([piece] for piece in sorted(pieces, key=lambda piece: -piece.length))
+    while chunk := list(islice(rows, batch_size)):
+        yield _make_batch(kept, chunk, _width(chunk, context, packing), pad_id)

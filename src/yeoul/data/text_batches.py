@@ -1,0 +1,194 @@
+"""Whole texts as batches: one text a row, alike in length, padded on the right."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yeoul.data.batch import IGNORE, Batch
+from yeoul.errors import UserError
+
+POOL = 50
+"""So many batches are drawn together and sorted by length."""
+
+Ids = Sequence[int] | np.ndarray
+Item = tuple[Ids, ...]
+"""One example: the tokens of its texts, one or several, none of them empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextBatch(Batch):
+    """Rows of one text each, and what is to be learned of them.
+
+    With several texts to an example, the rows are all first texts, then all second ones, and so on: B = ways * N.
+
+    Attributes:
+        labels: the next token, for an auxiliary loss; `IGNORE` behind a text's last token.
+        seq_ids: 0 for tokens, -1 for padding.
+        targets: (N,), int64 classes or float32 scores; None where there are none.
+        ways: texts of one example.
+    """
+
+    targets: Tensor | None = None
+    ways: int = 1
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, T) bool: True for tokens."""
+        assert self.seq_ids is not None
+        return self.seq_ids >= 0
+
+    def to(self, device: torch.device | str) -> TextBatch:
+        """The same batch on another device."""
+        plain = super().to(device)
+        return TextBatch(
+            input_ids=plain.input_ids, labels=plain.labels, seq_ids=plain.seq_ids,
+            targets=None if self.targets is None else self.targets.to(device), ways=self.ways,
+        )  # fmt: skip
+
+
+def text_batch(items: Sequence[Item], targets: np.ndarray | None, pad_id: int) -> TextBatch:
+    """Examples as one batch, as wide as the longest text.
+
+    Args:
+        items: N examples with the same number of texts.
+        targets: (N,), see `TextBatch`.
+        pad_id: written where there is no token; nothing depends on it.
+    """
+    rows = [item[way] for way in range(len(items[0])) for item in items]
+    shape = (len(rows), max(len(row) for row in rows))
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    labels = np.full(shape, IGNORE, dtype=np.int64)
+    seq_ids = np.full(shape, -1, dtype=np.int64)
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row)] = row
+        labels[number, : len(row) - 1] = row[1:]
+        seq_ids[number, : len(row)] = 0
+    return TextBatch(
+        input_ids=torch.from_numpy(input_ids), labels=torch.from_numpy(labels), seq_ids=torch.from_numpy(seq_ids),
+        targets=None if targets is None else torch.from_numpy(targets), ways=len(items[0]),
+    )  # fmt: skip
+
+
+def by_length(lengths: Sequence[int] | np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Numbers of the texts in batches of like length, the longest first: what does not fit shows at once."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+class TextLoader:
+    """Endless training batches of examples, in an order that depends on the seed alone.
+
+    Each epoch has every example once; its last batch may be smaller. Examples of a batch are alike in length.
+
+    Args:
+        items: examples, as tokens.
+        targets: (len(items),), see `TextBatch`.
+        batch_size: examples in a batch.
+        seed: of the order, and of what is dropped.
+        pad_id: as in `text_batch`.
+        drop: each token is left out with this probability, but never all of a text.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        targets: np.ndarray | None,
+        *,
+        batch_size: int,
+        seed: int,
+        pad_id: int,
+        drop: float = 0.0,
+    ) -> None:
+        if not items or batch_size < 1:
+            raise UserError(f"{len(items)} examples in batches of {batch_size} are nothing to learn from")
+        self.items, self.targets, self.batch_size = items, targets, batch_size
+        self.seed, self.pad_id, self.drop = seed, pad_id, drop
+        self.lengths = np.array([max(len(text) for text in item) for item in items])
+        self.epoch = self.index = 0
+        self._digest = digest(items, targets)
+        self._batches = self._epoch_batches()
+
+    @property
+    def epoch_batches(self) -> int:
+        """Batches of one epoch."""
+        return -(-len(self.items) // self.batch_size)
+
+    def _generator(self, *turn: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, self.epoch, *turn))))
+
+    def _epoch_batches(self) -> list[np.ndarray]:
+        generator = self._generator()
+        order = generator.permutation(len(self.items))
+        batches: list[np.ndarray] = []
+        for start in range(0, len(order), POOL * self.batch_size):
+            pool = order[start : start + POOL * self.batch_size]
+            batches += [pool[chosen] for chosen in by_length(self.lengths[pool], self.batch_size)]
+        return [batches[number] for number in generator.permutation(len(batches))]
+
+    def next_batch(self) -> TextBatch:
+        """The next batch."""
+        if self.index == len(self._batches):
+            self.epoch, self.index = self.epoch + 1, 0
+            self._batches = self._epoch_batches()
+        chosen = self._batches[self.index]
+        items = [self.items[number] for number in chosen]
+        if self.drop:
+            generator = self._generator(self.index)
+            items = [tuple(dropped(text, self.drop, generator) for text in item) for item in items]
+        self.index += 1
+        return text_batch(items, None if self.targets is None else self.targets[chosen], self.pad_id)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, as values that JSON can hold."""
+        return {
+            "epoch": self.epoch, "index": self.index, "seed": self.seed, "batch_size": self.batch_size,
+            "drop": self.drop, "examples": len(self.items), "digest": self._digest,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken.
+
+        Raises:
+            UserError: the state belongs to other examples or settings.
+        """
+        for key, value in self.state_dict().items():
+            if key not in state:
+                raise UserError(f'the position in the data is damaged: "{key}" is missing')
+            if key not in ("epoch", "index") and state[key] != value:
+                fix = "resume with the same data and settings"
+                raise UserError(f"the run was started with {key} = {state[key]}, now it is {value}", fix=fix)
+        self.epoch, self.index = int(state["epoch"]), int(state["index"])
+        self._batches = self._epoch_batches()
+
+
+def dropped(text: Ids, share: float, generator: np.random.Generator) -> np.ndarray:
+    """The tokens of a text without a random share of them; one stays at least."""
+    keep = generator.random(len(text)) >= share
+    if not keep.any():
+        keep[generator.integers(len(text))] = True
+    return np.asarray(text)[keep]
+
+
+def digest(items: Iterable[Item], targets: np.ndarray | None) -> int:
+    """Changes when a token or a target does."""
+    crc = 0 if targets is None else zlib.crc32(np.ascontiguousarray(targets).tobytes())
+    for item in items:
+        for text in item:
+            crc = zlib.crc32(np.asarray(text, dtype=np.int32).tobytes(), zlib.crc32(b"|", crc))
+    return crc
+
+
+def text_batches(
+    items: Sequence[Item], targets: np.ndarray | None, *, batch_size: int, pad_id: int
+) -> Iterator[tuple[np.ndarray, TextBatch]]:
+    """One pass for scoring: the numbers of the examples and their batch, long ones first."""
+    for chosen in by_length([max(len(text) for text in item) for item in items], batch_size):
+        yield chosen, text_batch([items[i] for i in chosen], None if targets is None else targets[chosen], pad_id)

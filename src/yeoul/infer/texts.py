@@ -1,0 +1,143 @@
+"""Whole texts through a model: to the probabilities of classes, or to vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from yeoul.data.text_batches import TextBatch, text_batches
+from yeoul.errors import UserError
+from yeoul.model.config import ModelConfig
+from yeoul.model.decoder import Decoder
+from yeoul.model.heads import Pooling, SequenceClassifier, pool, text_hidden
+from yeoul.text.tokenizer import Tokenizer
+
+BATCH_SIZE = 32
+
+
+def padding_id(tokenizer: Tokenizer, config: ModelConfig) -> int:
+    """A token for padding: the tokenizer's own, else one with which no text ends.
+
+    Which one it is changes nothing here, where masks tell padding apart. transformers' classifiers look for the last
+    token that is not this one.
+    """
+    known = (tokenizer.pad_id, config.pad_id, tokenizer.eos_id, tokenizer.bos_id, tokenizer.unk_id, 0)
+    return next(token for token in known if token is not None and 0 <= token < config.vocab_size)
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> tuple[list[list[int]], int]:
+    """Tokens of texts as the model's own texts begin, without an end token, and how many texts were cut.
+
+    A text without tokens becomes one end token, so that it has a result, too.
+
+    Args:
+        longest: tokens that are kept of a text, from its beginning.
+    """
+    begin = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+    nothing = [tokenizer.eos_id if tokenizer.eos_id is not None else 0]
+    rows = [begin + ids for ids in tokenizer.encode_batch(texts)]
+    return [row[:longest] or nothing for row in rows], sum(len(row) > longest for row in rows)
+
+
+def in_batches(
+    apply: Callable[[TextBatch], Tensor], rows: Sequence[Sequence[int]], batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(numbers of the texts, results) for batches of like length, long ones first; results on the CPU, fp32."""
+    for chosen, batch in text_batches([(row,) for row in rows], None, batch_size=batch_size, pad_id=0):
+        with torch.inference_mode():
+            yield torch.from_numpy(chosen), apply(batch.to(device)).float().cpu()
+
+
+def _gathered(batches: Iterator[tuple[Tensor, Tensor]], count: int, width: int) -> Tensor:
+    """Results (count, width) in the order of the texts."""
+    result = torch.zeros(count, width)
+    for chosen, values in batches:
+        result[chosen] = values
+    return result
+
+
+def _longest(config: ModelConfig, context: int | None) -> int:
+    """Tokens of a text that are read."""
+    if context is not None and config.bounded_context is not None and context > config.bounded_context:
+        what = f"the context of {context:,} is longer than the model's {config.bounded_context:,} positions"
+        raise UserError(what, "--context", "shorten it")
+    return context or config.max_position_embeddings
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable class of a text, and the probabilities of all by name."""
+
+    label: str
+    probabilities: dict[str, float]
+
+    @property
+    def probability(self) -> float:
+        """Of the most probable class."""
+        return self.probabilities[self.label]
+
+
+@dataclass
+class TextClassifier:
+    """A classifier with its tokenizer; `labels` are its classes in the order of the logits."""
+
+    model: SequenceClassifier
+    tokenizer: Tokenizer
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes."""
+        return self.model.labels
+
+    def logits(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, context: int | None = None) -> Tensor:
+        """(len(texts), labels) fp32.
+
+        Args:
+            texts: any; their order is kept.
+            batch_size: texts at a time; changes only rounding.
+            context: tokens that are read of a text, from its beginning; None: all that the model's length allows.
+        """
+        decoder = self.model.decoder
+        rows, _ = encode_texts(self.tokenizer, texts, _longest(decoder.config, context))
+        batches = in_batches(lambda batch: self.model(batch.input_ids, batch.mask), rows, batch_size, decoder.device)
+        return _gathered(batches, len(rows), len(self.labels))
+
+    def classify(
+        self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, context: int | None = None
+    ) -> list[Prediction]:
+        """The classes of texts; arguments as `logits`."""
+        probabilities = self.logits(texts, batch_size=batch_size, context=context).softmax(-1)
+        found = []
+        for row in probabilities.tolist():
+            named = dict(zip(self.labels, row, strict=True))
+            found.append(Prediction(max(named, key=lambda name: named[name]), named))
+        return found
+
+
+@dataclass
+class TextEmbedder:
+    """A model whose pooled hidden states stand for texts.
+
+    Attributes:
+        pooling: see `yeoul.model.heads.pool`.
+        normalize: vectors have length 1, so that their products are cosines.
+    """
+
+    model: Decoder
+    tokenizer: Tokenizer
+    pooling: Pooling = "mean"
+    normalize: bool = True
+
+    def embed(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, context: int | None = None) -> Tensor:
+        """(len(texts), hidden) fp32; arguments as `TextClassifier.logits`."""
+        config = self.model.config
+        rows, _ = encode_texts(self.tokenizer, texts, _longest(config, context))
+        return _gathered(in_batches(self._vectors, rows, batch_size, self.model.device), len(rows), config.hidden_size)
+
+    def _vectors(self, batch: TextBatch) -> Tensor:
+        hidden = text_hidden(self.model, batch.input_ids, batch.mask)
+        vectors = pool(hidden, batch.mask, self.pooling)
+        return torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors

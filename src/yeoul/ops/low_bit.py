@@ -1,0 +1,159 @@
+"""Products with weights of few bits: how they lie in memory, and how they are multiplied.
+
+A weight W (N, K) is whole numbers q with a scale for every group of inputs: W[n, k] = q[n, k] scale[n, k // group].
+Scales are bfloat16, (N, K / group), and may be negative; one group of all inputs is a scale for each output. In memory
+q is (N, K) int8, or with 4 bits (N, K / 8) int32: eight numbers q + 8 in each, the first in the lowest bits.
+
+Inputs in bfloat16 go through torch's own low-bit kernels while there are few rows, and through the dequantized weight
+where there are many; both add up in fp32. Inputs in fp32 and fp64 always take the dequantized weight, which is exact in
+them: a token alone and a token among others give the same numbers.
+
+Shapes: N outputs, K inputs, M rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+GROUPS_4 = (32, 64, 128)
+"""Group sizes that torch's 4-bit kernel takes, but for 256."""
+
+
+class Tiles(NamedTuple):
+    """A 4-bit weight as torch's kernel on the CPU wants it.
+
+    Attributes:
+        weight: (N, K / 2) uint8, reordered for this processor.
+        scales: (K / group, N, 2) bfloat16, each scale with its zero point, which is 0.
+    """
+
+    weight: Tensor
+    scales: Tensor
+
+
+def pack(q: Tensor, bits: int) -> Tensor:
+    """Whole numbers (N, K) int8 of so many bits, densely: (N, ceil(K bits / 32)) int32.
+
+    Number k of a row is q + 2^(bits - 1) in the bits from k * bits on, counted from the lowest of the first int32, as
+    in the format "pack-quantized" of compressed-tensors.
+    """
+    if bits == 4 and q.shape[1] % 8 == 0:
+        nibbles = (q + 8).to(torch.uint8).unflatten(1, (-1, 2))
+        return (nibbles[..., 0] | (nibbles[..., 1] << 4)).contiguous().view(torch.int32)
+    places, eight = (torch.arange(count, dtype=torch.uint8, device=q.device) for count in (bits, 8))
+    codes = (q.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
+    row = ((codes[..., None] >> places) & 1).flatten(1)  # bits of a row
+    row = F.pad(row, (0, -row.shape[1] % 32)).unflatten(1, (-1, 8))
+    return (row << eight).sum(-1, dtype=torch.uint8).view(torch.int32)
+
+
+def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
+    """The inverse of `pack`: (N, width) int8."""
+    octets = packed.contiguous().view(torch.uint8)
+    if bits == 4:
+        return (torch.stack((octets & 15, octets >> 4), dim=-1).flatten(1).to(torch.int8) - 8)[:, :width]
+    eight, places = (torch.arange(count, dtype=torch.uint8, device=packed.device) for count in (8, bits))
+    row = ((octets[..., None] >> eight) & 1).flatten(1)[:, : width * bits].unflatten(1, (width, bits))
+    return ((row << places).sum(-1, dtype=torch.int16) - 2 ** (bits - 1)).to(torch.int8)
+
+
+def unpack_4(packed: Tensor) -> Tensor:
+    """A 4-bit weight (N, K / 8) int32 as whole numbers, (N, K) int8."""
+    return unpack(packed, 4, 8 * packed.shape[1])
+
+
+def dequantize(packed: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight (N, K) in a floating-point type; exact in fp32 and fp64.
+
+    Args:
+        packed: (N, K) int8 or (N, K / 8) int32, which says how many bits there are.
+        scale: (N, K / group) bfloat16.
+        dtype: of the result.
+    """
+    q = packed if packed.dtype == torch.int8 else unpack_4(packed)
+    groups = scale.shape[1]
+    if groups == 1:
+        return q.to(dtype).mul_(scale.to(dtype))
+    return q.unflatten(1, (groups, -1)).to(dtype).mul_(scale.to(dtype)[..., None]).flatten(1)
+
+
+def make_tiles(packed: Tensor, scale: Tensor) -> Tiles | None:
+    """A 4-bit weight for torch's kernel; None where the kernel does not take its groups.
+
+    The kernel wants a multiple of 16 outputs: rows of zeros are added, and `product` takes their outputs away.
+    """
+    N, groups = scale.shape
+    if 8 * packed.shape[1] // groups not in GROUPS_4:
+        return None
+    codes = F.pad(unpack_4(packed).int() + 8, (0, 0, 0, -N % 16))
+    padded = F.pad(scale.to(torch.bfloat16), (0, 0, 0, -N % 16)).T  # (groups, N)
+    weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    return Tiles(weight, torch.stack((padded, torch.zeros_like(padded)), dim=-1).contiguous())
+
+
+MOST_ROWS = {8: 16, 4: 16}
+"""Rows up to which the kernels are faster than dequantizing, by bits."""
+
+
+def suits_kernel(x: Tensor, packed: Tensor, scale: Tensor) -> bool:
+    """Whether torch's kernels are the faster way for x (..., K), and right for such a weight."""
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return False
+    rows = x.numel() // x.shape[-1]
+    if packed.dtype == torch.int32:
+        return rows <= MOST_ROWS[4]
+    # Inputs that are no multiple of 16 make the 8-bit kernel read beyond its rows.
+    return rows <= MOST_ROWS[8] and scale.shape[1] == 1 and packed.shape[1] % 16 == 0
+
+
+def product(x: Tensor, packed: Tensor, scale: Tensor, tiles: Tiles | None = None) -> Tensor:
+    """x (M, K) times the transposed weight: (M, N) in x's dtype. See `low_bit_linear` for gradients."""
+    if suits_kernel(x, packed, scale):
+        if packed.dtype == torch.int8:
+            y: Tensor = torch.ops.aten._weight_int8pack_mm(x.contiguous(), packed, scale[:, 0])
+            return y
+        if tiles is not None:
+            group = 8 * packed.shape[1] // scale.shape[1]
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), tiles.weight, group, tiles.scales)
+            return y[:, : scale.shape[0]]
+    if scale.shape[1] == 1:  # whole numbers of 8 bits are exact in every type: the scale can wait
+        q = packed if packed.dtype == torch.int8 else unpack_4(packed)
+        return F.linear(x, q.to(x.dtype)) * scale[:, 0].to(x.dtype)
+    return F.linear(x, dequantize(packed, scale, x.dtype))
+
+
+class _Linear(torch.autograd.Function):
+    """`product` with a gradient for x; the weight is dequantized again for it, and nothing else is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Tensor, scale: Tensor, tiles: Tiles | None) -> Tensor:
+        ctx.weight = packed, scale
+        return product(x, packed, scale, tiles)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        packed, scale = ctx.weight
+        return grad @ dequantize(packed, scale, grad.dtype), None, None, None
+
+
+def low_bit_linear(x: Tensor, packed: Tensor, scale: Tensor, tiles: Tiles | None = None) -> Tensor:
+    """x (..., K) times the transposed weight: (..., N) in x's dtype, with a gradient for x.
+
+    Args:
+        x: bfloat16 is fast; float32 and float64 are exact.
+        packed: (N, K) int8 or (N, K / 8) int32.
+        scale: (N, K / group) bfloat16.
+        tiles: what `make_tiles` made of a 4-bit weight; without it few rows are dequantized too.
+    """
+    rows = x.reshape(-1, x.shape[-1])  # (M, K)
+    if torch.is_grad_enabled() and x.requires_grad:
+        y: Tensor = _Linear.apply(rows, packed, scale, tiles)
+    else:
+        y = product(rows, packed, scale, tiles)
+    return y.unflatten(0, x.shape[:-1]) if x.dim() != 2 else y

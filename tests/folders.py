@@ -1,0 +1,28 @@
+"""A folder with a small random model and a tokenizer trained on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yeoul.model.checkpoint import save_model
+from yeoul.model.config import ModelConfig
+from yeoul.model.decoder import Decoder
+from yeoul.text.tokenizer import Tokenizer
+from yeoul.text.training import TokenizerConfig, train_tokenizer
+
+
+def write_small_folder(folder: Path, texts: list[str], *, vocab_size: int = 340, **changes: Any) -> Path:
+    """Writes the folder: a model of 32 numbers' width and a BPE of these texts."""
+    train_tokenizer(texts, TokenizerConfig(vocab_size=vocab_size), folder)
+    tokenizer = Tokenizer.load(folder)
+    torch.manual_seed(5)
+    settings: dict[str, Any] = dict(
+        vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2,
+        intermediate_size=64, max_position_embeddings=64, window=8, initializer_range=0.1,
+        bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
+    )  # fmt: skip
+    save_model(Decoder(ModelConfig(**settings | changes)), folder)
+    return folder

@@ -1,0 +1,195 @@
+"""Pooling and classification heads: padding changes nothing, and transformers computes the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import KINDS, VOCAB, make, rms_ratio
+from yeoul.errors import UserError
+from yeoul.model.checkpoint import load_model
+from yeoul.model.classifier_folder import (
+    head_folder,
+    load_head,
+    load_sequence_classifier,
+    save_classifier,
+    save_head,
+)
+from yeoul.model.heads import POOLINGS, ClassificationHead, Pooling, SequenceClassifier, pool, text_hidden
+from yeoul.model.pooling_folder import load_pooling, save_pooling
+
+LENGTHS = (11, 4, 1, 7)
+LABELS = ["부정", "보통", "긍정"]
+
+
+def rows() -> list[list[int]]:
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randint(1, VOCAB, (n,), generator=draw).tolist() for n in LENGTHS]
+
+
+def padded(side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, mask = torch.zeros(4, 13, dtype=torch.int64), torch.zeros(4, 13, dtype=torch.int64)
+    for number, row in enumerate(rows()):
+        place = slice(0, len(row)) if side == "right" else slice(13 - len(row), 13)
+        ids[number, place], mask[number, place] = torch.tensor(row), 1
+    return ids, mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_padding_changes_nothing(kind: str) -> None:
+    model = make(kind)
+    for pooling in POOLINGS:
+        alone = torch.cat([pool(model.hidden(torch.tensor([row])), torch.ones(1, len(row)), pooling) for row in rows()])
+        for side in ("left", "right"):
+            ids, mask = padded(side)
+            assert rms_ratio(pool(text_hidden(model, ids, mask), mask, pooling), alone) < 1e-5, (pooling, side)
+
+
+def test_pooling_by_hand() -> None:
+    hidden = torch.arange(12.0).view(2, 3, 2)
+    mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
+    assert pool(hidden, mask, "last").tolist() == [[2, 3], [10, 11]]
+    assert pool(hidden, mask, "mean").tolist() == [[1, 2], [9, 10]]
+    poisoned = torch.where(mask[..., None].bool(), hidden, torch.nan)  # what stands in padding takes no part
+    assert torch.equal(pool(poisoned, mask, "mean"), pool(hidden, mask, "mean"))
+
+
+def test_dropout_is_for_training_alone() -> None:
+    head = ClassificationHead(8, LABELS, dropout=0.5)
+    hidden, mask = torch.randn(2, 3, 8), torch.ones(2, 3)
+    assert not torch.equal(head.train()(hidden, mask), head(hidden, mask))
+    assert torch.equal(head.eval()(hidden, mask), head(hidden, mask))
+
+
+# -- folders
+
+
+SMALL = dict(
+    vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    max_position_embeddings=64, initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+)  # fmt: skip
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", dict(num_key_value_heads=2, tie_word_embeddings=False)),
+    "mistral": ("Mistral", dict(num_key_value_heads=2, sliding_window=5)),
+    "qwen2": ("Qwen2", dict(num_key_value_heads=2, tie_word_embeddings=True)),
+    "qwen3": ("Qwen3", dict(num_key_value_heads=2, head_dim=16)),
+    "gemma": ("Gemma", dict(num_key_value_heads=1, head_dim=16)),
+    "gemma-2": ("Gemma2", dict(num_key_value_heads=2, head_dim=16, sliding_window=6)),
+    "gemma-3": ("Gemma3Text", dict(num_key_value_heads=2, head_dim=16, sliding_window=6)),
+    "exaone-4": (
+        "Exaone4",
+        dict(num_key_value_heads=2, sliding_window=6, layer_types=["sliding_attention", "full_attention"]),
+    ),
+    "gpt2": ("GPT2", dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2,
+                          bos_token_id=1, eos_token_id=2, pad_token_id=0)),
+    "neox": ("GPTNeoX", dict()),
+}  # fmt: skip
+
+
+def theirs_of(name: str) -> Any:
+    """A random sequence classifier of transformers."""
+    transformers = pytest.importorskip("transformers")
+    family, options = FAMILIES[name]
+    torch.manual_seed(3)
+    values = options if family == "GPT2" else SMALL | options
+    config = getattr(transformers, f"{family}Config")(**values, id2label=dict(enumerate(LABELS)))
+    config._attn_implementation = "eager"
+    return getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_transformers_classifiers_are_read_and_written(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = theirs_of(name)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ids, mask = padded("right")
+    wanted = theirs(ids, attention_mask=mask).logits
+    ours = load_sequence_classifier(tmp_path / "theirs")
+    assert ours.labels == LABELS
+    assert rms_ratio(ours(ids, mask), wanted) < 1e-5
+
+    save_classifier(ours, tmp_path / "ours", pad_id=0)
+    again, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
+    )
+    assert type(again) is type(theirs) and not any(report[key] for key in ("missing_keys", "unexpected_keys"))
+    assert again.config.id2label == dict(enumerate(LABELS)) and again.config.label2id["긍정"] == 2
+    assert again.config.architectures == [type(theirs).__name__]
+    assert rms_ratio(again.eval()(ids, attention_mask=mask).logits, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["softmax", "classic", "learned", "dijiang-decay", "hybrid-sinks", "delta-hybrid"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+@torch.no_grad()
+def test_a_classifier_comes_back_as_it_was(kind: str, pooling: Pooling, tmp_path: Path) -> None:
+    model = SequenceClassifier(make(kind), ClassificationHead(64, LABELS, pooling)).eval()
+    save_classifier(model, tmp_path, pad_id=0)
+    again = load_sequence_classifier(tmp_path)
+    assert again.labels == LABELS and again.head.pooling == pooling
+    for side in ("left", "right"):
+        assert torch.equal(again(*padded(side)), model(*padded(side)))
+    described = json.loads((tmp_path / "config.json").read_text())
+    plain = kind == "softmax" and pooling == "last"  # the only ones that transformers' classes compute
+    assert (described["model_type"] == "llama") == plain
+    bf16 = load_sequence_classifier(tmp_path, dtype=torch.bfloat16)
+    assert bf16.head.score.weight.dtype == torch.bfloat16
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    model = SequenceClassifier(make("softmax"), ClassificationHead(64, LABELS))
+    save_classifier(model, tmp_path, pad_id=0)
+    with pytest.raises(UserError, match=r"score\.weight"):
+        load_model(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    tensors = load_file(tmp_path / "model.safetensors")
+
+    def damaged(
+        match: str, config: dict[str, Any] | None = None, weights: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        (tmp_path / "config.json").write_text(json.dumps(config or described))
+        save_file(tensors if weights is None else weights, tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match=match):
+            load_sequence_classifier(tmp_path)
+
+    damaged("does not name the 3 classes", described | {"id2label": {"0": "a"}})
+    damaged("pooling cannot be 'max'", described | {"pooling": "max"})
+    damaged("asks for 3 layers", described | {"num_hidden_layers": 3})
+    damaged("is missing", weights={n: t for n, t in tensors.items() if n != "model.norm.weight"})
+    damaged("does not belong", weights=tensors | {"model.other.weight": torch.ones(1)})
+    damaged("has shape", weights=tensors | {"model.norm.weight": torch.ones(1)})
+    damaged("does not fit the model", weights=tensors | {"score.weight": torch.ones(3, 5)})
+    damaged("no classification head", weights={n: t for n, t in tensors.items() if n != "score.weight"})
+
+
+@torch.no_grad()
+def test_a_head_beside_an_adapter(tmp_path: Path) -> None:
+    decoder, head = make("hybrid"), ClassificationHead(64, LABELS, "mean")
+    save_head(head, tmp_path)
+    again = load_head(tmp_path, decoder)
+    hidden, mask = torch.randn(2, 3, 64), torch.ones(2, 3)
+    assert head_folder(tmp_path) == tmp_path and again.labels == LABELS
+    assert torch.equal(again(hidden, mask), head.eval()(hidden, mask))
+    save_head(ClassificationHead(32, LABELS), tmp_path)
+    with pytest.raises(UserError, match=r"shape \(3, 32\), the model asks for \(3, 64\)"):
+        load_head(tmp_path, decoder)
+
+
+def test_pooling_of_a_folder(tmp_path: Path) -> None:
+    assert load_pooling(tmp_path) is None
+    config = make("softmax").config
+    for pooling in POOLINGS:
+        save_pooling(tmp_path, config, pooling, modules=True)
+        assert load_pooling(tmp_path) == pooling
+    file = tmp_path / "1_Pooling" / "config.json"
+    file.write_text(json.dumps({"embedding_dimension": 64, "pooling_mode": "mean", "include_prompt": True}))
+    assert load_pooling(tmp_path) == "mean"
+    file.write_text(json.dumps({"word_embedding_dimension": 64, "pooling_mode_cls_token": True}))
+    with pytest.raises(UserError, match=r"'cls'.*--pooling"):
+        load_pooling(tmp_path)
