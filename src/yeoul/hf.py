@@ -61,6 +61,8 @@ class YeoulConfig(PreTrainedConfig):
     rope_scaling = None  # a plain attribute; transformers makes it another name of rope_parameters
 
     def __init__(self, **values: Any) -> None:
+        if values.get("quantization_config"):
+            raise UserError("transformers cannot open this quantized model", "config.json", "load it with yeoul.load")
         for theirs, ours in self.attribute_map.items():
             if theirs in values:
                 values.setdefault(ours, values.pop(theirs))

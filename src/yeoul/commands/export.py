@@ -61,7 +61,7 @@ def run(config: Config) -> int:
     _check_free(out, config.overwrite)
     import gguf  # noqa: F401 - says early what is not installed
 
-    from yeoul.model.checkpoint import load_config
+    from yeoul.model.checkpoint import load_config, load_quantization
     from yeoul.model.gguf import plan
     from yeoul.model.gguf_file import write_gguf
     from yeoul.text.gguf_vocabulary import Vocabulary, gguf_vocabulary
@@ -70,6 +70,9 @@ def run(config: Config) -> int:
     with _source(config) as folder:
         described = load_config(folder)
         plan(described)  # refused before the weights are read
+        if load_quantization(folder) is not None:
+            what = "the model is quantized, so it cannot be written as GGUF"
+            raise UserError(what, folder, "give the model that it was made from")
         vocabulary = Vocabulary(
             metadata={"tokenizer.ggml.model": "none"},
             notes=("the model has no tokenizer: llama.cpp can take and give ids only",),

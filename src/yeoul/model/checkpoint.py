@@ -20,6 +20,7 @@ from yeoul.model.quantized import QuantizedEmbedding, QuantizedLinear, quantized
 from yeoul.model.quantized_folder import (
     FIELD,
     Quantization,
+    families_for,
     from_stored,
     prepare,
     quantization_of,
@@ -251,7 +252,10 @@ def save_model(model: Decoder, folder: Path | str, *, shard_bytes: int = SHARD_B
     quantization = quantization_of(model)
     if set(model.state_dict()) != set(_skeleton(config, folder, quantization).state_dict()):
         raise ValueError("the model carries adapters: merge them (merge_and_unload), or save them alone (save_adapter)")
-    description = write_config(config, model.dtype, None if quantization is None else quantization.to_json())
+    if quantization is None:
+        description = write_config(config, model.dtype)
+    else:
+        description = write_config(config, model.dtype, quantization.to_json(), families=families_for(model))
     family = description["model_type"]
     texts: dict[str, Any] = {}
     if family == "yeoul":

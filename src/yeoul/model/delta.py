@@ -46,8 +46,8 @@ class DeltaDiJiangAttention(DiJiangAttention):
                                                                 m' = 3 tanh(m / 3)
 
     which is r e^m' where e^m' is small, and for a large one the mean of the values found, as softmax with one more key
-    of score 0 and value 0 would have it. With a window both parts share one normalisation, as in the additive layer: with
-    the window's sums N and d of exp(score) v and exp(score),
+    of score 0 and value 0 would have it. With a window both parts share one normalisation, as in the additive layer:
+    with the window's sums N and d of exp(score) v and exp(score),
 
         o = (N + e^m r [h > 0]) / (d + e^m max(h, 0))
 

@@ -8,7 +8,7 @@ are called is in `tensor_names`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,6 @@ from yeoul.model.config_fields import (
     write_shape,
     write_special_ids,
 )
-from yeoul.model.tensor_names import names_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,29 +404,26 @@ def relevant(config: ModelConfig) -> ModelConfig:
 
 
 def write_config(
-    config: ModelConfig, dtype: torch.dtype, quantization: Mapping[str, Any] | None = None
+    config: ModelConfig,
+    dtype: torch.dtype,
+    quantization: Mapping[str, Any] | None = None,
+    *,
+    families: Collection[str] = tuple(FAMILIES),
 ) -> dict[str, Any]:
     """`config.json` of a model: that of the family it came from, or of another that says it exactly, else our own.
 
     Args:
         config: of the model.
         dtype: of its weights.
-        quantization: what stands in `quantization_config`; families whose projections are fused then do not come in
-            question, because the layouts of few bits know nothing of them.
+        quantization: what stands in `quantization_config`.
+        families: those that come in question beside our own.
     """
-    if quantization is not None:
-        apart = [name for name in FAMILIES if not names_of(name).fused]
-        return {**_write_config(config, dtype, apart), "quantization_config": dict(quantization)}
-    return _write_config(config, dtype, list(FAMILIES))
-
-
-def _write_config(config: ModelConfig, dtype: torch.dtype, families: list[str]) -> dict[str, Any]:
     first = config.family if config.family in families else None
-    for name in dict.fromkeys(n for n in (first, *families) if n is not None):
+    for name in dict.fromkeys(n for n in (first, *families, "yeoul") if n is not None):
         try:
             out = {"model_type": name, **FAMILIES[name].write(config), "dtype": str(dtype).removeprefix("torch.")}
             if name == "yeoul" or relevant(read_config(out, frozenset())[1]) == relevant(config):
-                return out
+                return out if quantization is None else {**out, "quantization_config": dict(quantization)}
         except UserError:
             continue
     raise AssertionError("our own config.json says everything")

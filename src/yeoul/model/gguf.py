@@ -19,6 +19,7 @@ from torch import Tensor
 from yeoul.errors import UserError
 from yeoul.model.config import LINEAR_KINDS, ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.model.quantized import refuse_quantized
 from yeoul.model.rope import frequencies
 
 YARN_BETAS = (32.0, 1.0)
@@ -296,6 +297,7 @@ def _rope_factors(config: ModelConfig) -> Tensor | None:
 
 def entries(model: Decoder, architecture: str) -> Iterator[Entry]:
     """The tensors of the file, in order; each is converted when it is asked for."""
+    refuse_quantized(model, "written as GGUF")
     config, row = model.config, ARCHITECTURES[architecture]
     state = model.state_dict()
     factors = _rope_factors(config)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from yeoul.errors import UserError, shown
 from yeoul.model.decoder import Decoder
+from yeoul.model.families import FAMILIES
 from yeoul.model.quantized import (
     BITS,
     LINEARS,
@@ -38,6 +39,7 @@ from yeoul.model.quantized import (
     quantized_modules,
     replace_module,
 )
+from yeoul.model.tensor_names import names_of
 from yeoul.ops.low_bit import pack, unpack
 
 FIELD = "quantization_config"
@@ -228,6 +230,18 @@ def quantization_of(model: Decoder) -> Quantization | None:
     if model.config.tie_embeddings:
         ignore.append(HEAD)  # no module of ours; transformers has one, which it ties to the embeddings
     return Quantization(schemes=tuple(schemes), ignore=tuple(ignore))
+
+
+def families_for(model: Decoder) -> tuple[str, ...]:
+    """Families in whose names a quantized model is written; our own is always one.
+
+    Not those that fuse projections, of which these layouts know nothing; and none where transformers could not open
+    the folder with compressed-tensors: embeddings that are packed, or that are the output too.
+    """
+    table = model.model.embed_tokens
+    if isinstance(table, QuantizedLinear) and (table.bits != 8 or model.config.tie_embeddings):
+        return ()
+    return tuple(name for name in FAMILIES if not names_of(name).fused)
 
 
 def prepare(model: Decoder, quantization: Quantization) -> None:
