@@ -75,11 +75,21 @@ def dequantize(packed: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         scale: (N, K / group) bfloat16.
         dtype: of the result.
     """
-    q = packed if packed.dtype == torch.int8 else unpack_4(packed)
-    groups = scale.shape[1]
-    if groups == 1:
-        return q.to(dtype).mul_(scale.to(dtype))
-    return q.unflatten(1, (groups, -1)).to(dtype).mul_(scale.to(dtype)[..., None]).flatten(1)
+    if packed.dtype == torch.int32:
+        return _halves(packed, scale, dtype).unflatten(1, (2, -1)).transpose(1, 2).flatten(1)
+    return packed.unflatten(1, (scale.shape[1], -1)).to(dtype).mul_(scale.to(dtype)[..., None]).flatten(1)
+
+
+def _halves(packed: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A 4-bit weight with its even inputs first, then its odd ones, (N, K): twice as fast as in their own order."""
+    octets, groups = packed.contiguous().view(torch.uint8), scale.shape[1]
+    q = torch.stack((octets & 15, octets >> 4), dim=1).sub_(8).view(torch.int8).to(dtype)
+    return q.unflatten(2, (groups, -1)).mul_(scale.to(dtype)[:, None, :, None]).flatten(1)
+
+
+def _even_first(x: Tensor) -> Tensor:
+    """(M, K) in the order of `_halves`."""
+    return x.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1)
 
 
 def make_tiles(packed: Tensor, scale: Tensor) -> Tiles | None:
@@ -96,8 +106,11 @@ def make_tiles(packed: Tensor, scale: Tensor) -> Tiles | None:
     return Tiles(weight, torch.stack((padded, torch.zeros_like(padded)), dim=-1).contiguous())
 
 
-MOST_ROWS = {8: 16, 4: 16}
-"""Rows up to which the kernels are faster than dequantizing, by bits."""
+MOST_ROWS = {8: 16, 4: 48}
+"""Rows up to which the kernels are faster than dequantizing, by bits. Measured on one core of an AMD EPYC with AVX-512,
+2048 x 2048, ms for 1, 8, 16, 48, 128 rows: bf16 0.48, 0.61, 0.68, 1.3, 2.7; the kernel of 8 bits 0.26, 0.55, 0.91, 2.7,
+6.3 and dequantized 0.69, 1.0, 0.96, 1.8, 3.1; the kernel of 4 bits 0.11, 0.42, 0.79, 2.4, 10 and dequantized 2.0, 2.2,
+2.3, 2.8, 4.0."""
 
 
 def suits_kernel(x: Tensor, packed: Tensor, scale: Tensor) -> bool:
@@ -121,9 +134,10 @@ def product(x: Tensor, packed: Tensor, scale: Tensor, tiles: Tiles | None = None
             group = 8 * packed.shape[1] // scale.shape[1]
             y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), tiles.weight, group, tiles.scales)
             return y[:, : scale.shape[0]]
+    if packed.dtype == torch.int32:
+        return F.linear(_even_first(x), _halves(packed, scale, x.dtype))
     if scale.shape[1] == 1:  # whole numbers of 8 bits are exact in every type: the scale can wait
-        q = packed if packed.dtype == torch.int8 else unpack_4(packed)
-        return F.linear(x, q.to(x.dtype)) * scale[:, 0].to(x.dtype)
+        return F.linear(x, packed.to(x.dtype)) * scale[:, 0].to(x.dtype)
     return F.linear(x, dequantize(packed, scale, x.dtype))
 
 
