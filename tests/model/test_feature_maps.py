@@ -263,7 +263,8 @@ def test_the_flag_and_its_file(tmp_path: Path) -> None:
     assert plain is not None
     assert linearize.conversion(plain).feature_map == FeatureMapConfig(name="fourier", separate=True)
     alone = parse_flags(linearize.Config, ["runs/ko", "--attention", "dijiang"], program="yeoul linearize")
-    assert alone is not None and linearize.conversion(alone).feature_map == FeatureMapConfig()
+    assert alone is not None
+    assert linearize.conversion(alone).feature_map == FeatureMapConfig(name="fourier", separate=True)
     wrong = parse_flags(linearize.Config, ["m", "--map", "performer", "--kernel", "softmax"], program="yeoul linearize")
     with pytest.raises(UserError, match="performer"):
         linearize.conversion(wrong)

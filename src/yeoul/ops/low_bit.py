@@ -153,6 +153,9 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         packed, scale = ctx.weight
+        if packed.dtype == torch.int32:  # columns as `_halves` has them, put back into their order
+            gradient = grad @ _halves(packed, scale, grad.dtype)
+            return gradient.unflatten(1, (2, -1)).transpose(1, 2).flatten(1), None, None, None
         return grad @ dequantize(packed, scale, grad.dtype), None, None, None
 
 
