@@ -207,7 +207,7 @@ class _Site:
 
 def _spellings(model: Decoder) -> list[str]:
     """Families whose names an adapter of this model may have: that of its folder, that of its origin, our own."""
-    written = families.write_config(model.config, model.output_weight.dtype)["model_type"]
+    written = families.write_config(model.config, model.dtype)["model_type"]
     return [f for f in dict.fromkeys((written, model.config.family, "yeoul")) if f in families.FAMILIES]
 
 

@@ -86,7 +86,7 @@ def run(config: Config) -> int:
     values = {
         "cpu": runtime.cpu_name(),
         "threads": threads,
-        "device": str(next(iter(models.values())).output_weight.device),
+        "device": str(next(iter(models.values())).device),
         "parameters": {name: model.num_parameters() for name, model in models.items()},
         "records": [record.as_dict() for record in records],
     }

@@ -178,7 +178,7 @@ def _score(
     from yeoul.evaluate.perplexity import score
 
     _say(config, f"Scoring {config.model} in sequences of {context:,} tokens ...")
-    dtype = runtime.resolve_dtype(config.dtype, model.output_weight.device)
+    dtype = runtime.resolve_dtype(config.dtype, model.device)
     return score(model, batches(), tokenizer.byte_lengths(), dtype=dtype, by_position=config.by_position)
 
 
@@ -226,7 +226,7 @@ def _judgement(
         window=_window(config, model),
         sinks=config.sinks,
         budget=Budget(prompts=config.prompts, new_tokens=config.new_tokens),
-        dtype=runtime.resolve_dtype(config.dtype, model.output_weight.device),
+        dtype=runtime.resolve_dtype(config.dtype, model.device),
         progress=lambda what: _say(config, f"Judging {what} ..."),
     )
 
@@ -240,7 +240,7 @@ def _grids(
     from yeoul.evaluate.words import TEXT_TOKENS, text_ids
 
     material = Material(tokenizer, text_ids(tokenizer, batches(), TEXT_TOKENS), lead=config.sinks)
-    dtype = runtime.resolve_dtype(config.dtype, model.output_weight.device)
+    dtype = runtime.resolve_dtype(config.dtype, model.device)
     grids = {}
     for kind, wanted, make in (
         ("mqar", config.mqar, mqar_questions),

@@ -118,7 +118,7 @@ def _run_hf(config: Config, out: Path) -> int:
         replace_folder(out, write)
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     kind = read_json(out / "config.json")["model_type"]
-    print(f"{out}: {kind}, {str(model.output_weight.dtype).removeprefix('torch.')}, {size / 2**20:,.1f} MiB")
+    print(f"{out}: {kind}, {str(model.dtype).removeprefix('torch.')}, {size / 2**20:,.1f} MiB")
     return 0
 
 

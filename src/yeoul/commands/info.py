@@ -6,7 +6,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,14 +69,14 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
 
     from yeoul.adapt.lora_files import adapter_folder, base_folder, tokenizer_beside
     from yeoul.hub import local_folder
-    from yeoul.model.checkpoint import load_config, model_folder, read_json, weight_files
+    from yeoul.model.checkpoint import load_config, load_quantization, model_folder, read_json, weight_files
     from yeoul.text.model_card import read_card
     from yeoul.text.tokenizer import Tokenizer
 
     top = local_folder(model)
     adapter = adapter_folder(top)
     folder = model_folder(top if adapter is None else base_folder(adapter))
-    config = load_config(folder)
+    config, quantization = load_config(folder), load_quantization(folder)
     published = read_json(folder / "config.json")
     context = context or config.max_position_embeddings
     parameters = count_parameters(config)
@@ -98,6 +98,7 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
         "family": config.family,
         "stored_dtype": published.get("dtype", published.get("torch_dtype")),
         "stored_bytes": sum(file.stat().st_size for file in weight_files(folder)),
+        "quantization": None if quantization is None else [asdict(scheme) for scheme in quantization.schemes],
         "config": config.to_dict(),
         "parameters": {"total": sum(parameters.values()), **parameters},
         "context_length": config.max_position_embeddings,
@@ -106,7 +107,9 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
         "tokenizer": None if tokenizer is None else _tokenizer(tokenizer, config),
         "card": read_card(folder) or read_card(top),
         "adapter": None if adapter is None else _adapter(adapter),
-        "commands": commands(str(model), config, tokenizer, is_adapter=adapter is not None),
+        "commands": commands(
+            str(model), config, tokenizer, is_adapter=adapter is not None, is_quantized=quantization is not None
+        ),
     }
 
 
@@ -207,7 +210,12 @@ def _adapter(folder: Path) -> dict[str, Any]:
 
 
 def commands(
-    model: str, config: ModelConfig, tokenizer: Tokenizer | None, *, is_adapter: bool = False
+    model: str,
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    *,
+    is_adapter: bool = False,
+    is_quantized: bool = False,
 ) -> list[dict[str, str]]:
     """What Yeoul does with this model: {"verb", "command"}, in the order of work."""
     from yeoul.text.chat import CHAT_TOKENS
@@ -221,13 +229,14 @@ def commands(
         out = Path(model.partition("@")[0]).expanduser().name or "model"
         if not is_adapter:
             target = shlex.quote(f"runs/{out}-chat")
-            found.append(("finetune", f"yeoul finetune {name} --data my-dialogs --out {target}"))
-        if "softmax" in config.attention and not is_adapter:
+            method = " --method lora" if is_quantized else ""
+            found.append(("finetune", f"yeoul finetune {name} --data my-dialogs{method} --out {target}"))
+        if "softmax" in config.attention and not is_adapter and not is_quantized:
             target = shlex.quote(f"runs/{out}-linear")
             found.append(("linearize", f"yeoul linearize {name} --data builtin:5MB --out {target}"))
         found.append(("evaluate", f"yeoul evaluate {name} --data builtin:1MB"))
     found.append(("bench", f"yeoul bench {name}"))
-    if _can_export(config):
+    if _can_export(config) and not is_quantized:
         found.append(("export", f"yeoul export {name}"))
     return [{"verb": verb, "command": command} for verb, command in found]
 
@@ -253,6 +262,7 @@ def describe(report: dict[str, Any]) -> str:
     rows = [
         ("folder", report["folder"]),
         ("format", f"{report['format']}{named}, {stored}"),
+        *_quantization_rows(report["quantization"]),
         *_adapter_rows(report["adapter"]),
         *_card_rows(report["card"]),
         ("layers", _layers(config)),
@@ -307,6 +317,17 @@ def _positions(config: dict[str, Any]) -> str:
         count = len(config["no_rope_layers"])
         text += f", none in {count} layer{'s' if count > 1 else ''}"
     return text
+
+
+def _quantization_rows(schemes: list[dict[str, Any]] | None) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for scheme in schemes or []:
+        scales = f"groups of {scheme['group_size']}" if scheme["group_size"] else "a scale for each output"
+        words = ["embeddings" if "embed" in word else word for word in scheme["targets"]]
+        names = ", ".join({"Linear": "linear layers", "lm_head": "head"}.get(word, word) for word in words[:4])
+        more = f" and {len(words) - 4} more" if len(words) > 4 else ""
+        rows.append(("" if rows else "quantized", f"{scheme['bits']} bits, {scales}: {names}{more}"))
+    return rows
 
 
 def _adapter_rows(adapter: dict[str, Any] | None) -> list[tuple[str, str]]:

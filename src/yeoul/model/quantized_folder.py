@@ -43,6 +43,9 @@ from yeoul.model.tensor_names import names_of
 from yeoul.ops.low_bit import pack, unpack
 
 FIELD = "quantization_config"
+MOST_EXPRESSIONS = 200
+SLOW = re.compile(r"\)[*+?{]|\{|\(\?|\\[1-9]")
+"""What expressions of module names do without: repeated groups, counts, look-around, references."""
 FORMATS = {8: "int-quantized", 6: "pack-quantized", 4: "pack-quantized"}
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 _NEUTRAL = frozenset(
@@ -87,9 +90,9 @@ class Quantization:
 
     def scheme(self, path: str, kind: str) -> Scheme | None:
         """The scheme of the module at a path; its class is called `kind`. None where it stays as it is."""
-        if any(_names(word, path, kind) for word in self.ignore):
+        if _named(self.ignore, path, kind):
             return None
-        return next((s for s in self.schemes if any(_names(word, path, kind) for word in s.targets)), None)
+        return next((scheme for scheme in self.schemes if _named(scheme.targets, path, kind)), None)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `quantization_config`."""
@@ -112,10 +115,8 @@ class Quantization:
         }
 
 
-def _names(word: str, path: str, kind: str) -> bool:
-    if word.startswith("re:"):
-        return re.match(word[3:], path) is not None
-    return word in (path, kind)
+def _named(words: tuple[str, ...], path: str, kind: str) -> bool:
+    return path in words or kind in words or any(re.match(word[3:], path) for word in words if word.startswith("re:"))
 
 
 def read_quantization(values: object) -> Quantization | None:
@@ -181,12 +182,16 @@ def _check_words(name: str, words: object) -> None:
     """A UserError where a list of targets is none, or has an expression that cannot be used."""
     if not isinstance(words, list) or not all(isinstance(word, str) and len(word) < 1000 for word in words):
         raise UserError(f"{name} in {FIELD} of config.json must be a list of names, not {shown(words)}")
-    for word in words:
-        if word.startswith("re:"):
-            try:
-                re.compile(word[3:])
-            except (re.error, RecursionError, OverflowError):
-                raise UserError(f"{shown(word)} in {FIELD} of config.json is not a regular expression") from None
+    expressions = [word for word in words if word.startswith("re:")]
+    if len(expressions) > MOST_EXPRESSIONS:
+        raise UserError(f"{name} in {FIELD} of config.json has more than {MOST_EXPRESSIONS} regular expressions")
+    for word in expressions:
+        try:
+            re.compile(word[3:])
+        except (re.error, RecursionError, OverflowError):
+            raise UserError(f"{shown(word)} in {FIELD} of config.json is not a regular expression") from None
+        if SLOW.search(word) or len(re.findall(r"[*+]", word)) > 3:  # could take years on a short path
+            raise UserError(f"{shown(word)} in {FIELD} of config.json is more than a name of modules needs")
 
 
 # -- models

@@ -108,9 +108,9 @@ def make_tiles(packed: Tensor, scale: Tensor) -> Tiles | None:
 
 MOST_ROWS = {8: 16, 4: 48}
 """Rows up to which the kernels are faster than dequantizing, by bits. Measured on one core of an AMD EPYC with AVX-512,
-2048 x 2048, ms for 1, 8, 16, 48, 128 rows: bf16 0.48, 0.61, 0.68, 1.3, 2.7; the kernel of 8 bits 0.26, 0.55, 0.91, 2.7,
-6.3 and dequantized 0.69, 1.0, 0.96, 1.8, 3.1; the kernel of 4 bits 0.11, 0.42, 0.79, 2.4, 10 and dequantized 2.0, 2.2,
-2.3, 2.8, 4.0."""
+2048 x 2048, ms for 4, 8, 16, 48 and 128 rows: bf16 0.52, 0.61, 0.68, 1.3, 2.7; the kernel of 8 bits 0.35, 0.55, 0.91,
+2.7, 6.3, and dequantized 0.80, 1.0, 0.96, 1.8, 3.1; the kernel of 4 bits 0.23, 0.42, 0.79, 2.4, 10. Making bf16 of the
+4 bits takes 2.0 by itself."""
 
 
 def suits_kernel(x: Tensor, packed: Tensor, scale: Tensor) -> bool:
