@@ -64,7 +64,8 @@ def load(
         path: a Hugging Face folder, a run folder with `model/` inside, or the id of a model on the hub; or an
             adapter, alone or in the run that made it, that names its base model.
         device: "auto", "cpu", "cuda", "cuda:N".
-        dtype: "auto" keeps the checkpoint's type where the device computes in it natively, else float32.
+        dtype: "auto" keeps the checkpoint's type where the device computes in it natively, else float32; that of a
+            quantized model on the CPU always.
         adapter: folder or hub id of a LoRA adapter, which stays unmerged as "default"; of several, each is called as
             its folder, and the first is active (`yeoul.adapt.lora.set_adapter`). The first one's own tokenizer, where
             it has one, goes before the model's: its chat template is the one that it was trained with.
@@ -79,7 +80,7 @@ def load(
     from yeoul.adapt.lora import load_adapters
     from yeoul.adapt.lora_files import adapter_folder, base_folder, tokenizer_beside
     from yeoul.hub import local_folder
-    from yeoul.model.checkpoint import load_model, model_folder, stored_dtype
+    from yeoul.model.checkpoint import load_model, load_quantization, model_folder, stored_dtype
 
     adapters = [] if adapter is None else [adapter] if isinstance(adapter, str | PathLike) else list(adapter)
     folder = local_folder(path)
@@ -88,7 +89,8 @@ def load(
     folder = model_folder(folder)
     target = runtime.resolve_device(device)
     wanted = runtime.requested_dtype(dtype)
-    if wanted is None and not runtime.computes_natively(stored_dtype(folder), target):
+    low_bit = target.type == "cpu" and load_quantization(folder) is not None  # its kernels take bf16, native or not
+    if wanted is None and not low_bit and not runtime.computes_natively(stored_dtype(folder), target):
         wanted = torch.float32
     model = load_model(folder, target, wanted)
     if adapters:

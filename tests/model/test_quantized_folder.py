@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 
 import yeoul
 from models import make, rms_ratio
-from yeoul import cli
+from yeoul import cli, runtime
 from yeoul.adapt.quantize import QuantizationConfig, quantize_model
 from yeoul.errors import UserError
 from yeoul.model.checkpoint import load_model, load_quantization, save_model, stored_dtype
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.model.quantized import QuantizedEmbedding, QuantizedLinear, quantized_modules
+from yeoul.ops import low_bit
 
 IDS = torch.arange(20)[None] * 3 % 90
 
@@ -119,6 +120,21 @@ def test_what_others_write_by_layer_is_read(tmp_path: Path) -> None:
     assert quantization is not None and {scheme.bits for scheme in quantization.schemes} == {4, 8}
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@torch.no_grad()
+def test_scales_of_other_types_stay_what_they_are(bits: int, tmp_path: Path) -> None:
+    save_model(llama(bits).to(torch.bfloat16), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in tensors:
+        if name.endswith("weight_scale"):
+            tensors[name] = (tensors[name].float() * 1.001).half()
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = load_model(tmp_path)
+    assert {module.weight_scale.dtype for _, module in quantized_modules(model)} == {torch.float16}
+    fast = model(IDS[:, :3])
+    assert rms_ratio(fast, model.float()(IDS[:, :3])) < 0.03
+
+
 Change = Callable[[dict[str, Any], dict[str, Any]], object]
 
 
@@ -206,6 +222,18 @@ def test_a_model_computes_alike_in_bfloat16_and_fp32() -> None:
         cache = low.new_cache(1)
         steps = torch.cat([low(IDS[:, t : t + 1], cache=cache) for t in range(IDS.shape[1])], 1)
         assert rms_ratio(steps, exact) < 0.05
+
+
+def test_a_processor_without_bfloat16_uses_the_kernels_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama(4, tie=True, embeddings=True)
+    save_model(model.to(torch.bfloat16), tmp_path)
+    monkeypatch.setattr(runtime, "has_native_bf16", lambda device: False)
+    monkeypatch.setattr(low_bit, "_has_native_bf16", lambda device: False)
+    again, _ = yeoul.load(tmp_path, device="cpu")
+    assert again.dtype == torch.bfloat16
+    rows = IDS.repeat(5, 1)  # so many that the weight is dequantized
+    with torch.no_grad():
+        assert rms_ratio(again(rows), model.float()(rows)) < 0.03
 
 
 def test_loading_takes_the_type_that_is_asked_for(tmp_path: Path) -> None:

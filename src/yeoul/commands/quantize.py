@@ -229,8 +229,10 @@ class _Work:
         from yeoul.model.checkpoint import load_model
 
         _say("comparing speeds")
-        models = {name: load_model(path, self.device, self.compute) for name, path in
-                  (("before", self.folder), ("after", out))}  # fmt: skip
+        models = {
+            "before": load_model(self.folder, self.device, self.compute),
+            "after": load_model(out, self.device, None if self.device.type == "cpu" else self.compute),
+        }
         longest = min(model.config.max_position_embeddings for model in models.values())
         context = max(1, min(32, longest - speed.decoded(STEPS, TURNS)))
         positions = context + speed.decoded(STEPS, TURNS)
