@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +130,24 @@ def test_seed_repeats_everything() -> None:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
     assert draw() == draw()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library has no malloc_trim")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    runtime.return_freed_memory()
+    kept = []
+    before = resident()
+    for _ in range(2000):  # below the size that glibc maps by itself; every second one stays, so that nothing melts
+        big, small = torch.ones(12_000), torch.ones(16)  # together
+        kept += [big, small]
+    held = resident()
+    assert held - before > 60 * 2**20
+    del kept[::2], big
+    runtime.return_freed_memory()
+    assert resident() - before < 0.3 * (held - before)
 
 
 def test_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from yeoul.errors import UserError
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "README.md")
 """What is downloaded: never pickles, never code."""
-OTHER_FILES = ("*/*.safetensors", "*/*.json", "*/*.model", "consolidated*.safetensors")
-"""What is not, although its name fits: other forms of the same weights."""
+OTHER_FILES = ("[!0-9]*/*.safetensors", "[!0-9]*/*.json", "[!0-9]*/*.model", "consolidated*.safetensors")
+"""What is not, although its name fits: other forms of the same weights. Folders with a number in front are modules of
+sentence-transformers, such as 1_Pooling."""
 PICKLED_WEIGHTS = ("pytorch_model*.bin",)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 

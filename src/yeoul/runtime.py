@@ -293,6 +293,19 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def return_freed_memory() -> None:
+    """Gives what is free inside the process back to the system, where the C library can (glibc's malloc_trim).
+
+    Tensors of ever other sizes leave holes that glibc keeps, so that a training over texts of all lengths would grow to
+    several times what it needs.
+    """
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 def memory_available() -> int:
     """Bytes that can still be taken: free memory of the machine or, if less, of the container."""
     import psutil

@@ -372,7 +372,7 @@ def rewrite(folder: Path, settings: dict[str, Any], tensors: dict[str, torch.Ten
         ({"use_dora": True}, {}, "lora_magnitude_vector' is missing"),
         ({}, {f"{Q}.lora_A.default.weight": torch.zeros(4, 64)}, "lora_A.default"),
         ({}, {"surprise": torch.zeros(1)}, "surprise"),
-        ({}, {f"{EMBEDDING}.lora_embedding_A": torch.zeros(4, 101)}, "embeddings"),
+        ({}, {f"{EMBEDDING}.lora_embedding_A": torch.zeros(4, 101)}, "not among the target modules"),
         ({}, {"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 64)}, "lm_head"),
         ({"target_modules": ["up_proj"]}, {}, "not among the target modules"),
         ({"target_modules": ["c_attn"]}, {}, "not among the target modules"),

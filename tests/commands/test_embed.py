@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from folders import write_small_folder
 from yeoul.cli import main
 from yeoul.commands.embed import load_embedder
 from yeoul.data.labelled import read_pairs
 from yeoul.evaluate.similarity import cosines, spearman
+from yeoul.text.tokenizer import Tokenizer
 
 THEMES = ("바다 파도 배 섬", "시험 학교 책 연필", "빵 우유 사과 밥", "기차 버스 길 역")
 COMMON = "--device cpu --dtype float32 --save-every 0 --eval-every 0 --epochs 3".split()
@@ -151,9 +154,133 @@ def test_sentence_transformers_knows_the_folder(home: Path) -> None:
     assert described["pooling_mode_mean_tokens"] and described["word_embedding_dimension"] == 32
 
 
+SHORT = ["--piece-length", "1", "--whiten", "--batch-size", "32"]
+
+
+@pytest.mark.parametrize(
+    ("out", "flags", "width"),
+    [
+        ("white", ["--freeze-model"], 32),
+        ("white-embeddings", ["--freeze-model", "--states", "embeddings", "--pair-loss", "cosent"], 32),
+        ("white-embeddings-too", ["--states", "embeddings"], 32),
+        ("white-both", ["--freeze-model", "--states", "both", "--word-dropout", "0.2"], 64),
+        ("white-lora", ["--method", "lora"], 32),
+    ],
+)
+def test_whitened_vectors_are_learned(out: str, flags: list[str], width: int, home: Path) -> None:
+    data = ["--data", str(home / "train.tsv"), "--val-data", str(home / "dev.tsv")]
+    report = finetune(home, out, *data, *SHORT, *flags)
+    assert report["after"]["spearman"] > max(0.45, report["before"]["spearman"] + 0.2)
+    assert dev_spearman(home / out, home) == pytest.approx(report["after"]["spearman"], abs=1e-4)
+    embedder = load_embedder(home / out, device="cpu")
+    assert embedder.embed(["바다 파도", ""]).shape == (2, width) and embedder.width == width
+    assert embedder.tokenizer.pieces("바다 파도") == list("바다▁파도")
+    weights = {name: (p - q).abs().max() > 0 for (name, p), (_, q) in zip(
+        embedder.model.named_parameters(), load_embedder(home / "softmax", device="cpu").model.named_parameters(),
+        strict=True)} if "lora" not in out else {}  # fmt: skip
+    moved = {name for name, changed in weights.items() if changed}
+    if "--freeze-model" in flags:
+        assert not moved
+    elif out == "white-embeddings-too":
+        assert moved == {"model.embed_tokens.weight"}
+
+
+def test_the_folder_says_all_that_makes_the_vectors(home: Path) -> None:
+    """transformers' model and tokenizer, and by hand the mean, the layer and the length."""
+    transformers = pytest.importorskip("transformers")
+    folder = home / "white" / "model"
+    if not folder.is_dir():
+        test_whitened_vectors_are_learned("white", ["--freeze-model"], 32, home)
+    modules = json.loads((folder / "modules.json").read_text())
+    assert [(m["type"], m["path"]) for m in modules] == [
+        ("sentence_transformers.models.Transformer", ""), ("sentence_transformers.models.Pooling", "1_Pooling"),
+        ("sentence_transformers.models.Dense", "2_Dense"), ("sentence_transformers.models.Normalize", "3_Normalize"),
+    ]  # fmt: skip
+    assert json.loads((folder / "2_Dense" / "config.json").read_text()) == {
+        "in_features": 32, "out_features": 32, "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }  # fmt: skip
+    layer = load_file(folder / "2_Dense" / "model.safetensors")
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = ["바다 파도 섬", "그리고 정말 우유", "새 낱말"]
+    vectors = load_embedder(folder, device="cpu", dtype="float32").embed(texts)
+    for text, vector in zip(texts, vectors, strict=True):
+        with torch.no_grad():
+            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        by_hand = layer["linear.weight"] @ states.mean(0) + layer["linear.bias"]
+        assert torch.allclose(vector, by_hand / by_hand.norm(), atol=1e-4)
+    for other in ("white-embeddings", "white-both"):
+        assert not (home / other / "model" / "modules.json").exists()
+
+
+@pytest.mark.parametrize("flags", [["--freeze-model", "--states", "embeddings"], ["--method", "lora"]])
+def test_stopped_and_resumed_is_bitwise_the_same(flags: list[str], home: Path, tmp_path: Path) -> None:
+    data = ["--data", str(home / "train.tsv"), "--val-data", str(home / "dev.tsv"), "--keep-last", "99"]
+    command = ["finetune", str(home / "softmax"), "--task", "embed", *data, *SHORT, *flags]
+    command += "--device cpu --dtype float32 --save-every 4 --eval-every 0 --epochs 1".split()
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert main([*command, "--out", str(whole)]) == 0
+    shutil.copytree(whole, stopped)
+    steps = sorted((stopped / "checkpoints").glob("step-*"))
+    assert len(steps) > 2
+    for left in (*steps[1:], stopped / "model", stopped / "adapter"):
+        shutil.rmtree(left, ignore_errors=True)
+    (stopped / "finetune.json").unlink()
+    assert main([*command, "--out", str(stopped)]) == 0
+    files = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
+    assert any(path.parts[-2] == "2_Dense" for path in files)
+    for path in files:
+        one, other = load_file(whole / path), load_file(stopped / path)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), path
+
+
+@pytest.mark.parametrize("out", ["white-lora", "white-embeddings"])
+def test_export_keeps_how_vectors_are_made(out: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {"white-lora": ["--method", "lora"], "white-embeddings": ["--freeze-model", "--states", "embeddings"]}[out]
+    if not (home / out / "finetune.json").is_file():
+        finetune(home, out, "--data", str(home / "train.tsv"), *SHORT, *flags)
+    assert main(["export", str(home / out), "--format", "hf", "--out", str(home / f"{out}-alone")]) == 0
+    texts = ["바다 파도 섬", "그리고 정말 우유"]
+    one, other = (load_embedder(home / name, device="cpu").embed(texts) for name in (out, f"{out}-alone"))
+    assert torch.allclose(one, other, atol=1e-4)
+    assert (home / f"{out}-alone" / "modules.json").is_file() == (out == "white-lora")
+    if out == "white-lora":
+        return
+    (home / out / "model" / "1_Pooling" / "config.json").write_text('{"pooling_mode": "weightedmean"}')
+    assert main(["export", str(home / out), "--format", "hf", "--out", str(home / f"{out}-more")]) == 0
+    assert "'weightedmean'] is not supported" in capsys.readouterr().out
+
+
+def test_the_layer_has_a_learning_rate_of_its_own(home: Path) -> None:
+    finetune(home, "rates", "--data", str(home / "train.tsv"), *SHORT, "--states", "embeddings", "--head-lr", "3e-2")
+    state = next((home / "rates" / "checkpoints").glob("step-*")) / "state" / "trainer.json"
+    groups = json.loads(state.read_text())["optimizer"]
+    rates = {name: group["settings"]["lr"] for group in groups for name in group["parameters"]}
+    layer, table = rates.pop("extra.layers.0.linear.weight"), rates.pop("model.embed_tokens.weight")
+    assert layer == pytest.approx(10 * table) and set(rates) == {"extra.layers.0.linear.bias"}
+
+
+def test_short_pieces_of_a_classifier(home: Path) -> None:
+    rows = [{"text": sentence(random.Random(n), n % 4), "label": "빵" if n % 4 == 2 else "다른 것"} for n in range(40)]
+    (home / "labelled.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    code = main(["finetune", str(home / "softmax"), "--task", "classify", "--data", str(home / "labelled.jsonl"),
+                 "--piece-length", "1", "--out", str(home / "classifier"), "--lr", "3e-3", *COMMON])  # fmt: skip
+    assert code == 0
+    assert Tokenizer.load(home / "classifier").pieces("바다 파도") == list("바다▁파도")
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
+        (["--freeze-model"], "has nothing to learn (--freeze-model); add --whiten"),
+        (["--whiten", "--freeze-model", "--method", "lora"], "no adapter to train"),
+        (["--states", "embeddings", "--method", "lora"], "which the embeddings do not use"),
+        (["--pair-loss", "pearson", "--batch-size", "2"], "fewer than three pairs have no correlation"),
+        (["--piece-length", "0"], "--piece-length"),
+        (["--head-lr", "1e-3"], "add --whiten"),
+        (["--head-lr", "1e-3", "--whiten", "--freeze-model"], "give its rate as --lr"),
+        (["--method", "lora", "--train-tokens"], "--task embed teaches no tokens"),
         (["--pair-loss", "infonce"], "the pairs have scores, which infonce does not take"),
         (["--data", "ALIKE", "--pair-loss", "cosent"], "the pairs have no scores, which cosent does not take"),
         (["--val-data", "ALIKE"], "only one of training and validation data has scores"),

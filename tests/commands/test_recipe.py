@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -16,7 +17,15 @@ import torch
 from torch import Tensor
 
 from models import VOCAB, make, rms_ratio
-from yeoul.adapt.linearize import Alignment, Conversion, HiddenAlignment, convert, train_everything, train_only_maps
+from yeoul.adapt.linearize import (
+    Alignment,
+    Conversion,
+    HiddenAlignment,
+    convert,
+    in_map,
+    train_everything,
+    train_only_maps,
+)
 from yeoul.commands.recipe import Recipe, StageResult, merge, plain, prepare, run_stages
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
@@ -25,6 +34,7 @@ from yeoul.model.config import FeatureMapConfig
 from yeoul.model.decoder import Decoder
 from yeoul.train.config import TrainConfig
 from yeoul.train.distill import alignment_objective, distillation_objective
+from yeoul.train.loop import train
 
 CONVERSION = Conversion(window=4, feature_map=FeatureMapConfig(decay="learned"))
 
@@ -372,6 +382,7 @@ def test_what_a_stage_leaves_unspent_goes_to_the_next(tmp_path: Path, monkeypatc
     ("changes", "said"),
     [
         ({"align_on": "hidden"}, "align-on|align_on"), ({"rank": 3}, "rank"), ({"temperature": 2.0}, "temperature"),
+        ({"map_lr": 1e-2}, "map-lr"),
         ({"trains": {"align": "low-rank", "distil": "maps"}}, "train"),
         ({"settings": {"align": settings(4, lr=1e-4), "distil": settings(4)}}, "lr"),
     ],
@@ -383,6 +394,29 @@ def test_other_settings_are_refused_when_going_on(changes: dict[str, Any], said:
     convert_in_stages(tmp_path, Recipe(**values))
     with pytest.raises(UserError, match=said):
         convert_in_stages(tmp_path, Recipe(**(values | changes)))
+
+
+def test_what_is_new_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
+    stages: Any = {"align": settings(4), "distil": settings(4)}
+    recipes = [Recipe(settings=stages, map_lr=rate) for rate in (None, 3e-9)]
+    assert [recipe.rates("align") for recipe in recipes] == [None, None]
+    assert "learning rate 0.003, of the maps 3e-09" in recipes[1].lines()[1]
+    moved = []
+    for number, recipe in enumerate(recipes):
+        teacher, student = pair()
+        prepare(student, teacher, "all")
+        before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+        train(
+            student, Texts(1), recipe.objective("distil", teacher), settings(3), tmp_path / str(number),
+            save_model=functools.partial(save_model, student), rates=recipe.rates("distil"),
+        )  # fmt: skip
+        after = student.state_dict()
+        moved.append({name: float((after[name] - before[name]).abs().max()) for name in before})
+    ordinary, slow = moved
+    trained = {name for name, distance in ordinary.items() if distance > 1e-4}
+    maps = {name for name in trained if in_map(name)}
+    assert maps and trained - maps
+    assert all(slow[name] < 1e-7 for name in maps) and all(slow[name] > 1e-4 for name in trained - maps)
 
 
 def test_alignment_of_outputs_cannot_train_what_it_does_not_reach() -> None:

@@ -52,6 +52,24 @@ def test_rows_of_a_batch_are_alike_in_length() -> None:
     assert tokens > 0.9 * sum(batch.input_ids.numel() for batch in batches)
 
 
+def test_batches_as_they_were_drawn() -> None:
+    """Without likeness, lengths of a batch are as different as those of all texts; the examples are known by number."""
+    texts = items(400)
+    spreads = {}
+    for alike in (True, False):
+        stream = loader(texts, alike=alike)
+        batches = [stream.next_batch() for _ in range(stream.epoch_batches)]
+        for batch in batches:
+            assert batch.numbers is not None and torch.equal(batch.input_ids[:, 0], batch.numbers)
+            there = batch.to("cpu")
+            assert there.numbers is not None and torch.equal(there.numbers, batch.numbers)
+        assert sorted(int(n) for batch in batches for n in batch.numbers) == list(range(400))  # type: ignore[union-attr]
+        spreads[alike] = np.mean([batch.mask.sum(1).float().std() for batch in batches])
+    assert spreads[True] < 1 and spreads[False] > 6
+    with pytest.raises(UserError, match="alike = True, now it is False"):
+        loader(texts, alike=False).load_state_dict(loader(texts).state_dict())
+
+
 @pytest.mark.parametrize("drop", [0.0, 0.3])
 def test_the_order_is_the_seeds_and_can_be_taken_up(drop: float) -> None:
     texts = items(60, ways=2)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from models import KINDS, VOCAB, make, rms_ratio
@@ -20,8 +21,19 @@ from yeoul.model.classifier_folder import (
     save_classifier,
     save_head,
 )
-from yeoul.model.heads import POOLINGS, ClassificationHead, Pooling, SequenceClassifier, pool, text_hidden
-from yeoul.model.pooling_folder import load_pooling, save_pooling
+from yeoul.model.heads import (
+    POOLINGS,
+    STATES,
+    ClassificationHead,
+    Pooling,
+    SequenceClassifier,
+    TextVectors,
+    Whitening,
+    pool,
+    text_hidden,
+    text_states,
+)
+from yeoul.model.pooling_folder import load_vectors, save_vectors
 
 LENGTHS = (11, 4, 1, 7)
 LABELS = ["부정", "보통", "긍정"]
@@ -182,14 +194,138 @@ def test_a_head_beside_an_adapter(tmp_path: Path) -> None:
 
 
 def test_pooling_of_a_folder(tmp_path: Path) -> None:
-    assert load_pooling(tmp_path) is None
+    assert load_vectors(tmp_path, 64) is None
     config = make("softmax").config
+
+    def pooling_of(folder: Path) -> str:
+        found = load_vectors(folder, 64)
+        assert found is not None and found.states == "last" and found.width(64) == 64
+        return found.pooling
+
     for pooling in POOLINGS:
-        save_pooling(tmp_path, config, pooling, modules=True)
-        assert load_pooling(tmp_path) == pooling
+        save_vectors(tmp_path, config, TextVectors(pooling), modules=True)
+        assert pooling_of(tmp_path) == pooling
     file = tmp_path / "1_Pooling" / "config.json"
     file.write_text(json.dumps({"embedding_dimension": 64, "pooling_mode": "mean", "include_prompt": True}))
-    assert load_pooling(tmp_path) == "mean"
+    assert pooling_of(tmp_path) == "mean"
     file.write_text(json.dumps({"word_embedding_dimension": 64, "pooling_mode_cls_token": True}))
     with pytest.raises(UserError, match=r"'cls'.*--pooling"):
-        load_pooling(tmp_path)
+        load_vectors(tmp_path, 64)
+    chosen = load_vectors(tmp_path, 64, "last")
+    assert chosen is not None and chosen.pooling == "last"
+
+
+@pytest.mark.parametrize("kind", ["softmax", "learned", "hybrid"])
+@torch.no_grad()
+def test_states_of_padded_texts_are_those_of_each_alone(kind: str) -> None:
+    model = make(kind).eval()
+    entered: list[torch.Tensor] = []
+    model.layers[0].register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+    for side in ("left", "right"):
+        ids, mask = padded(side)
+        for row in range(len(ids)):
+            alone = ids[row][mask[row].bool()][None]
+            entered.clear()
+            wanted = {"last": model.hidden(alone)[0], "embeddings": entered[0][0]}
+            wanted["both"] = torch.cat((wanted["embeddings"], wanted["last"]), -1)
+            for states in STATES:
+                found = text_states(model, ids, mask, states)[row][mask[row].bool()]
+                assert rms_ratio(found, wanted[states]) < 1e-5, (states, side)
+                vectors = TextVectors("mean", states)
+                pooled = vectors.pooled(model, ids, mask)[row]
+                assert rms_ratio(pooled, wanted[states].mean(0)) < 1e-5 and len(pooled) == vectors.width(64)
+
+
+def test_whitened_vectors_are_uncorrelated() -> None:
+    torch.manual_seed(1)
+    mixed = torch.randn(500, 16) @ torch.randn(16, 16) + 3
+    white = Whitening(mixed, ridge=0.0)(mixed)
+    assert torch.allclose(white.mean(0), torch.zeros(16), atol=1e-4)
+    assert torch.allclose(white.T.cov(), torch.eye(16), atol=1e-3)
+    # PCA's whitening is the same but for a rotation: the cosines are equal.
+    exact = mixed.double() - mixed.double().mean(0)
+    variances, directions = torch.linalg.eigh(exact.T.cov())
+    other = exact @ (directions / variances.sqrt())
+    cosines = [F.cosine_similarity(v[:-1].double(), v[1:].double(), dim=-1) for v in (white, other)]
+    assert torch.allclose(cosines[0], cosines[1], atol=1e-4)
+    flat = torch.cat((mixed, torch.ones(500, 3)), 1)  # numbers that never vary stay small
+    assert Whitening(flat)(flat)[:, 16:].abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_a_whitening_is_saved_as_one_layer(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    config, pooled = make("softmax").config, torch.randn(50, 128) @ torch.randn(128, 128)
+    layer = Whitening(pooled)
+    layer.linear.weight.add_(0.1 * torch.randn(128, 128))
+    layer.linear.bias.add_(torch.randn(128))
+    vectors = TextVectors("last", "both", [layer])
+    save_vectors(tmp_path, config, vectors, modules=True)
+    again = load_vectors(tmp_path, 64)
+    assert again is not None and (again.pooling, again.states, again.width(64)) == ("last", "both", 128)
+    assert rms_ratio(again(pooled), vectors(pooled)) < 1e-5
+    assert not (tmp_path / "modules.json").exists()  # sentence-transformers has no such states
+    with pytest.raises(UserError, match="goes from 128 to 128 numbers, but gets 64"):
+        load_vectors(tmp_path, 32)
+    file = tmp_path / "1_Pooling" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"states": "middle"}))
+    with pytest.raises(UserError, match="the states 'middle' are not known"):
+        load_vectors(tmp_path, 64)
+
+
+def their_module(folder: Path, number: int, kind: str, **config: Any) -> dict[str, Any]:
+    """An entry of modules.json, and its folder as sentence-transformers writes it."""
+    path = f"{number}_{kind}" if number else ""
+    if config:
+        (folder / path).mkdir(parents=True, exist_ok=True)
+        (folder / path / "config.json").write_text(json.dumps(config))
+    return {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+
+
+def test_layers_of_sentence_transformers(tmp_path: Path) -> None:
+    """Two layers, of which one has no bias, by hand."""
+    draw = torch.Generator().manual_seed(3)
+    W1, b1, W2 = (torch.randn(*shape, generator=draw) for shape in ((48, 64), (48,), (8, 48)))
+    tanh, identity = "torch.nn.modules.activation.Tanh", "torch.nn.modules.linear.Identity"
+    first = dict(in_features=64, out_features=48, bias=True, activation_function=tanh)
+    second = dict(in_features=48, out_features=8, bias=False, activation_function=identity)
+    modules = [
+        their_module(tmp_path, 0, "Transformer"),
+        their_module(tmp_path, 1, "Pooling", word_embedding_dimension=64, pooling_mode_mean_tokens=True),
+        their_module(tmp_path, 2, "Dense", **first),
+        their_module(tmp_path, 3, "Dense", **second),
+        their_module(tmp_path, 4, "Normalize"),
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    save_file({"linear.weight": W1, "linear.bias": b1}, tmp_path / "2_Dense" / "model.safetensors")
+    save_file({"linear.weight": W2}, tmp_path / "3_Dense" / "model.safetensors")
+    vectors = load_vectors(tmp_path, 64)
+    pooled = torch.randn(5, 64, generator=draw)
+    assert vectors is not None and vectors.width(64) == 8
+    assert torch.allclose(vectors(pooled), torch.tanh(pooled @ W1.T + b1) @ W2.T, atol=1e-5)
+
+    # What we write of it is what was read.
+    save_vectors(tmp_path / "ours", make("softmax").config, vectors, modules=True)
+    assert json.loads((tmp_path / "ours" / "modules.json").read_text()) == modules
+    assert json.loads((tmp_path / "ours" / "2_Dense" / "config.json").read_text()) == first
+    assert json.loads((tmp_path / "ours" / "3_Dense" / "config.json").read_text()) == second
+    assert torch.equal(load_file(tmp_path / "ours" / "3_Dense" / "model.safetensors")["linear.weight"], W2)
+
+    def refused(match: str, *listed: dict[str, Any]) -> None:
+        (tmp_path / "modules.json").write_text(json.dumps([*modules[:2], *listed]))
+        with pytest.raises(UserError, match=match):
+            load_vectors(tmp_path, 64)
+
+    refused("'CNN' is not supported", their_module(tmp_path, 9, "CNN"))
+    refused("behind Normalize is not supported", modules[4], modules[2])
+    refused("leads out of the folder", modules[2] | {"path": "../x"})
+    refused("gets 64", modules[3])
+    gelu = first | {"activation_function": "torch.nn.modules.activation.GELU"}
+    refused("GELU' is not supported", their_module(tmp_path, 5, "Dense", **gelu))
+    refused(r"no model\.safetensors", their_module(tmp_path, 6, "Dense", **first))
+    (tmp_path / "7_Dense").mkdir()
+    save_file({"linear.weight": W2}, tmp_path / "7_Dense" / "model.safetensors")
+    refused("the layer cannot be read", their_module(tmp_path, 7, "Dense", **first))
+    (tmp_path / "modules.json").write_text('[{"type": 3}]')
+    with pytest.raises(UserError, match="the list of modules cannot be read"):
+        load_vectors(tmp_path, 64)

@@ -46,6 +46,23 @@ def test_matrices_decay_and_the_rest_does_not():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_parameters_may_learn_faster_than_others(optimizer):
+    rates = {"mix.weight": 3.0, "mix.bias": 0.5}
+    moved = []
+    for own in (None, lambda name: rates.get(name, 1.0)):
+        torch.manual_seed(0)
+        model = toy_model()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        trained = Optimizer(model, toy_config(optimizer=optimizer, weight_decay=0.0), own)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        trained.step(0.01)
+        moved.append({name: (p.detach() - before[name]).norm() for name, p in model.named_parameters()})
+    for name, distance in moved[0].items():
+        torch.testing.assert_close(moved[1][name], distance * rates.get(name, 1.0), rtol=1e-4, atol=0)
+
+
 def test_muon_takes_hidden_matrices_only_and_steps():
     model = toy_model()
     optimizer = Optimizer(model, toy_config(optimizer="muon", weight_decay=0.0))

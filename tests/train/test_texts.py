@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from models import make
 from yeoul.data.text_batches import text_batch
-from yeoul.model.heads import ClassificationHead
-from yeoul.train.contrastive import cosent, cosine_regression, info_nce
+from yeoul.model.heads import STATES, ClassificationHead, States, TextVectors, Whitening
+from yeoul.train.contrastive import cosent, cosine_regression, info_nce, pearson
 from yeoul.train.loss import language_model_objective
-from yeoul.train.texts import classification_objective, embedding_objective
+from yeoul.train.texts import classification_objective, embedding_objective, pooled_items
 
 N = 6
 
@@ -63,6 +64,22 @@ def test_cosine_regression_by_its_definition() -> None:
     assert float(cosine_regression(first, second, scores)) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_pearson_by_its_definition() -> None:
+    first, second = vectors()
+    scores = torch.tensor([5.0, 0.0, 2.5, 2.5, 1.0, 4.0])
+    cosines = [cos(first[n], second[n]) for n in range(N)]
+    wanted = 1 - float(np.corrcoef(cosines, scores.numpy())[0, 1])
+    assert float(pearson(first, second, scores)) == pytest.approx(wanted, rel=1e-5)
+    assert float(pearson(first, second, scores * 7 - 3)) == pytest.approx(wanted, rel=1e-5)
+    assert float(pearson(first, second, torch.tensor(cosines))) == pytest.approx(0, abs=1e-5)
+    first.requires_grad_()
+    for few, what in ((2, scores), (1, scores), (N, torch.ones(N))):  # nothing to learn from
+        nothing = pearson(first[:few], second[:few], what[:few])
+        first.grad = None
+        nothing.backward()
+        assert float(nothing.detach()) == 1 and float(first.grad.abs().sum()) == 0  # type: ignore[attr-defined]
+
+
 def items(ways: int = 1) -> list[tuple[np.ndarray, ...]]:
     draw = np.random.default_rng(2)
     return [tuple(draw.integers(1, 101, draw.integers(2, 9)) for _ in range(ways)) for _ in range(N)]
@@ -99,9 +116,30 @@ def test_vectors_of_an_example_meet_in_the_loss() -> None:
         seen.append(ways)
         return info_nce(*ways)
 
-    result = embedding_objective(loss, "last")(model, text_batch(items(3), None, 0))
+    result = embedding_objective(loss, TextVectors("last"))(model, text_batch(items(3), None, 0))
     assert result.count == N and float(result.total) == pytest.approx(N * float(info_nce(*seen[0])), rel=1e-5)
     for number, item in enumerate(items(3)):
         for way, ids in enumerate(item):
             alone = model.hidden(torch.from_numpy(ids)[None])[0, -1]
             assert torch.allclose(seen[0][way][number], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("states", STATES)
+def test_known_pooled_states_are_what_the_model_would_give(states: States) -> None:
+    model, texts = make("hybrid"), items(2)
+    plain = TextVectors("mean", states)
+    known = pooled_items(model, plain, texts, batch_size=4, dtype=torch.float32)
+    assert known.shape == (N, 2, plain.width(64)) and not known.requires_grad
+    vectors = TextVectors("mean", states, [Whitening(known.flatten(0, 1))])
+    chosen = [4, 1, 5]
+    batch = text_batch([texts[n] for n in chosen], np.array([3.0, 0.0, 1.0], dtype=np.float32), 0)
+    batch = replace(batch, numbers=torch.tensor(chosen))
+    loss = lambda ways, scores: pearson(*ways, scores)  # noqa: E731
+    asked = embedding_objective(loss, vectors)(model, batch)
+    remembered = embedding_objective(loss, vectors, known)(model, batch)
+    assert float(remembered.total) == pytest.approx(float(asked.total), rel=1e-2)  # few texts: rounding grows
+    remembered.total.backward()
+    assert vectors.layers[0].linear.weight.grad is not None and all(p.grad is None for p in model.parameters())  # type: ignore[union-attr]
+    asked.total.backward()
+    used = model.layers[0].self_attn.q_proj.weight.grad is not None
+    assert used == (states != "embeddings") and model.model.embed_tokens.weight.grad is not None

@@ -84,7 +84,7 @@ def convert(teacher: Decoder, conversion: Conversion, *, share: bool = False) ->
     if not share:
         weights = {name: tensor.clone() for name, tensor in weights.items()}
     missing, unexpected = student.load_state_dict(weights, strict=False, assign=True)
-    strange = [name for name in missing if not _in_map(name)]
+    strange = [name for name in missing if not in_map(name)]
     if strange or unexpected:
         raise ValueError(f"the student lacks {strange} and the teacher has {unexpected} beside")
     return student.eval()
@@ -108,7 +108,7 @@ def converted_layers(student: Decoder) -> list[int]:
 def train_only_maps(student: Decoder) -> None:
     """Only what the teacher lacks is trained, feature maps, decays and gates: what alignment moves."""
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(_in_map(name) and _is_learned(student, name))
+        parameter.requires_grad_(in_map(name) and _is_learned(student, name))
 
 
 def train_attention(student: Decoder) -> None:
@@ -116,17 +116,17 @@ def train_attention(student: Decoder) -> None:
     train_only_maps(student)
     for layer in converted_layers(student):
         for name, parameter in student.layers[layer].self_attn.named_parameters():
-            if not _in_map(f".{name}"):
+            if not in_map(f".{name}"):
                 parameter.requires_grad_(True)
 
 
 def train_everything(student: Decoder) -> None:
     """All weights are trained, but for what the feature map's configuration freezes."""
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(not _in_map(name) or _is_learned(student, name))
+        parameter.requires_grad_(not in_map(name) or _is_learned(student, name))
 
 
-def _in_map(name: str) -> bool:
+def in_map(name: str) -> bool:
     """Whether a parameter belongs to the linear attention and not to the projections taken over."""
     new = (
         ".feature_map.", ".short_conv.", ".beta_proj.", ".decay_proj.", ".decay_log", ".read_mass", ".read_direction",

@@ -2,19 +2,17 @@
 
 A linear layer W gets a low-rank part beside it: y = W x + scaling * B A x. `LoraLinear` keeps W as it was, frozen;
 the part is added on the way (unmerged) or into W (merged). An adapter's folder is PEFT's: `adapter_config.json` and
-`adapter_model.safetensors`, whose names are the module paths of the base model in transformers. A family that fuses
-projections there (GPT-2, GPT-NeoX) has one adapter where Yeoul has three.
+`adapter_model.safetensors`, whose names are the module paths of the base model in transformers. The embedding and the
+output layer may have parts, too (`yeoul.adapt.lora_tables`).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +20,39 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from yeoul.adapt.lora_embeddings import new_parts, tables_to_save, take_parts
 from yeoul.adapt.lora_files import (
     LEAVES,
     PREFIX,
     WEIGHTS,
     adapter_name,
     found_adapter,
-    full_name,
     read_lora_config,
     read_tensors,
 )  # fmt: skip
-from yeoul.adapt.lora_layers import CONFIG, Adapter, LoraConfig, LoraLinear, dense, named
-from yeoul.adapt.lora_tokens import TokenTable, attach_rows, new_rows, rows_to_save, take_rows, token_tables
+from yeoul.adapt.lora_layers import CONFIG, Adapter, LoraConfig, LoraLinear
+from yeoul.adapt.lora_sites import (
+    LINEARS,
+    check_tensors,
+    fuse,
+    linears,
+    place_of,
+    row_norms,
+    shortest,
+    sites_of,
+    spellings_of,
+    split,
+)  # fmt: skip
+from yeoul.adapt.lora_tables import TokenTable, attach_tables, token_tables
+from yeoul.adapt.lora_tokens import new_rows, take_rows
 from yeoul.errors import UserError
-from yeoul.model import families, tensor_names
 from yeoul.model.decoder import Decoder
 from yeoul.model.quantized import replace_module
-
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The modules of a layer that take an adapter."""
-
-
-def _linears(model: Decoder) -> Iterator[tuple[str, Any]]:
-    """(path, module) of all that may take an adapter, a linear layer or a `LoraLinear` around it."""
-    for path, module in model.named_modules():
-        if path.startswith("model.layers.") and path.rpartition(".")[2] in LINEARS:
-            yield path, module
 
 
 def lora_layers(model: Decoder) -> dict[str, LoraLinear]:
     """The adapted layers by path."""
-    return {path: module for path, module in _linears(model) if isinstance(module, LoraLinear)}
+    return {path: module for path, module in linears(model) if isinstance(module, LoraLinear)}
 
 
 def adapted(model: Decoder) -> dict[str, LoraLinear | TokenTable]:
@@ -62,7 +62,7 @@ def adapted(model: Decoder) -> dict[str, LoraLinear | TokenTable]:
 
 def adapter_names(model: Decoder) -> list[str]:
     """Names of the adapters that a model has."""
-    return list(dict.fromkeys(name for layer in lora_layers(model).values() for name in layer.adapters))
+    return list(dict.fromkeys(name for layer in adapted(model).values() for name in layer.adapters))
 
 
 def _check_new(model: Decoder, name: str) -> None:
@@ -83,48 +83,33 @@ def _attach(model: Decoder, adapters: Mapping[str, Adapter], name: str, config: 
     set_adapter(model, name)
 
 
-def _base(module: Any) -> Any:
-    return module.base if isinstance(module, LoraLinear) else module
-
-
-def _place(module: Any) -> dict[str, Any]:
-    """Device and dtype of an adapter for this module: fp32, or fp64 over fp64."""
-    tensor = next(itertools.chain(_base(module).parameters(), _base(module).buffers()))
-    return {"device": tensor.device, "dtype": torch.float64 if tensor.dtype == torch.float64 else torch.float32}
-
-
-def _row_norms(module: Any) -> Tensor:
-    """(out,) lengths of the rows of a layer's own weight."""
-    merged = isinstance(module, LoraLinear) and module.original is not None
-    weight = module.original if merged else dense(_base(module)).detach()
-    return torch.linalg.norm(weight.to(_place(module)["dtype"]), dim=1)
-
-
 def add_lora(model: Decoder, config: LoraConfig, name: str = "default") -> None:
     """A new adapter that changes nothing yet: A is uniform as in `nn.Linear`, B is zero. It becomes the active one.
+    For tables of tokens see `new_parts`.
 
     Paths of `config` are Yeoul's. From here on only the adapter is trained.
 
     Raises:
-        UserError: no layer matches; the name is taken.
+        UserError: no layer matches; the name is taken; DoRA of a table of tokens.
     """
     _check_new(model, name)
     unmerge(model)
-    matched = [(path, module) for path, module in _linears(model) if config.matches(path)]
-    if not matched:
-        raise UserError(
-            f"no layer matches target_modules {config.target_modules!r}",
-            fix=f"choose from {', '.join(LINEARS)}, or all-linear",
-        )
-    made = {}
+    matched = [(path, module) for path, module in linears(model) if config.matches(path)]
+    rows, made = new_rows(model, config), {}
     for path, module in matched:
         r = config.rank(path)
-        A = torch.empty(r, module.in_features, **_place(module))
+        A = torch.empty(r, module.in_features, **place_of(module))
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-        B = torch.zeros(module.out_features, r, **_place(module))
-        magnitude = _row_norms(module) if config.dora else None
+        B = torch.zeros(module.out_features, r, **place_of(module))
+        magnitude = row_norms(module) if config.dora else None
         made[path] = Adapter(A, B, config.scaling(path), config.dropout, magnitude)
-    attach_rows(model, new_rows(model, config), name)
+    parts = new_parts(model, config)
+    if not made and not parts:
+        raise UserError(
+            f"no layer matches target_modules {config.target_modules!r}",
+            fix=f"choose from {', '.join(LINEARS)}, embed_tokens, lm_head, or all-linear",
+        )
+    attach_tables(model, rows, parts, name, config)
     _attach(model, made, name, config)
 
 
@@ -144,7 +129,7 @@ def set_adapter(model: Decoder, name: str | None) -> None:
 
 def active_adapter(model: Decoder) -> str | None:
     """Name of the active adapter; None where the base model is alone."""
-    return next((layer.active for layer in lora_layers(model).values() if layer.active is not None), None)
+    return next((layer.active for layer in adapted(model).values() if layer.active is not None), None)
 
 
 def train_only_adapter(model: Decoder) -> None:
@@ -188,46 +173,6 @@ def merge_and_unload(model: Decoder) -> Decoder:
 # -- folders
 
 
-@dataclass(frozen=True)
-class _Site:
-    """One linear module of the published model, and where its rows lie in ours.
-
-    Attributes:
-        path: in transformers' model.
-        rows: our path -> the published rows that it has, in its order.
-    """
-
-    path: str
-    rows: dict[str, Tensor]
-
-    @property
-    def size(self) -> int:
-        return sum(len(rows) for rows in self.rows.values())
-
-
-def _spellings(model: Decoder) -> list[str]:
-    """Families whose names an adapter of this model may have: that of its folder, that of its origin, our own."""
-    written = families.write_config(model.config, model.dtype)["model_type"]
-    return [f for f in dict.fromkeys((written, model.config.family, "yeoul")) if f in families.FAMILIES]
-
-
-def _sites(model: Decoder, family: str) -> dict[str, _Site]:
-    """By path. The family's own map of tensors is asked what becomes of a bias that counts its rows."""
-    config, linears = model.config, dict(_linears(model))
-    weights = {
-        f"{path}.weight": torch.empty(module.out_features, module.in_features, device="meta")
-        for path, module in linears.items()
-    }
-    sites = {}
-    for published, tensor in tensor_names.to_published(weights, config, family).items():
-        path = published.removesuffix(".weight")
-        parts = [ours.removesuffix(".weight") for ours, _ in tensor_names.to_ours(published, tensor, config, family)]
-        count = torch.arange(sum(linears[part].out_features for part in parts))
-        rows = tensor_names.to_ours(f"{path}.bias", count, config, family)
-        sites[path] = _Site(path, {ours.removesuffix(".bias"): index for ours, index in rows})
-    return sites
-
-
 def load_adapter(model: Decoder, path: Path | str, name: str = "default") -> None:
     """Reads an adapter of PEFT's format beside the base model's weights, and makes it the active one.
 
@@ -245,15 +190,18 @@ def load_adapter(model: Decoder, path: Path | str, name: str = "default") -> Non
     tensors = read_tensors(folder)
     _check_new(model, name)
     unmerge(model)
-    rows = take_rows(tensors, model, config, _spellings(model), folder / WEIGHTS)
-    spellings = [_sites(model, family) for family in _spellings(model)]
+    rows = take_rows(tensors, model, config, spellings_of(model), folder / WEIGHTS)
+    parts = take_parts(tensors, model, config, spellings_of(model), folder / WEIGHTS)
+    spellings = [sites_of(model, family) for family in spellings_of(model)]
     sites = next((sites for sites in spellings if tensors.keys() & sites.keys()), spellings[0])
     wanted = {path: site for path, site in sites.items() if config.matches(path)}
-    _check_tensors(tensors, wanted, sites, model, config, folder)
+    check_tensors(tensors, wanted, sites, model, config, folder)
+    if not wanted and not parts:
+        raise UserError("no layer of this model matches the target modules", f"{folder / CONFIG}, target_modules")
     made: dict[str, Adapter] = {}
     for published, site in wanted.items():
-        made |= _split(model, site, tensors[published], config)
-    attach_rows(model, rows, name)
+        made |= split(model, site, tensors[published], config)
+    attach_tables(model, rows, parts, name, config)
     _attach(model, made, name, config)
 
 
@@ -266,61 +214,6 @@ def load_adapters(model: Decoder, paths: Sequence[Path | str]) -> None:
     set_adapter(model, names[0])
 
 
-def _check_tensors(
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    wanted: Mapping[str, _Site],
-    sites: Mapping[str, _Site],
-    model: Decoder,
-    config: LoraConfig,
-    folder: Path,
-) -> None:
-    """Every tensor that the configuration asks for is there with its shape, and no other."""
-    file = folder / WEIGHTS
-    for path, parts in tensors.items():
-        part = next(iter(parts))
-        if path not in sites:
-            raise UserError(
-                f"tensor {full_name(path, part)} belongs to no layer of this model that can be adapted", file
-            )
-        if path not in wanted:
-            raise UserError(f"tensor {full_name(path, part)} is not among the target modules", file)
-    if not wanted:
-        raise UserError("no layer of this model matches the target modules", f"{folder / CONFIG}, target_modules")
-    made_for = f" (the adapter was made for {config.base_model})" if config.base_model else ""
-    for path, site in wanted.items():
-        module: Any = model.get_submodule(next(iter(site.rows)))
-        r = config.rank(path)
-        shapes: dict[str, tuple[int, ...]] = {"A": (r, module.in_features), "B": (site.size, r)}
-        if config.dora:
-            shapes["magnitude"] = (site.size,)
-        given = tensors.get(path, {})
-        for part in (*shapes, *given):
-            if part not in given:
-                raise UserError(f"tensor {full_name(path, part)} is missing", file)
-            if part not in shapes:
-                raise UserError(f"tensor {full_name(path, part)} is there, but use_dora is false", file)
-            if given[part].shape != shapes[part]:
-                shape = tuple(given[part].shape)
-                asked = f"rank {r} and this model ask for {shapes[part]}{made_for}"
-                raise UserError(f"tensor {full_name(path, part)} has shape {shape}, but {asked}", file)
-
-
-def _split(model: Decoder, site: _Site, given: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Adapter]:
-    """Adapters of our layers, by path, from that of a published module.
-
-    A is one parameter for all parts of a fused module, so that training goes on as in the fused one.
-    """
-    made: dict[str, Adapter] = {}
-    for ours, rows in site.rows.items():
-        module = model.get_submodule(ours)
-        if config.dora:
-            dense(_base(module))
-        split = {part: given[part][rows].to(**_place(module)) for part in given if part != "A"}
-        A = next(iter(made.values())).A if made else given["A"].to(**_place(module))
-        made[ours] = Adapter(A, split["B"], config.scaling(site.path), config.dropout, split.get("magnitude"))
-    return made
-
-
 @torch.no_grad()
 def save_adapter(model: Decoder, folder: Path | str, name: str = "default") -> None:
     """Writes an adapter as PEFT does, under the names of the family that the model is published in.
@@ -331,29 +224,31 @@ def save_adapter(model: Decoder, folder: Path | str, name: str = "default") -> N
     Raises:
         UserError: no adapter has this name.
     """
-    layers = {path: layer for path, layer in lora_layers(model).items() if name in layer.adapters}
-    if not layers:
+    modules = {path: module for path, module in adapted(model).items() if name in module.adapters}
+    if not modules:
         raise UserError(f"the model has no adapter {name!r}", fix=f"it has {', '.join(adapter_names(model)) or 'none'}")
-    config = next(iter(layers.values())).configs[name]
-    family = _spellings(model)[0]
-    sites = _sites(model, family)
-    tensors, ranks, alphas = dict[str, Tensor](), dict[str, int](), dict[str, float]()
+    config = next(iter(modules.values())).configs[name]
+    layers = {path: module for path, module in modules.items() if isinstance(module, LoraLinear)}
+    family = spellings_of(model)[0]
+    sites = sites_of(model, family)
+    tensors, ranks, scalings = dict[str, Tensor](), dict[str, int](), dict[str, float]()
     for path, site in sites.items():
         adapters = {ours: layers[ours].adapter(name) for ours in site.rows if ours in layers}
         if not adapters:
             continue
-        found, scaling = _fuse(model, site, adapters)
+        found, scalings[path] = fuse(model, site, adapters)
         for leaf, short in LEAVES.items():
             if short in found:
-                tensors[f"{PREFIX}{path}.{leaf}"] = found[short].contiguous().cpu()
+                tensors[f"{PREFIX}{path}.{leaf}"] = found[short]
         ranks[path] = len(found["A"])
-        alphas[path] = _alpha(scaling * (math.sqrt(ranks[path]) if config.rslora else ranks[path]), config)
-    rows, indices = rows_to_save(model, family, name)
-    tensors |= {f"{PREFIX}{published}": tensor.contiguous().cpu() for published, tensor in rows.items()}
+    tables = tables_to_save(model, family, name)
+    tensors, ranks, scalings = tensors | tables.tensors, ranks | tables.ranks, scalings | tables.scalings
+    roots = {path: math.sqrt(rank) if config.rslora else rank for path, rank in ranks.items()}
+    alphas = {path: _alpha(scalings[path] * roots[path], config) for path in ranks}
     r, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
     values = config.to_dict() | {
-        "r": r, "lora_alpha": alpha, "target_modules": _shortest(ranks, sites), "exclude_modules": None,
-        "trainable_token_indices": indices,
+        "r": r, "lora_alpha": alpha, "target_modules": shortest(ranks, sites), "exclude_modules": None,
+        "trainable_token_indices": tables.indices, "ensure_weight_tying": tables.tied,
         "layers_to_transform": None, "layers_pattern": None, "fan_in_fan_out": family == "gpt2",
         "rank_pattern": {path: value for path, value in ranks.items() if value != r},
         "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
@@ -361,6 +256,7 @@ def save_adapter(model: Decoder, folder: Path | str, name: str = "default") -> N
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -368,35 +264,3 @@ def _alpha(alpha: float, config: LoraConfig) -> float:
     """The number of the configuration, or the whole number, that this is but for rounding."""
     near = (config.alpha, *config.alpha_pattern.values(), round(alpha))
     return next((number for number in near if math.isclose(number, alpha, rel_tol=1e-14)), alpha)
-
-
-def _shortest(adapted: Mapping[str, int], sites: Mapping[str, _Site]) -> list[str]:
-    """Names of the adapted modules: their last words where these name no other module, else whole paths."""
-    words = tuple(dict.fromkeys(path.rpartition(".")[2] for path in adapted))
-    return list(words if all(path in adapted or not named(words, path) for path in sites) else adapted)
-
-
-def _fuse(model: Decoder, site: _Site, adapters: Mapping[str, Adapter]) -> tuple[dict[str, Tensor], float]:
-    """A, B and magnitude of a published module from the adapters of its parts, and their scaling."""
-    first = next(iter(adapters.values()))
-    different: list[Tensor] = []
-    for adapter in adapters.values():
-        if not any(torch.equal(adapter.A, A) for A in different):
-            different.append(adapter.A)
-    B = first.B.new_zeros(site.size, sum(len(A) for A in different))
-    magnitude = first.B.new_zeros(site.size)
-    for ours, rows in site.rows.items():
-        part = adapters.get(ours)
-        if part is None:  # nothing is added to its rows, and they keep their lengths
-            if first.magnitude is not None:
-                magnitude[rows] = _row_norms(model.get_submodule(ours))
-            continue
-        column = 0
-        for A in different:
-            if torch.equal(part.A, A):
-                B[rows, column : column + len(A)] = part.B * (part.scaling / first.scaling)
-            column += len(A)
-        if part.magnitude is not None:
-            magnitude[rows] = part.magnitude
-    found = {"A": torch.cat(different), "B": B}
-    return found | ({"magnitude": magnitude} if first.magnitude is not None else {}), first.scaling

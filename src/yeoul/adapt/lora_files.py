@@ -18,7 +18,10 @@ from yeoul.text.tokenizer import Tokenizer
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 LEAVES = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "magnitude",
+          "lora_embedding_A": "embedding_A", "lora_embedding_B": "embedding_B", "base_layer.weight": "base",
           "token_adapter.trainable_tokens_delta": "tokens"}  # fmt: skip
+"""Ends of the names of an adapter's tensors -> what they are called here; `base` is a table of the model itself, which
+PEFT writes beside its adapter."""
 
 
 def adapter_name(path: Path | str) -> str:
@@ -86,7 +89,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
 
 def read_tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """By path in the published model, then by "A", "B" and "magnitude"."""
+    """By path in the published model, then by the values of `LEAVES`."""
     file = folder / WEIGHTS
     if not file.is_file():
         if (folder / "adapter_model.bin").exists():
@@ -100,8 +103,6 @@ def read_tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in loaded.items():
         leaf = next((leaf for leaf in LEAVES if name.endswith(f".{leaf}")), None)
-        if "lora_embedding_" in name:
-            raise UserError(f"tensor {name!r} adapts embeddings, which is not supported", file)
         if leaf is None or not name.startswith(PREFIX):
             raise UserError(f"tensor {name!r} does not belong to a LoRA adapter", file)
         if not tensor.is_floating_point():

@@ -25,6 +25,7 @@ _NEUTRAL = {
 _SAME_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """Initial values that leave the base weights alone; PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ subtract from them."""
 
+ALL_LINEAR = "all-linear"
 OUTPUTS = ("lm_head", "embed_out")
 """What an output layer is called; GPT-NeoX's by the second name in transformers before 5."""
 _FIELDS = {
@@ -43,9 +44,11 @@ class LoraConfig:
     Attributes:
         r: rank.
         alpha: the low-rank part is multiplied by alpha / r [lora_alpha].
-        dropout: of the input of the low-rank part, while training [lora_dropout].
+        dropout: of the input of the low-rank part, while training, in linear layers [lora_dropout].
         target_modules: ends of module paths such as "q_proj", or "all-linear", or a regular expression that must
-            match the whole path. Paths are Yeoul's here, and those of transformers in a file.
+            match the whole path. Paths are Yeoul's here, and those of transformers in a file. "embed_tokens" and
+            "lm_head" are the embedding and the output layer, which "all-linear" leaves out; a list may have it and
+            these. Of a model that ties the two, either name means both, with one low-rank part.
         exclude_modules: ends of paths or a regular expression, which stay without.
         layers_to_transform: only these layers, counted from 0; with a list of target modules.
         layers_pattern: what the list of layers is called in the path, such as "layers" or "h".
@@ -64,7 +67,7 @@ class LoraConfig:
     r: int = 8
     alpha: float = 8
     dropout: float = 0.0
-    target_modules: tuple[str, ...] | str = "all-linear"
+    target_modules: tuple[str, ...] | str = ALL_LINEAR
     exclude_modules: tuple[str, ...] | str = ()
     layers_to_transform: tuple[int, ...] = ()
     layers_pattern: tuple[str, ...] = ()
@@ -118,11 +121,18 @@ class LoraConfig:
             except re.error as error:
                 raise UserError(f"{expression!r} is not a regular expression: {error}") from None
 
-    def matches(self, path: str) -> bool:
-        """Whether the module of this path takes the adapter (PEFT's rules)."""
+    def matches(self, path: str, *, linear: bool = True) -> bool:
+        """Whether the module of this path takes the adapter (PEFT's rules).
+
+        Args:
+            path: of the module.
+            linear: whether "all-linear" means it: the linear layers of the blocks, no table of tokens.
+        """
         if named(self.exclude_modules, path):
             return False
-        if self.target_modules != "all-linear" and not named(self.target_modules, path):
+        targets = (self.target_modules,) if self.target_modules == ALL_LINEAR else self.target_modules
+        every = linear and not isinstance(targets, str) and ALL_LINEAR in targets
+        if not every and not named(targets, path):
             return False
         if not self.layers_to_transform or path in self.target_modules:
             return True
@@ -174,8 +184,8 @@ class LoraConfig:
         target = settings.get("target_modules")
         if not target:
             raise UserError("the adapter names no target modules", f"{CONFIG}, target_modules")
-        if isinstance(target, str) and target.lower() == "all-linear":
-            settings["target_modules"] = "all-linear"
+        if isinstance(target, str) and target.lower() == ALL_LINEAR:
+            settings["target_modules"] = ALL_LINEAR
         try:
             return cls(**settings)
         except UserError as error:
@@ -208,7 +218,7 @@ class Adapter(nn.Module):
 
     Args:
         A: (r, in); a parameter may serve several parts.
-        B: (out, r).
+        B: (out, r); likewise.
         scaling: of B A.
         dropout: of the input, while training.
         magnitude: (out,) the length of each row, with DoRA.
@@ -221,7 +231,7 @@ class Adapter(nn.Module):
     def __init__(self, A: Tensor, B: Tensor, scaling: float, dropout: float, magnitude: Tensor | None = None) -> None:
         super().__init__()
         self.A = A if isinstance(A, nn.Parameter) else nn.Parameter(A)
-        self.B = nn.Parameter(B)
+        self.B = B if isinstance(B, nn.Parameter) else nn.Parameter(B)
         self.register_parameter("magnitude", None if magnitude is None else nn.Parameter(magnitude))
         self.scaling, self.dropout = scaling, dropout
 

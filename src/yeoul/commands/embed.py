@@ -108,21 +108,22 @@ def load_embedder(
         normalize: vectors of length 1.
 
     Raises:
-        UserError: as `yeoul.load`; no tokenizer.
+        UserError: as `yeoul.load`; no tokenizer; a folder whose vectors are made in a way that is not known here.
     """
     from yeoul import load
     from yeoul.hub import local_folder
     from yeoul.infer.texts import TextEmbedder
-    from yeoul.model.pooling_folder import load_pooling
+    from yeoul.model.heads import TextVectors
+    from yeoul.model.pooling_folder import load_vectors
 
     folder = local_folder(path)
     model, tokenizer = load(folder, device=device, dtype=dtype, adapter=adapter)
     if tokenizer is None:
         raise UserError("the model's folder has no tokenizer", folder, "copy its tokenizer's files there")
-    if pooling is None:
-        beside = None if adapter is None else load_pooling(local_folder(adapter))
-        pooling = beside or load_pooling(folder) or "mean"
-    return TextEmbedder(model, tokenizer, pooling, normalize)
+    hidden = model.config.hidden_size
+    vectors = None if adapter is None else load_vectors(local_folder(adapter), hidden, pooling)
+    vectors = vectors or load_vectors(folder, hidden, pooling) or TextVectors(pooling or "mean")
+    return TextEmbedder(model, tokenizer, vectors.to(model.device).eval(), normalize)
 
 
 def _known(config: Config) -> tuple[list[str], np.ndarray | None]:

@@ -112,6 +112,7 @@ def _run_hf(config: Config, out: Path) -> int:
 
         def write(target: Path) -> None:
             save_folder(model, tokenizer, target)
+            _copy_vectors(config, folder, model, target)
             if (folder / "README.md").is_file():
                 (target / "README.md").write_bytes((folder / "README.md").read_bytes())
 
@@ -138,6 +139,24 @@ def _tokenizer_folder(config: Config, folder: Path) -> Path:
     from yeoul.adapt.lora_files import tokenizer_beside
 
     return folder if config.adapter is None else tokenizer_beside(config.adapter) or folder
+
+
+def _copy_vectors(config: Config, folder: Path, model: Decoder, target: Path) -> None:
+    """How the model makes sentence vectors, where its folder or the adapter's says so."""
+    from yeoul.adapt.lora_files import found_adapter
+    from yeoul.model.checkpoint import read_json
+    from yeoul.model.pooling_folder import load_vectors, save_vectors
+
+    width = model.config.hidden_size
+    try:
+        vectors = None if config.adapter is None else load_vectors(found_adapter(config.adapter), width)
+        vectors = vectors or load_vectors(folder, width)
+    except UserError as error:
+        print(f"note: how the model makes sentence vectors is left out: {error}")
+        return
+    if vectors is not None:
+        known = read_json(target / "config.json")["model_type"] != "yeoul"
+        save_vectors(target, model.config, vectors, modules=known)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.loop import TrainResult
+    from yeoul.train.optim import Rates
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,8 @@ class _Finetuning:
         self.total = total + (self.trained - extra if self.with_adapter else 0)
         width = model.config.hidden_size
         self.settings = config.train.settings(config.task, config.method, width, task.context, task.epoch_batches)
+        if config.train.lr is None and (rate := getattr(task, "rate", None)) is not None:
+            self.settings = replace(self.settings, lr=rate)
 
     def _tokens(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
         """Tokens whose rows are trained, of the embedding and of an output layer of its own."""
@@ -286,17 +289,25 @@ class _Finetuning:
         with self._extra(True):
             result = train(
                 self.model, task.loader(), task.objective(), self.settings, config.out, save_model=self.save,
-                validate=validate, name="finetune", resume=config.resume, identity=self.identity,
+                validate=validate, name="finetune", resume=config.resume, identity=self.identity, rates=self._rates(),
             )  # fmt: skip
         self._finish(result, before)
+
+    def _rates(self) -> Rates | None:
+        """What is trained beside the model may have a learning rate of its own."""
+        head = self.config.texts.head_lr
+        if head is None:
+            return None
+        rate = head / self.settings.lr
+        return lambda name: rate if name.startswith("extra.") else 1.0
 
     def _introduce(self) -> None:
         config, settings = self.config, self.settings
         how = {"full": "all weights", "lora": "LoRA", "qlora": f"LoRA beside {config.lora.bits or BITS}-bit weights"}
-        what = how[config.method]
+        what = getattr(self.task, "learned", how[config.method])
         if self.with_adapter:
-            dora, rows = ", DoRA" if config.lora.dora else "", len(getattr(self.task, "tokens", ()))
-            what += f" of rank {config.lora.rank}{dora}" + (f" and the embeddings of {rows} tokens" if rows else "")
+            rows = len(getattr(self.task, "tokens", ()))
+            what += f" {config.lora.introduction()}" + (f" and the embeddings of {rows} tokens" if rows else "")
         kinds = "/".join(dict.fromkeys(self.model.config.attention))
         share = f"{self.trained:,} of them trained ({self.trained / self.total:.2%})"
         print(f"Model: {self.total:,} parameters ({kinds}), {share}: {what}.")

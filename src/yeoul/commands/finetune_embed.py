@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from yeoul.commands.finetune import Config
     from yeoul.commands.finetune_tasks import Validate
     from yeoul.data.labelled import Table, TextPair
+    from yeoul.data.text_batches import Item
     from yeoul.model.decoder import Decoder
-    from yeoul.model.heads import Pooling
+    from yeoul.model.heads import TextVectors
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.loss import Objective
     from yeoul.train.texts import PairLoss
@@ -33,15 +34,26 @@ class EmbedFlags:
     """The two columns with texts that belong together; found by their usual names when not given."""
     score_column: str | None = None
     """Column that says how much they do, on any scale; found by its usual names when not given."""
-    pair_loss: Literal["cosent", "cosine", "infonce"] | None = None
-    """For pairs with scores cosent (their order; when not given) or cosine (the cosine is to be the score, scaled to
-    0 to 1); for pairs without, infonce (each finds its partner in the batch)."""
+    pair_loss: Literal["cosent", "pearson", "cosine", "infonce"] | None = None
+    """For pairs with scores cosent (their order; when not given), pearson (their correlation with the cosines; when not
+    given with --whiten) or cosine (the cosine is to be the score, scaled to 0 to 1); for pairs without, infonce (each
+    finds its partner in the batch)."""
     temperature: float = 0.05
     """Divides the cosines in cosent and infonce; smaller minds close neighbours more."""
+    states: Literal["last", "embeddings", "both"] = "last"
+    """What is pooled: the last hidden states, the embeddings that enter the first block (then no block is used), or
+    both side by side."""
+    whiten: bool = False
+    """A linear layer on the pooled states, begun as the one that makes them uncorrelated over the training texts."""
+    freeze_model: bool = False
+    """Train that layer alone, which takes seconds; then --lr is 1e-3 when not given."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"{self.temperature} is no temperature", "--temperature", "give a number above 0")
+        if self.freeze_model and not self.whiten:
+            what = "a frozen model without a layer on it has nothing to learn"
+            raise UserError(what, "--freeze-model", "add --whiten")
 
 
 def make(config: Config) -> EmbedTask:
@@ -49,10 +61,22 @@ def make(config: Config) -> EmbedTask:
     return EmbedTask(config)
 
 
-class EmbedTask(TextTask):
-    """Pairs of texts, as `Task` asks; nothing is trained beside the model."""
+WITHIN_BATCH = ("cosent", "pearson")
+"""Losses that compare the pairs of a batch with one another: batches of texts alike in length would mislead them."""
+LEAST_PEARSON = 3
+"""Pairs of a batch, for a correlation."""
+FROZEN_RATE = 1e-3
+"""Peak learning rate of the layer alone."""
+WHITENED = 20_000
+"""Most texts of which a whitening is made."""
+MOST_KNOWN = 2**31
+"""Bytes of pooled states that are kept while the model is frozen; where there are more they are computed anew."""
 
-    extra = None
+
+class EmbedTask(TextTask):
+    """Pairs of texts, as `Task` asks; with --whiten, `extra` makes vectors of the pooled states."""
+
+    extra: TextVectors | None = None
 
     def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Reads the data and divides it."""
@@ -61,6 +85,7 @@ class EmbedTask(TextTask):
         from yeoul.commands.finetune_tasks import divide
 
         config = self.config
+        self._freeze(model)
         table = self._read(config.data)
         train, val = table.records, list["TextPair"]()
         if config.val_data is not None:
@@ -78,8 +103,63 @@ class EmbedTask(TextTask):
                 np.array([pair.score for pair in pairs], dtype=np.float32) for pairs in (train, val)
             )
         self.skipped, self.complaint = table.skipped, next(iter(table.complaints), "")
-        self.pooling: Pooling = config.texts.pooling or "mean"
+        self.alike = self.loss_name not in WITHIN_BATCH
         self.set_items(model, tokenizer, [pair.texts for pair in train], [pair.texts for pair in val])
+        self._make_vectors()
+
+    def _freeze(self, model: Decoder) -> None:
+        """What the vectors do not depend on, or is not to be trained, gets no gradients."""
+        flags, lora = self.config.embed, self.config.method != "full"
+        if self.config.texts.head_lr is not None and (flags.freeze_model or not flags.whiten):
+            fix = "give its rate as --lr" if flags.freeze_model else "add --whiten"
+            raise UserError("there is no layer with a learning rate beside the model's", "--head-lr", fix)
+        if lora and flags.freeze_model:
+            raise UserError("a frozen model has no adapter to train", "--freeze-model", "leave out --method")
+        if lora and flags.states == "embeddings" and "embed_tokens" not in self.config.lora.target_modules:
+            fix = "leave out --method, or take --states both"
+            raise UserError("the adapter is in the blocks, which the embeddings do not use", "--states", fix)
+        for name, parameter in model.named_parameters():
+            if flags.freeze_model or (flags.states == "embeddings" and not name.startswith("model.embed_")):
+                parameter.requires_grad_(False)
+        if flags.freeze_model:
+            self.learned, self.rate = "the layer on its vectors alone", FROZEN_RATE
+        elif flags.states == "embeddings" and not lora:
+            self.learned = "the embeddings" + (" and the layer on them" if flags.whiten else "")
+
+    def _make_vectors(self) -> None:
+        """How vectors are made; the whitening of the training texts' pooled states."""
+        import numpy as np
+        import torch
+
+        from yeoul.model.heads import TextVectors, Whitening
+
+        flags = self.config.embed
+        self.vectors = TextVectors(self.config.texts.pooling or "mean", flags.states)
+        self.known: Tensor | None = None
+        self.known_val: Tensor | None = None
+        if not flags.whiten:
+            return
+        ways, width = len(self.items[0]), self.vectors.pooled_width(self.model.config.hidden_size)
+        constant = flags.freeze_model and not self.config.texts.word_dropout
+        if constant and 4 * len(self.items) * ways * width <= MOST_KNOWN:
+            self.known = self._pooled(self.items)
+            self.known_val = self._pooled(self.val) if self.val else None
+        draw = np.random.default_rng(self.config.train.seed)
+        count = min(len(self.items), max(1, WHITENED // ways))
+        chosen = np.sort(draw.choice(len(self.items), count, replace=False))
+        if self.known is None:
+            texts = self._pooled([self.items[n] for n in chosen])
+        else:
+            texts = self.known[torch.from_numpy(chosen)]
+        self.vectors.layers.append(Whitening(texts.flatten(0, 1)))
+        self.extra = self.vectors
+
+    def _pooled(self, items: Sequence[Item]) -> Tensor:
+        """(N, ways, width): the pooled states of examples."""
+        from yeoul.train.texts import pooled_items
+
+        size = self.config.train.batch_size
+        return pooled_items(self.model, self.vectors, items, batch_size=size, dtype=self.compute_dtype())
 
     def _read(self, spec: str) -> Table[TextPair]:
         from yeoul.data.labelled import read_pairs
@@ -92,12 +172,17 @@ class EmbedTask(TextTask):
 
     def _check_kinds(self, train: Sequence[TextPair], val: Sequence[TextPair]) -> None:
         """Loss, training data and validation data agree about scores."""
-        wanted = self.config.embed.pair_loss
-        self.loss_name = wanted or ("cosent" if self.scored else "infonce")
+        flags = self.config.embed
+        # CoSENT minds the worst pairs most, which pulls a layer that begins as a whitening apart.
+        usual = "pearson" if flags.whiten else "cosent"
+        self.loss_name = flags.pair_loss or (usual if self.scored else "infonce")
         if self.scored != (self.loss_name != "infonce"):
             what = "the pairs have scores" if self.scored else "the pairs have no scores"
-            fix = "take cosent or cosine" if self.scored else "take infonce, or name the column (--score-column)"
+            named = "take infonce, or name the column (--score-column)"
+            fix = "take cosent, pearson or cosine" if self.scored else named
             raise UserError(f"{what}, which {self.loss_name} does not take", "--pair-loss", fix)
+        if self.loss_name == "pearson" and self.config.train.batch_size < LEAST_PEARSON:
+            raise UserError("fewer than three pairs have no correlation", "--batch-size", "give 3 or more")
         if val and (val[0].score is not None) != self.scored:
             raise UserError("only one of training and validation data has scores", self.config.val_data)
 
@@ -108,11 +193,15 @@ class EmbedTask(TextTask):
         kind = "triples" if self.first.negative is not None else "pairs"
         scores = f" with scores from {self.low:g} to {self.high:g}" if self.scored else ""
         lines = self.data_lines(f"{len(self.items):,} {kind}{scores}", self.skipped, self.complaint)
-        states = "last token's state" if self.pooling == "last" else "mean of all tokens' states"
-        lines.append(f"Loss: {self.loss_name}; a text's vector is the {states}.")
+        lines.append(f"Loss: {self.loss_name}; a text's vector is the {self._described()}.")
         shown = [marked(self.tokenizer, list(ids), [True] * len(ids)).splitlines()[-1] for ids in self.items[0]]
         score = f"\n  score {self.first.score:g}" if self.first.score is not None else ""
         return [*lines, "First example, tokens between bars:", "\n".join(shown) + score]
+
+    def _described(self) -> str:
+        what = {"last": "last hidden states", "embeddings": "embeddings", "both": "embeddings and last hidden states"}
+        whose = "last token's" if self.vectors.pooling == "last" else "mean of all tokens'"
+        return f"{whose} {what[self.vectors.states]}{', whitened' if self.extra is not None else ''}"
 
     def _loss(self) -> PairLoss:
         from yeoul.train import contrastive
@@ -122,6 +211,8 @@ class EmbedTask(TextTask):
         def loss(vectors: tuple[Tensor, ...], scores: Tensor | None) -> Tensor:
             if scores is None:
                 return contrastive.info_nce(*vectors, temperature=temperature)
+            if self.loss_name == "pearson":
+                return contrastive.pearson(vectors[0], vectors[1], scores)
             if self.loss_name == "cosent":
                 return contrastive.cosent(vectors[0], vectors[1], scores, temperature=temperature)
             return contrastive.cosine_regression(vectors[0], vectors[1], (scores - self.low) / (self.high - self.low))
@@ -129,10 +220,10 @@ class EmbedTask(TextTask):
         return loss
 
     def objective(self) -> Objective:
-        """The loss of the pooled vectors."""
+        """The loss of the vectors."""
         from yeoul.train.texts import embedding_objective
 
-        return embedding_objective(self._loss(), self.pooling)
+        return embedding_objective(self._loss(), self.vectors, self.known)
 
     def validate(self) -> Validate | None:
         """Loss of the held-out pairs, and Spearman of their cosines and scores, or how many find their partner."""
@@ -152,22 +243,9 @@ class EmbedTask(TextTask):
         return values | {"partner_found": float((found[:, 0] == range(len(first))).mean())}
 
     def _val_vectors(self) -> tuple[Tensor, ...]:
-        """First, second ... texts of the held-out examples as vectors, (N, hidden) each, on the CPU."""
-        import torch
-
-        from yeoul.data.text_batches import text_batches
-        from yeoul.model.heads import pool, text_hidden
-
-        device, dtype = self.model.device, self.compute_dtype()
-        result = torch.zeros(len(self.val[0]), len(self.val), self.model.config.hidden_size)
-        size = self.config.train.batch_size
-        for chosen, batch in text_batches(self.val, None, batch_size=size, pad_id=self.pad_id):
-            here = batch.to(device)
-            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                hidden = text_hidden(self.model, here.input_ids, here.mask)
-                vectors = pool(hidden, here.mask, self.pooling)
-            result[:, torch.from_numpy(chosen)] = vectors.float().cpu().view(batch.ways, len(chosen), -1)
-        return tuple(result)
+        """First, second ... texts of the held-out examples as vectors, (N, width) each, on the CPU."""
+        pooled = self._pooled(self.val) if self.known_val is None else self.known_val
+        return tuple(self.vectors(pooled).cpu().unbind(1))
 
     def _val_loss(self, vectors: tuple[Tensor, ...]) -> float:
         """In batches of the training's size: the losses depend on who is in a batch."""
@@ -182,15 +260,15 @@ class EmbedTask(TextTask):
         return total / len(self.val)
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """Model, tokenizer, and how it is pooled."""
+        """Model, tokenizer, and how vectors are made of its states."""
         from yeoul.commands.finetune_texts import save_tokenizer
         from yeoul.commands.recipe import plain
         from yeoul.model.checkpoint import save_model
-        from yeoul.model.pooling_folder import save_pooling
+        from yeoul.model.pooling_folder import save_vectors
 
         save_model(plain(self.model, dtype), folder)
         save_tokenizer(self.tokenizer, folder, self.pad_id)
-        save_pooling(folder, self.model.config, self.pooling, modules=not self._is_own(folder))
+        save_vectors(folder, self.model.config, self.vectors, modules=not self._is_own(folder))
 
     @staticmethod
     def _is_own(folder: Path) -> bool:
@@ -200,12 +278,12 @@ class EmbedTask(TextTask):
         return bool(read_json(folder / "config.json").get("model_type") == "yeoul")
 
     def save_beside(self, folder: Path) -> None:
-        """Tokenizer, and how the model is pooled."""
+        """Tokenizer, and how vectors are made of the model's states."""
         from yeoul.commands.finetune_texts import save_tokenizer
-        from yeoul.model.pooling_folder import save_pooling
+        from yeoul.model.pooling_folder import save_vectors
 
         save_tokenizer(self.tokenizer, folder, self.pad_id)
-        save_pooling(folder, self.model.config, self.pooling, modules=False)
+        save_vectors(folder, self.model.config, self.vectors, modules=False)
 
     def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
         """What the vectors are worth, before and after, and how to make some."""

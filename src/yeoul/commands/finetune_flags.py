@@ -26,6 +26,8 @@ LORA_RATE, LARGEST_LORA_RATE = 10, 2e-3
 """Adapters take ten times that (Schulman 2025, "LoRA Without Regret"), at most 2e-3."""
 PREFERENCE_RATES = {"full": 5e-6, "lora": 5e-5, "qlora": 5e-5}
 """Those of --task dpo, which moves a model that can already answer."""
+TABLES = {"embed_tokens", "lm_head"}
+"""What --target-modules calls the embedding and the output layer."""
 BITS = 4
 """Of qlora's frozen weights when not given."""
 
@@ -96,7 +98,11 @@ class LoraFlags:
     """Dropout of what goes into the low-rank part."""
     target_modules: tuple[str, ...] = ("all-linear",)
     """Layers that get the adapter, by the ends of their names (q_proj k_proj v_proj o_proj gate_proj up_proj
-    down_proj), or all-linear."""
+    down_proj), or all-linear; embed_tokens and lm_head are the embedding and the output layer. Of a model that ties
+    the two, either name means both."""
+    embedding_rank: int | None = None
+    """Rank of the low-rank part of the embedding and the output layer, where --target-modules has them; --rank when not
+    given. The part is multiplied by the same number, alpha / rank; with --rslora by alpha / sqrt(embedding rank)."""
     rslora: bool = False
     """Multiply by alpha / sqrt(rank) instead, for high ranks."""
     dora: bool = False
@@ -121,15 +127,35 @@ class LoraFlags:
         """
         from yeoul.adapt.lora_layers import LoraConfig
 
+        r = self.embedding_rank
         targets = "all-linear" if self.target_modules == ("all-linear",) else self.target_modules
+        if r is not None and not TABLES & set(self.target_modules):
+            raise UserError(
+                "the embedding gets no adapter", f"--embedding-rank {r}",
+                f"add --target-modules {' '.join(self.target_modules)} embed_tokens",
+            )  # fmt: skip
+        if r is not None and r < 1:
+            raise UserError(f"{r} is no rank", "--embedding-rank", "give 1 or more")
+        if self.dora and TABLES & set(self.target_modules):
+            raise UserError("DoRA of the embedding or the output layer is not supported", "--dora", "leave it out")
+        ranks = {} if r is None else dict.fromkeys(sorted(TABLES), r)
+        alphas = {} if self.rslora or self.rank < 1 else {name: self.alpha * n / self.rank for name, n in ranks.items()}
         try:
             return LoraConfig(
                 r=self.rank, alpha=self.alpha, dropout=self.dropout, target_modules=targets,
-                rslora=self.rslora, dora=self.dora, token_indices=tokens, base_model=base_model,
+                rank_pattern=ranks, alpha_pattern=alphas, rslora=self.rslora, dora=self.dora, token_indices=tokens,
+                base_model=base_model,
             )  # fmt: skip
         except UserError as error:
             where = {"r": "--rank"}.get(str(error.where), f"--{error.where}")
             raise UserError(error.what, where, error.fix) from None
+
+    def introduction(self) -> str:
+        """What the adapter is, in a few words."""
+        words = f"of rank {self.rank}" + (", DoRA" if self.dora else "")
+        if TABLES & set(self.target_modules):
+            words += f", of the embedding {self.embedding_rank or self.rank}"
+        return words
 
 
 def changed(flags: Any) -> list[str]:

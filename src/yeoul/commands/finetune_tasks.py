@@ -45,8 +45,8 @@ class Task(Protocol):
         context: tokens of the longest row that is trained on; known after `prepare`.
         epoch_batches: micro-batches of one pass over the data; known after `prepare`.
 
-    A task may have `tokens`, too: ids of special tokens whose embeddings are trained with an adapter; known after
-    `prepare`.
+    A task may have these, too, known after `prepare`: `tokens`, ids of special tokens whose embeddings are trained with
+    an adapter; `rate`, the peak learning rate where none is given; `learned`, what is trained, in words.
     """
 
     extra: nn.Module | None

@@ -33,9 +33,19 @@ class TextFlags:
     transformers has only the last token for classifiers."""
     word_dropout: float = 0.0
     """Leave out each token with this probability, in training."""
+    piece_length: int | None = None
+    """Cut the texts into pieces of at most so many characters, a space being one; the tokenizer that is saved goes on
+    doing so. As the tokenizer does it when not given."""
+    head_lr: float | None = None
+    """Peak learning rate of what is trained on top of the model: the classification head, or the layer of --whiten. The
+    same as the model's when not given."""
 
     def __post_init__(self) -> None:
         check_share(self.word_dropout, "--word-dropout")
+        if self.head_lr is not None and not 0 < self.head_lr < 100:
+            raise UserError(f"{self.head_lr} is no learning rate", "--head-lr", "give a number above 0, such as 1e-3")
+        if self.piece_length is not None and self.piece_length < 1:
+            raise UserError(f"pieces of {self.piece_length} characters are none", "--piece-length", "give 1 or more")
 
 
 def check_share(value: float, flag: str) -> None:
@@ -45,11 +55,18 @@ def check_share(value: float, flag: str) -> None:
 
 
 class TextTask:
-    """The common part of tasks over whole texts; `prepare` of theirs calls `set_items`."""
+    """The common part of tasks over whole texts; `prepare` of theirs calls `set_items`.
+
+    Attributes:
+        alike: texts of a batch are alike in length, as `TextLoader` means it; set before `set_items`.
+    """
 
     context = epoch_batches = 0
+    alike = True
 
     def __init__(self, config: Config) -> None:
+        if config.lora.train_tokens:
+            raise UserError(f"--task {config.task} teaches no tokens", "--train-tokens", "leave it out")
         self.config = config
         self.items: list[Item] = []
         self.val: list[Item] = []
@@ -62,6 +79,8 @@ class TextTask:
         """Tokens of the examples, each one or several texts, within the context."""
         from yeoul.infer.texts import padding_id
 
+        longest_piece = self.config.texts.piece_length
+        tokenizer = tokenizer if longest_piece is None else tokenizer.with_short_pieces(longest_piece)
         self.model, self.tokenizer = model, tokenizer
         self.pad_id = padding_id(tokenizer, model.config)
         limit = self._limit(model.config)
@@ -96,7 +115,7 @@ class TextTask:
         train = self.config.train
         return TextLoader(
             self.items, self.targets, batch_size=train.batch_size, seed=train.seed, pad_id=self.pad_id,
-            drop=self.config.texts.word_dropout,
+            drop=self.config.texts.word_dropout, alike=self.alike,
         )  # fmt: skip
 
     def identity(self) -> dict[str, object]:

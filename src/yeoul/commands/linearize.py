@@ -119,6 +119,9 @@ class Config:
     """Peak learning rate of all weights in the second stage."""
     finetune_lr: float = 1e-4
     """Peak learning rate in the last stage."""
+    map_lr: float | None = None
+    """Peak learning rate of feature maps, gates and convolutions in the second and third stage, where more than these
+    is trained; as the rest when not given."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon (orthogonalised momentum) for the matrices of linear layers where they are trained."""
     train_align: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "maps"
@@ -187,6 +190,7 @@ class Config:
             ("--accumulate", self.accumulate, self.accumulate >= 1), ("--sinks", self.sinks, self.sinks >= 0),
             ("--judge-tokens", self.judge_tokens, self.judge_tokens >= 0),
             ("--patience", self.patience, (self.patience or 0) >= 0),
+            ("--map-lr", self.map_lr, self.map_lr is None or 0 < self.map_lr < 100),
         ):  # fmt: skip
             if not ok:
                 raise UserError(f"{value} is out of range", flag)
@@ -357,7 +361,7 @@ def recipe_of(config: Config, context: int, student: Decoder) -> Recipe:
 
     recipe = Recipe(
         settings=plan(config, context), trains=trained_parts(config), align_on=config.align_on, rank=config.rank,
-        kl_weight=config.kl_weight, temperature=config.temperature,
+        map_lr=config.map_lr, kl_weight=config.kl_weight, temperature=config.temperature,
     )  # fmt: skip
     for stage in recipe.settings:
         if recipe.trains[stage] == "maps" and not _learns_alone(student):

@@ -19,6 +19,7 @@ from yeoul.adapt.linearize import (
     Alignment,
     HiddenAlignment,
     converted_layers,
+    in_map,
     train_attention,
     train_everything,
     train_only_maps,
@@ -35,7 +36,7 @@ from yeoul.train.config import TrainConfig
 from yeoul.train.distill import alignment_objective, distillation_objective
 from yeoul.train.loop import TrainResult, train
 from yeoul.train.loss import Objective, language_model_objective
-from yeoul.train.optim import trainable_parameters
+from yeoul.train.optim import Rates, trainable_parameters
 from yeoul.train.runstate import disk_errors, write_json
 
 Stage = Literal["align", "distil", "finetune"]
@@ -56,6 +57,8 @@ class Recipe:
             them when the stage ends: "low-rank" of the converted layers' attention, "low-rank-all" of their MLPs too.
         align_on: "outputs" or "hidden": `Alignment` or `HiddenAlignment`.
         rank: of the low-rank parts.
+        map_lr: peak learning rate of what linear attention adds to the model (feature maps, gates, convolutions) where
+            more than that is trained; None: as the rest. What is new has far to go, what was taken over has not.
         kl_weight: of the distillation.
         temperature: of the distillation.
 
@@ -69,6 +72,7 @@ class Recipe:
     )
     align_on: Literal["outputs", "hidden"] = "outputs"
     rank: int = 8
+    map_lr: float | None = None
     kl_weight: float = 1.0
     temperature: float = 1.0
 
@@ -87,6 +91,13 @@ class Recipe:
             return distillation_objective(teacher, kl_weight=self.kl_weight, temperature=self.temperature)
         return language_model_objective
 
+    def rates(self, stage: Stage) -> Rates | None:
+        """What a stage multiplies the learning rates by, by the names of the parameters."""
+        if self.map_lr is None or self.trains[stage] == "maps":
+            return None
+        ratio = self.map_lr / self.settings[stage].lr
+        return lambda name: ratio if in_map(name) else 1.0
+
     def lines(self) -> list[str]:
         """What each stage does, for people."""
         result = []
@@ -97,12 +108,16 @@ class Recipe:
                 "finetune": "cross-entropy",
             }[stage]
             what = self.trains[stage] + (f" (rank {self.rank})" if self.trains[stage].startswith("low-rank") else "")
-            result.append(f"  {stage}: {how}; trains {what}, learning rate {settings.lr:g}.")
+            own = "" if self.rates(stage) is None else f", of the maps {self.map_lr:g}"
+            result.append(f"  {stage}: {how}; trains {what}, learning rate {settings.lr:g}{own}.")
         return result
 
     def identity(self, stage: Stage) -> dict[str, object]:
         """What a stage that is resumed must have in common with its beginning, beside its settings."""
-        own: dict[str, object] = {"train": self.trains[stage]}
+        own: dict[str, object] = {
+            "train": self.trains[stage],
+            "map_lr": None if self.rates(stage) is None else self.map_lr,
+        }
         if self.trains[stage].startswith("low-rank"):
             own["rank"] = self.rank
         if stage == "align":
@@ -189,7 +204,7 @@ def run_stages(
             result = notes.result = train(
                 student, make_loader(number), recipe.objective(stage, teacher), settings, run_dir,
                 save_model=lambda target: save_model(plain(student), target), validate=validate, name=stage,
-                identity={**identity, **recipe.identity(stage)},
+                identity={**identity, **recipe.identity(stage)}, rates=recipe.rates(stage),
             )  # fmt: skip
         kept, best = _take_best(student, result, values["loss"], before)
         merge(student)

@@ -1,10 +1,10 @@
-"""Whole texts as batches: one text a row, alike in length, padded on the right."""
+"""Whole texts as batches: one text a row, alike in length or as they were drawn, padded on the right."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,12 @@ class TextBatch(Batch):
         seq_ids: 0 for tokens, -1 for padding.
         targets: (N,), int64 classes or float32 scores; None where there are none.
         ways: texts of one example.
+        numbers: (N,), int64: which of the loader's examples they are; None where it is not known.
     """
 
     targets: Tensor | None = None
     ways: int = 1
+    numbers: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -50,6 +52,7 @@ class TextBatch(Batch):
         return TextBatch(
             input_ids=plain.input_ids, labels=plain.labels, seq_ids=plain.seq_ids,
             targets=None if self.targets is None else self.targets.to(device), ways=self.ways,
+            numbers=None if self.numbers is None else self.numbers.to(device),
         )  # fmt: skip
 
 
@@ -86,7 +89,7 @@ def by_length(lengths: Sequence[int] | np.ndarray, batch_size: int) -> Iterator[
 class TextLoader:
     """Endless training batches of examples, in an order that depends on the seed alone.
 
-    Each epoch has every example once; its last batch may be smaller. Examples of a batch are alike in length.
+    Each epoch has every example once; its last batch may be smaller.
 
     Args:
         items: examples, as tokens.
@@ -95,6 +98,8 @@ class TextLoader:
         seed: of the order, and of what is dropped.
         pad_id: as in `text_batch`.
         drop: each token is left out with this probability, but never all of a text.
+        alike: examples of a batch are alike in length, which saves padding; without, batches are random, for losses
+            that compare the examples of a batch.
     """
 
     def __init__(
@@ -106,11 +111,12 @@ class TextLoader:
         seed: int,
         pad_id: int,
         drop: float = 0.0,
+        alike: bool = True,
     ) -> None:
         if not items or batch_size < 1:
             raise UserError(f"{len(items)} examples in batches of {batch_size} are nothing to learn from")
         self.items, self.targets, self.batch_size = items, targets, batch_size
-        self.seed, self.pad_id, self.drop = seed, pad_id, drop
+        self.seed, self.pad_id, self.drop, self.alike = seed, pad_id, drop, alike
         self.lengths = np.array([max(len(text) for text in item) for item in items])
         self.epoch = self.index = 0
         self._digest = digest(items, targets)
@@ -128,8 +134,9 @@ class TextLoader:
         generator = self._generator()
         order = generator.permutation(len(self.items))
         batches: list[np.ndarray] = []
-        for start in range(0, len(order), POOL * self.batch_size):
-            pool = order[start : start + POOL * self.batch_size]
+        drawn = (POOL if self.alike else 1) * self.batch_size
+        for start in range(0, len(order), drawn):
+            pool = order[start : start + drawn]
             batches += [pool[chosen] for chosen in by_length(self.lengths[pool], self.batch_size)]
         return [batches[number] for number in generator.permutation(len(batches))]
 
@@ -144,13 +151,14 @@ class TextLoader:
             generator = self._generator(self.index)
             items = [tuple(dropped(text, self.drop, generator) for text in item) for item in items]
         self.index += 1
-        return text_batch(items, None if self.targets is None else self.targets[chosen], self.pad_id)
+        batch = text_batch(items, None if self.targets is None else self.targets[chosen], self.pad_id)
+        return replace(batch, numbers=torch.from_numpy(chosen))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, as values that JSON can hold."""
         return {
             "epoch": self.epoch, "index": self.index, "seed": self.seed, "batch_size": self.batch_size,
-            "drop": self.drop, "examples": len(self.items), "digest": self._digest,
+            "drop": self.drop, "alike": self.alike, "examples": len(self.items), "digest": self._digest,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

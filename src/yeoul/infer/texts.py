@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from yeoul.data.text_batches import TextBatch, text_batches
 from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
-from yeoul.model.heads import Pooling, SequenceClassifier, pool, text_hidden
+from yeoul.model.heads import SequenceClassifier, TextVectors
 from yeoul.text.tokenizer import Tokenizer
 
 BATCH_SIZE = 32
@@ -119,25 +119,28 @@ class TextClassifier:
 
 @dataclass
 class TextEmbedder:
-    """A model whose pooled hidden states stand for texts.
+    """A model whose pooled states stand for texts.
 
     Attributes:
-        pooling: see `yeoul.model.heads.pool`.
+        vectors: which states, how they are pooled, and what that goes through; on the model's device.
         normalize: vectors have length 1, so that their products are cosines.
     """
 
     model: Decoder
     tokenizer: Tokenizer
-    pooling: Pooling = "mean"
+    vectors: TextVectors = field(default_factory=TextVectors)
     normalize: bool = True
 
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return self.vectors.width(self.model.config.hidden_size)
+
     def embed(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, context: int | None = None) -> Tensor:
-        """(len(texts), hidden) fp32; arguments as `TextClassifier.logits`."""
-        config = self.model.config
-        rows, _ = encode_texts(self.tokenizer, texts, _longest(config, context))
-        return _gathered(in_batches(self._vectors, rows, batch_size, self.model.device), len(rows), config.hidden_size)
+        """(len(texts), `width`) fp32; arguments as `TextClassifier.logits`."""
+        rows, _ = encode_texts(self.tokenizer, texts, _longest(self.model.config, context))
+        return _gathered(in_batches(self._vectors, rows, batch_size, self.model.device), len(rows), self.width)
 
     def _vectors(self, batch: TextBatch) -> Tensor:
-        hidden = text_hidden(self.model, batch.input_ids, batch.mask)
-        vectors = pool(hidden, batch.mask, self.pooling)
+        vectors = self.vectors(self.vectors.pooled(self.model, batch.input_ids, batch.mask))
         return torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors

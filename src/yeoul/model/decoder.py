@@ -133,6 +133,14 @@ class Decoder(nn.Module):
         return table.dequantized(self.dtype) if isinstance(table, QuantizedLinear) else table.weight
 
     @property
+    def output_parts(self) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """`output_weight` as the base's own (V, hidden) and what an adapter adds to it: A (r, hidden) and B (V, r) of
+        weight + B A, or None. Only these want gradients, and none of the whole table's size."""
+        table: Any = self.output_table
+        low = getattr(table, "low_rank", None)
+        return (self.output_weight, None) if low is None else (table.unchanged, low)
+
+    @property
     def output_table(self) -> nn.Embedding | nn.Linear | QuantizedLinear:
         """The module that holds the unembedding."""
         return self.model.embed_tokens if self.config.tie_embeddings else self.lm_head

@@ -122,6 +122,25 @@ def without_text(data: bytes, hidden: Collection[int], *, dummy_prefix: bool) ->
     return b"".join(parts)
 
 
+def with_unused(data: bytes, unused: Collection[int], score: float) -> bytes:
+    """The same model, which no longer uses some of its pieces.
+
+    Args:
+        data: a serialized `ModelProto`.
+        unused: their ids.
+        score: they get it, too, for readers that pass over types.
+    """
+    parts: list[bytes] = []
+    count = 0
+    for number, kind, value in _fields(data):
+        if number == 1:
+            if count in unused:
+                value = _with_field(_with_score(_as_bytes(value), lambda _: score), 3, PieceType.UNUSED)
+            count += 1
+        parts.append(_encoded(number, kind, value))
+    return b"".join(parts)
+
+
 def _with_field(data: bytes, number: int, value: int) -> bytes:
     kept = b"".join(_encoded(*field) for field in _fields(data) if field[0] != number)
     return kept + _encoded(number, VARINT, value)

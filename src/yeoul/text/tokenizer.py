@@ -16,6 +16,7 @@ from yeoul.text.backends import Backend, Decoding, JsonBackend, ModelBackend
 from yeoul.text.byte_level import byte_level_json
 from yeoul.text.files import GENERATION, PAIR, find_folder, json_object, read_files, replace_files
 from yeoul.text.sentencepiece_model import SPACE
+from yeoul.text.short_pieces import short_pieces
 from yeoul.text.streaming import StreamDecoder, token_bytes
 
 T = TypeVar("T")
@@ -90,6 +91,18 @@ class Tokenizer:
     def with_template(self, source: str) -> Tokenizer:
         """The same tokenizer with another chat template, which `save` writes as `chat_template.jinja`."""
         return Tokenizer({**self._files, "chat_template.jinja": source.encode("utf-8")}, self._where)
+
+    def with_short_pieces(self, longest: int) -> Tokenizer:
+        """The same tokenizer, ids and all, which cuts texts into pieces of at most `longest` characters.
+
+        Special and added tokens stay whole.
+
+        Raises:
+            UserError: a tokenizer that cannot do without its long pieces.
+        """
+        table = self._decoding.table
+        files = self._loaded(self._source, lambda _: short_pieces(self._files, table, longest))
+        return Tokenizer(files, self._where)
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of a text; a begin or end token is added when wanted and when the tokenizer has one.

@@ -63,3 +63,23 @@ def cosine_regression(first: Tensor, second: Tensor, scores: Tensor) -> Tensor:
         a scalar.
     """
     return F.mse_loss(F.cosine_similarity(first.float(), second.float(), dim=-1), scores.float())
+
+
+def pearson(first: Tensor, second: Tensor, scores: Tensor) -> Tensor:
+    """1 - Pearson's correlation of the cosines and the scores of the batch.
+
+    Fewer than three pairs, and pairs of one score, say nothing: 1, with a gradient of zero.
+
+    Args:
+        first, second: (N, d).
+        scores: (N,), on any scale.
+
+    Returns:
+        a scalar, from 0 to 2.
+    """
+    cosines = F.cosine_similarity(first.float(), second.float(), dim=-1)  # (N,)
+    wanted = scores.float() - scores.float().mean()
+    if len(scores) < 3 or not bool(wanted.any()):
+        return 1 + 0 * cosines.sum()
+    given = cosines - cosines.mean()
+    return 1 - (given * wanted).sum() / (given.norm() * wanted.norm()).clamp_min(1e-6)

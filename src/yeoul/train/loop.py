@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
+from yeoul import runtime
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
 from yeoul.train.compute import autocast_dtype, compile_model
@@ -20,7 +21,7 @@ from yeoul.train.config import CHANGEABLE, TrainConfig
 from yeoul.train.interrupt import Interrupted, StopRequests
 from yeoul.train.log import MetricsLog, Progress, TensorBoard, duration, memory_in_use
 from yeoul.train.loss import Objective
-from yeoul.train.optim import Optimizer, trainable_parameters
+from yeoul.train.optim import Optimizer, Rates, trainable_parameters
 from yeoul.train.plateau import Plateau
 from yeoul.train.runstate import (
     Checkpoints,
@@ -81,6 +82,7 @@ def train(
     name: str = "train",
     resume: bool = True,
     identity: Mapping[str, object] | None = None,
+    rates: Rates | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train those parameters of `model` that require gradients, until the token budget is spent.
@@ -100,6 +102,8 @@ def train(
         name: first word of the progress line.
         resume: go on from the newest checkpoint in `run_dir`; otherwise there must be none.
         identity: further JSON values (model shape, data fingerprint) that must be the same when resuming.
+        rates: what the learning rate of a parameter is multiplied by, see `Optimizer`; what it does belongs into
+            `identity`.
         progress: where to show the progress line; standard error by default.
 
     Raises:
@@ -110,7 +114,7 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     shown = progress or Progress(name, config.steps)
     with only_writer(run_dir):
-        run = _Run(model, loader, objective, config, run_dir, save_model, validate, dict(identity or {}), shown)
+        run = _Run(model, loader, objective, config, run_dir, save_model, validate, dict(identity or {}), rates, shown)
         was_training = model.training
         try:
             run.start(resume)
@@ -140,6 +144,7 @@ class _Run:
         save_model: Callable[[Path], None],
         validate: Validate | None,
         identity: dict[str, object],
+        rates: Rates | None,
         progress: Progress,
     ) -> None:
         self.model, self.loader, self.objective, self.config = model, loader, objective, config
@@ -147,7 +152,7 @@ class _Run:
         self.progress = progress
         self.device = next(model.parameters()).device
         self.autocast_to = autocast_dtype(config, self.device)
-        self.optimizer = Optimizer(model, config)
+        self.optimizer = Optimizer(model, config, rates)
         self.plateau = Plateau(config)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_last)
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
@@ -236,6 +241,8 @@ class _Run:
                 if self.progress.due() or self.step == self.plateau.end:
                     # Rows of one example are shorter than the context, so what a step holds is counted.
                     left = (self.plateau.end - self.step) * self.tokens / self.step / max(self.rate, 1e-9)
+                    if self.device.type == "cpu":
+                        runtime.return_freed_memory()
                     memory = memory_in_use(self.device)
                     self.progress.show(self.step, self.loss, lr, self.rate, left, memory)
         return self.finish()

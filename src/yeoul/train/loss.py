@@ -37,9 +37,10 @@ Objective = Callable[[nn.Module, Batch], Loss]
 def language_model_objective(model: nn.Module, batch: Batch) -> Loss:
     """Cross-entropy of the next token, for a model with `hidden()` and `output_weight`."""
     hidden = cast(Any, model).hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids)
-    weight = cast(Tensor, model.output_weight)
+    # What an adapter adds to the output stays beside it: the frozen table gets no gradient, which is half the work.
+    weight, low = getattr(model, "output_parts", None) or (cast(Tensor, model.output_weight), None)
     labels = batch.labels.flatten()
-    total, count = linear_cross_entropy(hidden.flatten(0, 1), weight, labels, softcap=softcap_of(model))
+    total, count = linear_cross_entropy(hidden.flatten(0, 1), weight, labels, softcap=softcap_of(model), low=low)
     return Loss(total=total, count=count)
 
 
@@ -49,8 +50,9 @@ def softcap_of(model: nn.Module) -> float | None:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: int | None = None, softcap: float | None = None
-) -> tuple[Tensor, int]:
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: int | None = None, softcap: float | None = None,
+    low: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, int]:  # fmt: skip
     """Sum of the cross-entropy of `hidden @ weight.T`, computed a chunk of rows at a time.
 
     The gradients are made in the forward pass, while a chunk's logits are at hand (as in Liger Kernel,
@@ -63,6 +65,7 @@ def linear_cross_entropy(
         labels: (N,) int64; rows labelled `IGNORE` take no part and cost nothing.
         chunk: rows at a time; None chooses by device and vocabulary. Changes only rounding.
         softcap: logits l become softcap * tanh(l / softcap) (Gemma 2, section 2).
+        low: A (r, d) and B (V, r): the weight is weight + B A, which is not made.
 
     Returns:
         The sum over valid rows (float32, or float64 for float64 inputs; differentiable once) and their
@@ -74,7 +77,11 @@ def linear_cross_entropy(
         index = valid.nonzero().squeeze(1)
         hidden, labels = hidden.index_select(0, index), labels.index_select(0, index)
     rows = chunk or _rows_at_a_time(hidden.device, weight.shape[0])
-    total = _LinearCrossEntropy.apply(hidden, weight, labels, rows, torch.is_grad_enabled(), softcap)
+    factors = [hidden, weight]
+    if low is not None:
+        A, B = low
+        factors += [hidden.to(A.dtype) @ A.t(), B]
+    total = _LinearCrossEntropy.apply(labels, rows, torch.is_grad_enabled(), softcap, *factors)
     return cast(Tensor, total), count
 
 
@@ -85,40 +92,51 @@ def _rows_at_a_time(device: torch.device, vocabulary: int) -> int:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Forward computes the loss and both gradients; backward only scales them."""
+    """Forward computes the loss and the gradients; backward only scales them.
+
+    The logits are the sum of `left @ right.T` over pairs of factors left (N, k), right (V, k). Pairs after the first
+    have few columns, and are added in full precision.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, rows: int, grad_enabled: bool, softcap: float | None
+        ctx: Any, labels: Tensor, rows: int, grad_enabled: bool, softcap: float | None, *factors: Tensor
     ) -> Tensor:
-        device = hidden.device.type
-        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        device = factors[0].device.type
+        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else factors[0].dtype
         exact = torch.float64 if compute == torch.float64 else torch.float32
-        need_hidden = grad_enabled and ctx.needs_input_grad[0]
-        need_weight = grad_enabled and ctx.needs_input_grad[1]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if need_weight else None
-        total = torch.zeros((), dtype=exact, device=hidden.device)
+        needed = [grad_enabled and need for need in ctx.needs_input_grad[4:]]
+        left = range(0, len(factors), 2)
+        gradients = [
+            None if not needed[i] else torch.empty_like(f) if i in left else torch.zeros_like(f, dtype=exact)
+            for i, f in enumerate(factors)
+        ]
+        total = torch.zeros((), dtype=exact, device=labels.device)
         with torch.autocast(device, enabled=False):
-            h, w = hidden.to(compute), weight.to(compute)
-            for start in range(0, h.shape[0], rows):
+            typed = [factor.to(compute) for factor in factors]
+            added = [factor.to(exact) for factor in factors[2:]]
+            for start in range(0, len(labels), rows):
                 part = slice(start, start + rows)
-                logits, slope = capped_((h[part] @ w.t()).to(exact), softcap)  # (C, V)
-                total += _loss_then_gradient_(logits, labels[part], need_hidden or need_weight)
-                if need_hidden or need_weight:
+                product = (typed[0][part] @ typed[1].t()).to(exact)
+                for low, up in zip(added[::2], added[1::2], strict=True):
+                    product.addmm_(low[part], up.t())
+                logits, slope = capped_(product, softcap)  # (C, V)
+                total += _loss_then_gradient_(logits, labels[part], any(needed))
+                if any(needed):
                     gradient = (logits if slope is None else logits * slope).to(compute)
-                    if grad_hidden is not None:
-                        grad_hidden[part] = gradient @ w
-                    if grad_weight is not None:
-                        _add_product_(grad_weight, gradient.t(), h[part])
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+                    for i in left:
+                        if (found := gradients[i]) is not None:
+                            found[part] = gradient @ typed[i + 1]
+                        if (found := gradients[i + 1]) is not None:
+                            _add_product_(found, gradient.t(), typed[i][part])
+        kept = [None if g is None else g.to(f.dtype) for g, f in zip(gradients, factors, strict=True)]
+        ctx.save_for_backward(*kept)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        grad_hidden, grad_weight = (None if g is None else g * grad_total for g in ctx.saved_tensors)
-        return grad_hidden, grad_weight, None, None, None, None
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, None, *(None if g is None else g * grad_total for g in ctx.saved_tensors)
 
 
 def capped_(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from yeoul.errors import UserError
 from yeoul.train.config import TrainConfig
+
+Rates = Callable[[str], float]
+"""Name of a parameter -> what its learning rate is multiplied by."""
 
 WSD_DECAY = 0.2
 """Share of the steps in which the schedule "wsd" decays; arXiv:2404.06395 finds 10 % enough."""
@@ -46,11 +50,16 @@ class Optimizer:
     update scaled to AdamW's RMS, so that one learning rate serves both) takes the weights of hidden linear
     layers.
 
+    Args:
+        model: its parameters with `requires_grad` are trained.
+        config: what to train them with.
+        rates: what the learning rate of a parameter is multiplied by, by its name; 1 when not given.
+
     Attributes:
         names: names of the trained parameters, in the model's order.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig, rates: Rates | None = None) -> None:
         self._parameters = trainable_parameters(model)
         if not self._parameters:
             raise UserError("no parameter of the model is trainable", fix="unfreeze some of them")
@@ -58,20 +67,19 @@ class Optimizer:
         embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
         linear -= embeddings | {id(getattr(model, "output_weight", None))}
-        muon, decayed, plain = [], [], []
-        for parameter in self._parameters.values():
+        adamw, muon = dict[tuple[float, float], list[nn.Parameter]](), dict[float, list[nn.Parameter]]()
+        for name, parameter in self._parameters.items():
+            rate = 1.0 if rates is None else rates(name)
             if config.optimizer == "muon" and id(parameter) in linear:
-                muon.append(parameter)
-            elif parameter.ndim >= 2 and id(parameter) not in embeddings:
-                decayed.append(parameter)
+                muon.setdefault(rate, []).append(parameter)
             else:
-                plain.append(parameter)
+                decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+                adamw.setdefault((config.weight_decay if decays else 0.0, rate), []).append(parameter)
         self._optimizers: list[torch.optim.Optimizer] = []
-        groups = [(decayed, config.weight_decay), (plain, 0.0)]
-        if decayed or plain:
+        if adamw:
             self._optimizers.append(
                 torch.optim.AdamW(
-                    [{"params": p, "weight_decay": decay} for p, decay in groups if p],
+                    [{"params": p, "weight_decay": decay, "rate": rate} for (decay, rate), p in adamw.items()],
                     lr=config.lr,
                     betas=config.betas,
                     fused=next(iter(self._parameters.values())).device.type in ("cpu", "cuda"),
@@ -79,8 +87,11 @@ class Optimizer:
             )
         if muon:
             self._optimizers.append(
-                torch.optim.Muon(muon, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+                torch.optim.Muon(
+                    [{"params": p, "rate": rate} for rate, p in muon.items()],
+                    lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw",
+                )
+            )  # fmt: skip
 
         self._owner = {
             id(p): optimizer
@@ -90,10 +101,10 @@ class Optimizer:
         }
 
     def step(self, lr: float) -> None:
-        """Update the parameters with learning rate `lr`, and forget their gradients."""
+        """Update the parameters with learning rate `lr` times their own rate, and forget their gradients."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["rate"]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

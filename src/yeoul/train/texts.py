@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yeoul.data.batch import Batch
-from yeoul.data.text_batches import TextBatch
+from yeoul.data.text_batches import Item, TextBatch, text_batches
 from yeoul.model.decoder import Decoder
-from yeoul.model.heads import ClassificationHead, Pooling, pool, text_hidden
+from yeoul.model.heads import ClassificationHead, TextVectors, text_hidden
 from yeoul.train.loss import Loss, Objective, linear_cross_entropy, softcap_of
 
 PairLoss = Callable[[tuple[Tensor, ...], Tensor | None], Tensor]
@@ -50,15 +50,48 @@ def classification_objective(
     return objective
 
 
-def embedding_objective(loss: PairLoss, pooling: Pooling) -> Objective:
-    """A loss of the pooled vectors of texts that belong together, counted per example."""
+def embedding_objective(loss: PairLoss, vectors: TextVectors, known: Tensor | None = None) -> Objective:
+    """A loss of the vectors of texts that belong together, counted per example.
+
+    Args:
+        loss: of the vectors, in fp32.
+        vectors: how they are made.
+        known: (examples, ways, width), the pooled states of all examples of the loader, as `pooled_items` gives them;
+            where they are known the model is not asked.
+    """
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         batch = cast(TextBatch, batch)
-        vectors = pool(text_hidden(cast(Decoder, model), batch.input_ids, batch.mask), batch.mask, pooling)
-        with torch.autocast(vectors.device.type, enabled=False):
-            mean = loss(vectors.chunk(batch.ways), batch.targets)
+        if known is None:
+            pooled = vectors.pooled(cast(Decoder, model), batch.input_ids, batch.mask)
+        else:
+            assert batch.numbers is not None
+            pooled = known[batch.numbers].transpose(0, 1).flatten(0, 1)  # first texts, then second ones
+        with torch.autocast(pooled.device.type, enabled=False):
+            mean = loss(vectors(pooled).chunk(batch.ways), batch.targets)
         count = len(batch.input_ids) // batch.ways
         return Loss(total=mean * count, count=count)
 
     return objective
+
+
+@torch.no_grad()
+def pooled_items(
+    model: Decoder, vectors: TextVectors, items: Sequence[Item], *, batch_size: int, dtype: torch.dtype
+) -> Tensor:
+    """The pooled states of examples' texts, (N, ways, width) fp32 on the model's device.
+
+    Args:
+        vectors: its states and pooling; its layers have no part in it.
+        items: N examples with the same number of texts.
+        batch_size: examples at a time; changes only rounding.
+        dtype: in which products are computed.
+    """
+    ways, device = len(items[0]), model.device
+    result = torch.zeros(len(items), ways, vectors.pooled_width(model.config.hidden_size), device=device)
+    for chosen, batch in text_batches(items, None, batch_size=batch_size, pad_id=0):
+        here = batch.to(device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            pooled = vectors.pooled(model, here.input_ids, here.mask)
+        result[torch.from_numpy(chosen).to(device)] = pooled.view(ways, len(chosen), -1).transpose(0, 1)
+    return result
