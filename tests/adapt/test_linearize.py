@@ -170,7 +170,7 @@ def test_without_a_budget_the_text_decides_and_the_choices_are_said(
     command = f"linearize {tiny_folder} --data builtin:100KB --context 32 --out {tmp_path}/run"
     assert main(command.split()) == 2
     said = capsys.readouterr().out
-    assert "4 passes over" in said and "hybrid, window 64" in said and "trains maps, learning rate 0.01" in said
+    assert "4 passes over" in said and "hybrid, window 64" in said and "trains maps, learning rate 0.005" in said
     monkeypatch.setattr(linearize, "LARGEST_BUDGET", 5000)
     assert main(command.split()) == 2
     assert "Budget: 5,000 tokens" in capsys.readouterr().out
@@ -186,15 +186,15 @@ def test_low_rank_in_bf16_leaves_a_model_of_the_sources_type(tmp_path: Path, tin
     save_model(source.to(torch.bfloat16), tmp_path / "source")
     tokenizer.save(tmp_path / "source")
     command = (
-        f"linearize {tmp_path}/source --data builtin:100KB --tokens 1000 --context 32 --batch-size 2 --accumulate 2 "
+        f"linearize {tmp_path}/source --data builtin:100KB --tokens 2000 --context 32 --batch-size 2 --accumulate 2 "
         f"--val-tokens 300 --contexts 32 --dtype bfloat16 --stages align distil --align-on hidden "
         f"--train-align low-rank --train-distil low-rank-all --rank 2 --temperature 2 --kl-weight 0.9 "
         f"--window 8 --out {tmp_path}/run"
     )
     assert main(command.split()) == 0
     stages = json.loads((tmp_path / "run" / "linearize.json").read_text())["stages"]
-    assert list(stages) == ["align", "distil"] and sum(s["tokens"] for s in stages.values()) <= 1000
-    assert stages["align"]["tokens"] == pytest.approx(1000 * 0.3 / 0.8, abs=128)
+    assert list(stages) == ["align", "distil"] and sum(s["tokens"] for s in stages.values()) <= 2000
+    assert stages["align"]["tokens"] == pytest.approx(2000 * 0.1 / 0.8, abs=128)
     assert {"before", "after", "kept", "ended_early", "perplexity"} <= stages["distil"].keys()
     assert stored_dtype(tmp_path / "run" / "model") == torch.bfloat16
     assert main([*command.split(), "--save-dtype", "float32"]) == 0  # decides nothing: finished stages are passed
@@ -206,6 +206,7 @@ def test_low_rank_in_bf16_leaves_a_model_of_the_sources_type(tmp_path: Path, tin
     [
         ("--train-align all", "--train-align"), ("--rank 0", "--rank"), ("--kl-weight 2", "--kl-weight"),
         ("--temperature 0", "--temperature"), ("--accumulate 0", "--accumulate"), ("--patience=-1", "--patience"),
+        ("--map-lr 0", "--map-lr"), ("--stages finetune", "--stages"),
         ("--dtype float32 --teacher-dtype bfloat16", "--teacher-dtype"), ("--stages prune", "--stages"),
         ("--tokens 10", "--tokens"), ("--align-share 0.9 --finetune-share 0.9", "--align-share"),
         ("--context 4096", "--context"), ("--keep-softmax 9", "--keep-softmax"),

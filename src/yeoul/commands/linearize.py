@@ -35,9 +35,9 @@ LARGEST_BUDGET, MOST_PASSES = 2_000_000, 4
 class Config:
     """Turn the softmax attention of a trained model into DiJiang's linear attention.
 
-    Three stages share the token budget: the new attention learns to give what each softmax layer gives (align), the
-    whole model learns the teacher's predictions (distil), then the text (finetune). The same command again goes on
-    where it was stopped.
+    The stages share the token budget: the new attention learns to give what each softmax layer gives (align), the whole
+    model learns the teacher's predictions (distil) and, where --finetune-share says so, the text (finetune). The same
+    command again goes on where it was stopped.
     """
 
     model: str
@@ -109,19 +109,19 @@ class Config:
 
     stages: tuple[Literal["align", "distil", "finetune"], ...] = ("align", "distil", "finetune")
     """Stages to run; they share the whole budget in the proportion of their shares."""
-    align_share: float = 0.3
+    align_share: float = 0.1
     """Share of the budget for the first stage."""
-    finetune_share: float = 0.2
-    """Share of the budget for the last stage; the middle one takes what is left."""
-    align_lr: float = 1e-2
+    finetune_share: float = 0.0
+    """Share of the budget for the last stage, cross-entropy with the text; distillation takes what is left."""
+    align_lr: float = 5e-3
     """Peak learning rate of the feature maps in the first stage."""
-    lr: float = 3e-4
-    """Peak learning rate of all weights in the second stage."""
+    lr: float = 1e-4
+    """Peak learning rate of the weights in the second stage."""
     finetune_lr: float = 1e-4
     """Peak learning rate in the last stage."""
-    map_lr: float | None = None
-    """Peak learning rate of feature maps, gates and convolutions in the second and third stage, where more than these
-    is trained; as the rest when not given."""
+    map_lr: float = 5e-3
+    """Peak learning rate of feature maps, gates and convolutions in the second and third stage: what is new has far to
+    go, what the teacher had has not."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon (orthogonalised momentum) for the matrices of linear layers where they are trained."""
     train_align: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "maps"
@@ -190,7 +190,7 @@ class Config:
             ("--accumulate", self.accumulate, self.accumulate >= 1), ("--sinks", self.sinks, self.sinks >= 0),
             ("--judge-tokens", self.judge_tokens, self.judge_tokens >= 0),
             ("--patience", self.patience, (self.patience or 0) >= 0),
-            ("--map-lr", self.map_lr, self.map_lr is None or 0 < self.map_lr < 100),
+            ("--map-lr", self.map_lr, 0 < self.map_lr < 100),
         ):  # fmt: skip
             if not ok:
                 raise UserError(f"{value} is out of range", flag)
@@ -390,6 +390,8 @@ def plan(config: Config, context: int) -> dict[Stage, TrainConfig]:
         ("finetune", config.finetune_share, config.finetune_lr),
     ]
     budgets = [(stage, share, lr) for stage, share, lr in budgets if stage in config.stages]
+    if not any(share for _, share, _ in budgets):
+        raise UserError("the stages have no share of the budget", "--stages", "give --finetune-share or --align-share")
     total = sum(share for _, share, _ in budgets)
     budget = config.tokens or LARGEST_BUDGET
     stages: dict[Stage, TrainConfig] = {}

@@ -57,8 +57,8 @@ class Recipe:
             them when the stage ends: "low-rank" of the converted layers' attention, "low-rank-all" of their MLPs too.
         align_on: "outputs" or "hidden": `Alignment` or `HiddenAlignment`.
         rank: of the low-rank parts.
-        map_lr: peak learning rate of what linear attention adds to the model (feature maps, gates, convolutions) where
-            more than that is trained; None: as the rest. What is new has far to go, what was taken over has not.
+        map_lr: peak learning rate of what linear attention adds to the model (feature maps, gates, convolutions) in the
+            stages after alignment; None: as the rest. What is new has far to go, what was taken over has not.
         kl_weight: of the distillation.
         temperature: of the distillation.
 
@@ -93,7 +93,7 @@ class Recipe:
 
     def rates(self, stage: Stage) -> Rates | None:
         """What a stage multiplies the learning rates by, by the names of the parameters."""
-        if self.map_lr is None or self.trains[stage] == "maps":
+        if self.map_lr is None or stage == "align":
             return None
         ratio = self.map_lr / self.settings[stage].lr
         return lambda name: ratio if in_map(name) else 1.0
