@@ -64,19 +64,22 @@ def write(path: Path, texts: Texts) -> Path:
     return path
 
 
-def baselines(train: Texts, valid: Texts, test: Texts) -> Iterator[dict[str, Any]]:
-    """TF-IDF and logistic regression in all their settings."""
+def baselines(
+    train: Texts, valid: Texts, test: Texts, names: list[str], strengths: list[float]
+) -> Iterator[dict[str, Any]]:
+    """TF-IDF and logistic regression in these settings."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_union
 
-    for name, parts in VECTORIZERS.items():
+    for name in names:
+        parts = VECTORIZERS[name]
         start = time.perf_counter()
         vectorizer = make_union(*(TfidfVectorizer(sublinear_tf=True, dtype=np.float32, **part) for part in parts))
         features = vectorizer.fit_transform(train[0])
         held_out, tested = vectorizer.transform(valid[0]), vectorizer.transform(test[0])
         shared = time.perf_counter() - start
-        for strength in STRENGTHS:
+        for strength in strengths:
             start = time.perf_counter()
             model = LogisticRegression(C=strength, solver="liblinear", tol=1e-3).fit(features, train[1])
             predicted = model.predict(tested)
@@ -148,6 +151,8 @@ def main() -> None:
     parser.add_argument("--watched", type=int, default=2000, help="validation texts that are scored while training")
     parser.add_argument("--finetune", default=FINETUNE, help=f"flags of yeoul finetune (default: {FINETUNE})")
     parser.add_argument("--runs", type=Path, default=Path("runs/sentiment"), help="folder of the runs")
+    parser.add_argument("--vectorizers", nargs="+", choices=list(VECTORIZERS), default=list(VECTORIZERS))
+    parser.add_argument("--strengths", nargs="+", type=float, default=STRENGTHS)
     parser.add_argument("--no-baseline", action="store_true", help="models alone")
     parser.add_argument("--out", type=Path, default=None, help="file for the JSON")
     arguments = parser.parse_args()
@@ -161,7 +166,7 @@ def main() -> None:
     sizes = {"train": len(train[0]), "valid": len(valid[0]), "test": len(test[0])}
     rows: list[dict[str, Any]] = []
     if not arguments.no_baseline:
-        rows = list(baselines(train, valid, test))
+        rows = list(baselines(train, valid, test, arguments.vectorizers, arguments.strengths))
     for model in arguments.models:
         rows.append(finetuned(model, tables, valid, test, arguments))
     for row in rows:

@@ -79,6 +79,28 @@ def test_an_adapter_is_merged_by_export(home: Path, tmp_path: Path) -> None:
     assert finetune(home, tmp_path / "more", model=str(tmp_path / "merged")) == 0
 
 
+def test_an_adapter_is_trained_further(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--method", "lora", "--target-modules", "q_proj", "embed_tokens", "--embedding-rank", "4"]
+    assert finetune(home, tmp_path / "first", *flags) == 0
+    capsys.readouterr()
+    assert finetune(home, tmp_path / "second", "--method", "lora", model=str(tmp_path / "first")) == 0
+    assert f"the adapter in {tmp_path / 'first' / 'adapter'} trained further" in capsys.readouterr().out
+    first, second = (report(tmp_path / name) for name in ("first", "second"))
+    assert second["before"]["loss"] == pytest.approx(first["after"]["loss"], rel=1e-5)
+    assert second["after"]["loss"] < second["before"]["loss"]
+    configs = [
+        json.loads((tmp_path / name / "adapter" / "adapter_config.json").read_text()) for name in ("first", "second")
+    ]
+    assert configs[0] == configs[1]
+    assert finetune(home, tmp_path / "first", "--method", "lora", "--overwrite", model=str(tmp_path / "first")) == 2
+    assert "the adapter lies in this folder" in capsys.readouterr().err
+    assert finetune(home, tmp_path / "third", "--method", "lora", "--rank", "4", model=str(tmp_path / "first")) == 2
+    assert "what it is (--rank)" in capsys.readouterr().err
+    labels = ["--task", "classify", "--method", "lora"]
+    assert finetune(home, tmp_path / "third", *labels, model=str(tmp_path / "first")) == 2
+    assert "--task classify does not go on with an adapter" in capsys.readouterr().err
+
+
 def test_the_tokens_of_the_template_have_rows_of_their_own(home: Path, tmp_path: Path) -> None:
     """A pretrained model has never met them, so an adapter of layers alone cannot end an answer."""
     tokenizer = Tokenizer.load(home / "tokenizer")

@@ -105,8 +105,6 @@ def test_lora_and_full_have_the_same_reference(home: Path) -> None:
         task.prepare(model, tokenizer)
         if method == "lora":
             add_lora(model, LoraConfig(r=4))
-            for layer in lora_layers(model).values():
-                torch.nn.init.normal_(layer.adapter("default").B, std=0.3)
         found.append(task.loader().reference)
         with torch.no_grad():  # what it trains begins elsewhere, so the reference was not taken from it
             for parameter in model.parameters():
@@ -115,6 +113,20 @@ def test_lora_and_full_have_the_same_reference(home: Path) -> None:
         assert task.loader().reference is found[-1]
         assert np.abs(task._log_probs(task.train) - found[-1]).max() > 0.1
     assert found[0] is not None and np.array_equal(found[0], found[1])
+
+
+def test_an_adapter_learns_preferences_further(home: Path, tmp_path: Path) -> None:
+    """Its reference is the model with the adapter as it came."""
+    first = ["--method", "lora", "--lr", "2e-2"]
+    assert finetune(home, "hybrid", tmp_path / "first", *first) == 0
+    command = QUICK | {"--method": "lora", "--lr": "2e-2", "--epochs": "1", "--out": str(tmp_path / "second")}
+    words = [word for pair in command.items() for word in pair]
+    assert main(["finetune", str(tmp_path / "first"), "--data", str(home / "pairs.jsonl"), *words]) == 0
+    report = json.loads((tmp_path / "second" / "finetune.json").read_text())
+    assert report["before"] == {"loss": pytest.approx(math.log(2), abs=1e-6), "accuracy": 0, "margin": 0}
+    tensors = [load_file(tmp_path / run / "adapter" / "adapter_model.safetensors") for run in ("first", "second")]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert any(not torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

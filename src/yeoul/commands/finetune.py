@@ -17,6 +17,7 @@ from yeoul.commands.finetune_classify import ClassifyFlags
 from yeoul.commands.finetune_dpo import DpoFlags
 from yeoul.commands.finetune_embed import EmbedFlags
 from yeoul.commands.finetune_flags import BITS, LoraFlags, Training, changed
+from yeoul.commands.finetune_start import Start, start_of
 from yeoul.commands.finetune_texts import TextFlags
 from yeoul.errors import UserError
 from yeoul.train.config import CHANGEABLE
@@ -41,7 +42,8 @@ class Config:
     """
 
     model: str
-    """Model: a Hugging Face folder, a run's folder, or an id on the hub; softmax or linearized."""
+    """Model: a Hugging Face folder, a run's folder, or an id on the hub; softmax or linearized. With --method lora also
+    an adapter, which is trained further."""
     _: KW_ONLY
     data: str = ""
     """Conversations, instructions or text: a file, a folder or a hub data set "org/name"; several with commas."""
@@ -118,22 +120,25 @@ def run(config: Config) -> int:
     from yeoul import load, runtime
     from yeoul.commands.finetune_tasks import make_task
     from yeoul.commands.preparation import begin, check_run
+    from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.interrupt import Interrupted
 
     config.lora.config(None)  # its errors come before anything is read
-    folder = _base_folder(config)
+    start = start_of(config)
     preparation = _preparation(config)
     check_run(config, preparation)
-    _check_results(config, folder)
+    _check_results(config, start)
     runtime.set_threads()
-    held, saved = _dtypes(config, folder)
-    model, tokenizer = load(folder, device=config.device, dtype=held)
+    held, saved = _dtypes(config, start.model)
+    model, tokenizer = load(start.model, device=config.device, dtype=held)
+    if start.adapter is not None and Tokenizer.exists(start.adapter):
+        tokenizer = Tokenizer.load(start.adapter)  # with the chat template that the adapter was trained with
     if tokenizer is None:
         raise UserError("the model's folder has no tokenizer", config.model, "copy its tokenizer's files there")
     runtime.seed_everything(config.train.seed)
     model.requires_grad_(False)
     task = make_task(config)
-    run = _Finetuning(config, model, task, saved, _name_of_base(config, folder))
+    run = _Finetuning(config, model, task, saved, start)
     run.prepare(tokenizer)
     begin(config, preparation)
     _forget_results(config)
@@ -142,24 +147,6 @@ def run(config: Config) -> int:
     except Interrupted as stop:
         return stop.exit_code
     return 0
-
-
-def _base_folder(config: Config) -> Path:
-    """The folder of the model that is trained; adapters are refused."""
-    from yeoul.adapt.lora_files import adapter_folder
-    from yeoul.hub import local_folder
-    from yeoul.model.checkpoint import model_folder
-
-    folder = local_folder(config.model)
-    if adapter_folder(folder) is not None:
-        fix = f"merge it first (yeoul export {shlex.quote(config.model)} --format hf --out FOLDER) and give FOLDER"
-        raise UserError("this is an adapter, not a model", config.model, fix)
-    return model_folder(folder)
-
-
-def _name_of_base(config: Config, folder: Path) -> str:
-    """What the adapter calls its model: the hub's id, or the folder from anywhere on this machine."""
-    return str(folder.resolve()) if Path(config.model).expanduser().is_dir() else config.model
 
 
 def _preparation(config: Config) -> dict[str, Any]:
@@ -180,13 +167,14 @@ def _result_folder(config: Config) -> Path:
     return config.out / ("model" if config.method == "full" else "adapter")
 
 
-def _check_results(config: Config, base: Path) -> None:
+def _check_results(config: Config, start: Start) -> None:
     """Refuse an --out that holds the model itself, or models and adapters that no run here has made."""
     from yeoul.train.runstate import Checkpoints
 
     out = config.out.resolve()
-    if out == base.resolve() or out in base.resolve().parents:
-        raise UserError("the model lies in this folder", f"--out {config.out}", "choose another --out")
+    for what, folder in (("model", start.model), ("adapter", start.adapter)):
+        if folder is not None and (out == folder.resolve() or out in folder.resolve().parents):
+            raise UserError(f"the {what} lies in this folder", f"--out {config.out}", "choose another --out")
     if config.overwrite or Checkpoints(config.out / "checkpoints", 1).steps():
         return
     for name in ("config.json", "adapter_config.json", "model", "adapter"):
@@ -224,15 +212,15 @@ def _dtypes(config: Config, folder: Path) -> tuple[torch.dtype, torch.dtype]:
 class _Finetuning:
     """One run: a model, its task, and what is trained of it."""
 
-    def __init__(self, config: Config, model: Decoder, task: Task, saved: torch.dtype, base_name: str) -> None:
-        self.config, self.model, self.task, self.saved, self.base_name = config, model, task, saved, base_name
+    def __init__(self, config: Config, model: Decoder, task: Task, saved: torch.dtype, start: Start) -> None:
+        self.config, self.model, self.task, self.saved, self.start = config, model, task, saved, start
         self.with_adapter = config.method != "full"
         self.identity: dict[str, object] = {}
 
     def prepare(self, tokenizer: Tokenizer) -> None:
         """Reads the data, sets the adapter up, and says what is about to happen; writes nothing."""
         from yeoul.adapt.linearize import train_everything
-        from yeoul.adapt.lora import add_lora
+        from yeoul.adapt.lora import add_lora, load_adapter
         from yeoul.commands.recipe import weights_digest
         from yeoul.model.quantized import quantized_modules
         from yeoul.train.optim import trainable_parameters
@@ -255,8 +243,11 @@ class _Finetuning:
         }  # fmt: skip
         if config.method == "qlora":
             self._quantize()
-        if self.with_adapter:
-            add_lora(model, config.lora.config(self.base_name, self._tokens()))
+        if self.start.adapter is not None:
+            load_adapter(model, self.start.adapter)
+            self.identity["adapter"] = weights_digest(model)
+        elif self.with_adapter:
+            add_lora(model, config.lora.config(self.start.name, self._tokens()))
         self.trained = sum(p.numel() for p in trainable_parameters(model).values()) + extra
         self.total = total + (self.trained - extra if self.with_adapter else 0)
         width = model.config.hidden_size
@@ -305,7 +296,9 @@ class _Finetuning:
         config, settings = self.config, self.settings
         how = {"full": "all weights", "lora": "LoRA", "qlora": f"LoRA beside {config.lora.bits or BITS}-bit weights"}
         what = getattr(self.task, "learned", how[config.method])
-        if self.with_adapter:
+        if self.start.adapter is not None:
+            what += f", the adapter in {self.start.adapter} trained further"
+        elif self.with_adapter:
             rows = len(getattr(self.task, "tokens", ()))
             what += f" {config.lora.introduction()}" + (f" and the embeddings of {rows} tokens" if rows else "")
         kinds = "/".join(dict.fromkeys(self.model.config.attention))

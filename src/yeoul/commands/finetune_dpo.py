@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,8 +155,7 @@ class DpoTask:
         if self._reference is None:
             began, count = time.perf_counter(), len(self.train) + len(self.val)
             print(f"Reference: {count:,} pairs, scored once by the model as it came ...", end=" ", flush=True)
-            with _without_adapter(self.model):
-                self._reference = self._log_probs(self.train), self._log_probs(self.val)
+            self._reference = self._log_probs(self.train), self._log_probs(self.val)
             print(f"{time.perf_counter() - began:,.1f} s.", flush=True)
         return self._reference
 
@@ -228,21 +225,6 @@ class DpoTask:
         if self.config.method != "full":
             name = f"{shlex.quote(self.config.model)} --adapter {shlex.quote(str(out / 'adapter'))}"
         return [*lines, f"Next: yeoul chat {name}"]
-
-
-@contextmanager
-def _without_adapter(model: Decoder) -> Iterator[None]:
-    """The base model alone, meanwhile; what is trained stays so."""
-    from yeoul.adapt.lora import adapted
-
-    layers = [(layer, layer.active) for layer in adapted(model).values()]
-    try:
-        for layer, _ in layers:
-            layer.active = None
-        yield
-    finally:
-        for layer, active in layers:
-            layer.active = active
 
 
 def _digest(pairs: list[Pair]) -> str:
