@@ -80,7 +80,7 @@ class Scripted:
             vocab_size=vocab_size, hidden_size=8, num_layers=1, num_heads=1,
             attention=("sliding" if context is None else "softmax",), max_position_embeddings=context or 16,
         )  # fmt: skip
-        self.output_weight = torch.zeros(vocab_size, 8)
+        self.device = torch.device("cpu")
         self.calls: list[tuple[int, int]] = []
 
     def eval(self) -> Scripted:

@@ -75,7 +75,7 @@ class Generation:
         self.model, self.params, self.pad_id, self.prefill_chunk = model, params, pad_id, prefill_chunk
         self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
         self.eos_ids = frozenset() if params.ignore_eos else frozenset(eos_ids)
-        self.device = model.output_weight.device
+        self.device = model.device
         indices = list(range(len(prompts))) if rows is None else list(rows)
         self.rows = [self._row(i, list(ids)) for i, ids in zip(indices, prompts, strict=True)]
         self.generators = row_generators(params.seed, indices)

@@ -40,8 +40,10 @@ def classification_objective(
         count = len(logits)
         parts = {"accuracy": float((logits.argmax(-1) == batch.targets).sum())}
         if lm_weight:
+            weight, low = decoder.output_parts
+            labels = batch.labels.flatten()
             summed, tokens = linear_cross_entropy(
-                hidden.flatten(0, 1), decoder.output_weight, batch.labels.flatten(), softcap=softcap_of(model)
+                hidden.flatten(0, 1), weight, labels, softcap=softcap_of(model), low=low
             )
             total = total + lm_weight * summed * (count / max(1, tokens))
             parts["token_loss"] = float(summed.detach()) * (count / max(1, tokens))
