@@ -105,7 +105,7 @@ def test_a_small_demo_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     few = {"val_tokens": 400, "pretrain_tokens": 128 * 6, "eval_every": 3, "log_every": 1}
     monkeypatch.setattr(plan, "plan_pretraining", lambda *a: {**whole(*a), **few})
     linear = plan.plan_linearizing
-    monkeypatch.setattr(plan, "plan_linearizing", lambda *a: {**linear(*a), "linear_tokens": 128 * 12})
+    monkeypatch.setattr(plan, "plan_linearizing", lambda *a: {**linear(*a), "linear_tokens": 128 * 24})
     config = demo.Config(out=out, minutes=0.2)
 
     monkeypatch.setitem(demo._WORK, "write", lambda *_: 130)  # as after Ctrl-C
@@ -122,8 +122,8 @@ def test_a_small_demo_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     assert state["finished"] and set(state["seconds"]) == set(demo.STEPS)
     found = collect(out / "pretrain", out / "linear")
     assert [row.role for row in found["models"]][:2] == ["teacher", "converted"]
-    assert [stage.name for stage in found["stages"]] == ["pretrain", "align", "distil", "finetune"]
-    assert {curve.stage for curve in found["curves"]} == {"pretrain", "align", "distil", "finetune"}
+    assert [stage.name for stage in found["stages"]] == ["pretrain", "align", "distil"]
+    assert {curve.stage for curve in found["curves"]} == {"pretrain", "align", "distil"}
     assert "without the linear part" in (out / "report.md").read_text(encoding="utf-8")
     assert (out / "linear" / "model" / "tokenizer.json").is_file()
     assert demo.run(config) == 0
