@@ -104,8 +104,8 @@ class Config:
     """How the state takes in a token: additive sums, delta corrects (the gated delta rule, with its own decay). delta
     when neither a map nor a decay is given, else additive."""
     short_conv: int | None = None
-    """Positions that a convolution over queries, keys and values spans, 0 for none; 4 in linear attention alone, none
-    beside a window, when not given."""
+    """Positions that a convolution over queries, keys and values spans, 0 for none; 4 in linear attention alone and
+    with the delta rule, none for sums beside a window, when not given."""
 
     stages: tuple[Literal["align", "distil", "finetune"], ...] = ("align", "distil", "finetune")
     """Stages to run; they share the whole budget in the proportion of their shares."""
@@ -322,10 +322,11 @@ def conversion(config: Config, kept: tuple[int, ...] = ()) -> Any:
         kernel=config.kernel, radii=config.radii, sequence=config.sequence, learn=config.learn,  # type: ignore[arg-type]
         separate=name == "fourier" if config.separate_maps is None else config.separate_maps, mass=config.mass,
     )  # fmt: skip
+    convolved = config.attention == "dijiang" or update == "delta"
     return Conversion(
         attention=config.attention, window=config.window, sinks=config.sinks, feature_map=feature_map,
         keep_softmax=kept or config.softmax_layers, state_update=update,
-        short_conv=(4 if config.attention == "dijiang" else 0) if config.short_conv is None else config.short_conv,
+        short_conv=4 * convolved if config.short_conv is None else config.short_conv,
     )  # fmt: skip
 
 
