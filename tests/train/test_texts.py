@@ -92,7 +92,7 @@ def test_classes_are_a_sum_over_texts(smoothing: float) -> None:
     objective = classification_objective(head, label_smoothing=smoothing)
     together = objective(model, text_batch(items(), targets, 0))
     alone = [objective(model, text_batch([item], targets[n : n + 1], 0)) for n, item in enumerate(items())]
-    assert together.count == N and float(together.total) == pytest.approx(sum(float(x.total) for x in alone), rel=1e-5)
+    assert together.count == N and together.total.item() == pytest.approx(sum(x.total.item() for x in alone), rel=1e-5)
     assert together.parts["accuracy"] == sum(x.parts["accuracy"] for x in alone)
     together.total.backward()
     assert head.score.weight.grad is not None and model.layers[0].self_attn.q_proj.weight.grad is not None
