@@ -84,7 +84,9 @@ def test_an_adapter_is_trained_further(home: Path, tmp_path: Path, capsys: pytes
     assert finetune(home, tmp_path / "first", *flags) == 0
     capsys.readouterr()
     assert finetune(home, tmp_path / "second", "--method", "lora", model=str(tmp_path / "first")) == 0
-    assert f"the adapter in {tmp_path / 'first' / 'adapter'} trained further" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"the adapter in {tmp_path / 'first' / 'adapter'} trained further" in said
+    assert f"Next: yeoul chat {tmp_path / 'second'}\n" in said
     first, second = (report(tmp_path / name) for name in ("first", "second"))
     assert second["before"]["loss"] == pytest.approx(first["after"]["loss"], rel=1e-5)
     assert second["after"]["loss"] < second["before"]["loss"]

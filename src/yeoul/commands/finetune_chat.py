@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -177,15 +176,14 @@ class ChatTask:
 
     def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
         """Perplexity before and after, and how to talk with the model."""
+        from yeoul.commands.finetune_tasks import to_open
+
         lines = []
         if before and after:
             whose = "Answer perplexity" if self.material.conversations else "Perplexity"
             lines.append(f"{whose} {before['perplexity']:.4g} before, {after['perplexity']:.4g} after.")
-        name = shlex.quote(str(out))
-        if self.config.method != "full":
-            name = f"{shlex.quote(self.config.model)} --adapter {shlex.quote(str(out / 'adapter'))}"
         verb = "chat" if self.material.conversations else "generate"
-        return [*lines, f"Next: yeoul {verb} {name}"]
+        return [*lines, f"Next: yeoul {verb} {to_open(self.config, out)}"]
 
     # -- the data
 

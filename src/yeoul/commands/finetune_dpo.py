@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -215,16 +214,15 @@ class DpoTask:
 
     def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
         """What was learned of the held-out pairs, and how to talk with the model."""
+        from yeoul.commands.finetune_tasks import to_open
+
         lines = []
         if after:
             lines.append(
                 f"Validation on {len(self.val):,} pairs: the better answer gained more than the worse one in "
                 f"{after['accuracy']:.1%}, by a margin of {after['margin']:.3f} (beta times nats)."
             )
-        name = shlex.quote(str(out))
-        if self.config.method != "full":
-            name = f"{shlex.quote(self.config.model)} --adapter {shlex.quote(str(out / 'adapter'))}"
-        return [*lines, f"Next: yeoul chat {name}"]
+        return [*lines, f"Next: yeoul chat {to_open(self.config, out)}"]
 
 
 def _digest(pairs: list[Pair]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import itertools
+import shlex
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
@@ -127,6 +128,16 @@ def divide(records: Sequence[T], fraction: float, most: int, key: Callable[[T], 
     )
     train = [record for record, k in zip(records, keys, strict=True) if k not in chosen]
     return train, [record for record, k in zip(records, keys, strict=True) if k in chosen]
+
+
+def to_open(config: Config, out: Path) -> str:
+    """What `yeoul chat` opens of a run's result: the run, or the model that was given and the adapter made for it."""
+    from yeoul.adapt.lora_files import adapter_folder
+
+    name = shlex.quote(str(out))
+    if config.method == "full" or adapter_folder(Path(config.model).expanduser()) is not None:
+        return name
+    return f"{shlex.quote(config.model)} --adapter {shlex.quote(str(out / 'adapter'))}"
 
 
 def marked(tokenizer: Tokenizer, ids: Sequence[int], trained: Sequence[bool]) -> str:
