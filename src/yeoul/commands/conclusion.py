@@ -30,7 +30,7 @@ def conclude(
     """Scores, judgement, speeds and cache of teacher and student; printed, and written to OUT/linearize.json."""
     from yeoul import runtime
     from yeoul.adapt.linearize import convert
-    from yeoul.commands.linearize import conversion
+    from yeoul.commands.linearize_choice import conversion
     from yeoul.commands.results import machine_facts
     from yeoul.evaluate import speed
     from yeoul.evaluate.ablations import ablations, parts

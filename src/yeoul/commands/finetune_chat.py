@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from yeoul.commands.finetune_tasks import Talking, to_open
 from yeoul.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from yeoul.commands.finetune import Config
@@ -73,7 +73,7 @@ class Material:
     complaint: str = ""
 
 
-class ChatTask:
+class ChatTask(Talking):
     """Conversations and plain texts, as `Task` asks; nothing is trained beside the model."""
 
     extra: nn.Module | None = None
@@ -163,21 +163,8 @@ class ChatTask:
             pad_id=self._pad_id,
         )  # fmt: skip
 
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """Model, tokenizer and template."""
-        from yeoul.commands.corpus import save_folder
-        from yeoul.commands.recipe import plain
-
-        save_folder(plain(self.model, dtype), self.tokenizer, folder)
-
-    def save_beside(self, folder: Path) -> None:
-        """Tokenizer and template."""
-        self.tokenizer.save(folder)
-
     def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
         """Perplexity before and after, and how to talk with the model."""
-        from yeoul.commands.finetune_tasks import to_open
-
         lines = []
         if before and after:
             whose = "Answer perplexity" if self.material.conversations else "Perplexity"

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yeoul.commands.finetune_tasks import Talking, to_open
 from yeoul.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from torch import nn
 
     from yeoul.commands.finetune import Config
@@ -53,7 +53,7 @@ def make(config: Config) -> DpoTask:
     return DpoTask(config)
 
 
-class DpoTask:
+class DpoTask(Talking):
     """Pairs of answers, as `Task` asks; nothing is trained beside the model.
 
     The reference is the model as it came. Its log-probabilities of all pairs are computed once, before the training and
@@ -201,21 +201,8 @@ class DpoTask:
 
         return validate
 
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """Model, tokenizer and template."""
-        from yeoul.commands.corpus import save_folder
-        from yeoul.commands.recipe import plain
-
-        save_folder(plain(self.model, dtype), self.tokenizer, folder)
-
-    def save_beside(self, folder: Path) -> None:
-        """Tokenizer and template."""
-        self.tokenizer.save(folder)
-
     def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
         """What was learned of the held-out pairs, and how to talk with the model."""
-        from yeoul.commands.finetune_tasks import to_open
-
         lines = []
         if after:
             lines.append(

@@ -130,6 +130,24 @@ def divide(records: Sequence[T], fraction: float, most: int, key: Callable[[T], 
     return train, [record for record, k in zip(records, keys, strict=True) if k in chosen]
 
 
+class Talking:
+    """Of tasks whose result is talked with: what they leave is a model, or an adapter, and its tokenizer."""
+
+    model: Decoder
+    tokenizer: Tokenizer
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Model, tokenizer and template."""
+        from yeoul.commands.corpus import save_folder
+        from yeoul.commands.recipe import plain
+
+        save_folder(plain(self.model, dtype), self.tokenizer, folder)
+
+    def save_beside(self, folder: Path) -> None:
+        """Tokenizer and template."""
+        self.tokenizer.save(folder)
+
+
 def to_open(config: Config, out: Path) -> str:
     """What `yeoul chat` opens of a run's result: the run, or the model that was given and the adapter made for it."""
     from yeoul.adapt.lora_files import adapter_folder

@@ -133,8 +133,8 @@ def plan_linearizing(config: linearize.Config, plan: dict[str, Any], clock: Cloc
     """The token budget of all stages that fits into the time left before writing and the report."""
     import yeoul
     from yeoul.adapt.linearize import Alignment, convert, train_everything, train_only_maps
-    from yeoul.commands.linearize import conversion
     from yeoul.commands.linearize import plan as stages_of
+    from yeoul.commands.linearize_choice import conversion
     from yeoul.train.distill import alignment_objective, distillation_objective
     from yeoul.train.loss import language_model_objective
 

@@ -66,17 +66,21 @@ def make_examples(
             try:
                 ids, trained = render(record.messages)
             except UserError as error:
-                inside = f"{record.where}, {error.where}" if error.where else record.where
-                placed = UserError(error.what, inside, error.fix)
-                if not isinstance(records, Records):
-                    raise placed from None
-                records.complain(placed, was_read=True)
+                complain_of(record.where, error, records)
                 continue
         else:
             raise TypeError(f"{type(record).__name__} is no single sequence")
         mask = np.asarray(trained, dtype=bool)
         examples.append(Example(np.asarray(ids, dtype=np.int32), mask | (train_on == "all")))
     return examples
+
+
+def complain_of(where: str, error: UserError, records: Records | Iterable[Any]) -> None:
+    """Of a record that was read and cannot be rendered: counted where bad ones are skipped, else raised."""
+    placed = UserError(error.what, f"{where}, {error.where}" if error.where else where, error.fix)
+    if not isinstance(records, Records):
+        raise placed from None
+    records.complain(placed, was_read=True)
 
 
 def fit_examples(examples: Iterable[Example], context: int) -> Fitted:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yeoul.data.batch import IGNORE, Batch
 from yeoul.data.conversations import Preference, Records
-from yeoul.data.examples import Example
+from yeoul.data.examples import Example, complain_of
 from yeoul.data.text_batches import TextLoader, by_length
 from yeoul.errors import UserError
 
@@ -59,11 +59,7 @@ def make_pairs(records: Records | Iterable[Preference], render: Render) -> list[
             if chosen.ids.tolist() == rejected.ids.tolist():
                 raise UserError("both answers are the same tokens")
         except UserError as error:
-            inside = f"{record.where}, {error.where}" if error.where else record.where
-            placed = UserError(error.what, inside, error.fix)
-            if not isinstance(records, Records):
-                raise placed from None
-            records.complain(placed, was_read=True)
+            complain_of(record.where, error, records)
             continue
         pairs.append(Pair(repr(record.prompt), chosen, rejected))
     return pairs
