@@ -16,7 +16,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 FILES = sorted((SOURCE / "yeoul").rglob("*.py"))
 
 FLOORS = {
-    "config": 0, "errors": 0, "runtime": 0, "hub": 0,
+    "config": 0, "errors": 0, "runtime": 0, "hub": 0, "units": 0,
     "ops": 1,
     "text": 2, "data": 2, "model": 2,
     "train": 3, "adapt": 3, "infer": 3, "serve": 3, "evaluate": 3, "report": 3,
@@ -29,6 +29,7 @@ NEIGHBOURS = {
     ("evaluate", "infer"),
     ("config", "errors"),
     ("runtime", "errors"),
+    ("runtime", "units"),
     ("hub", "errors"),
 }
 LAZY = {
@@ -181,7 +182,7 @@ def test_one_reader_of_the_environment() -> None:
     ("statement", "absent"),
     [
         (
-            "import yeoul, yeoul.cli, yeoul.errors, yeoul.config, yeoul.runtime, yeoul.hub",
+            "import yeoul, yeoul.cli, yeoul.errors, yeoul.config, yeoul.runtime, yeoul.hub, yeoul.units",
             ("torch", "cyclopts", "yaml"),
         ),
         (

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
+from yeoul.units import count
 
 if TYPE_CHECKING:
     import torch
@@ -113,10 +114,10 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         raise UserError(f'unknown device "{name}"', where, 'use "auto", "cpu", "cuda" or "cuda:N"')
     if not torch.cuda.is_available():
         raise UserError(f'device "{name}" is not available, torch sees no GPU', where, "run `yeoul doctor`")
-    count = torch.cuda.device_count()
-    index = int(match[1]) if match[1] is not None else local_rank() % count
-    if index >= count:
-        raise UserError(f'device "{name}" does not exist: torch sees {count} GPU(s)', where, "count from 0")
+    seen = torch.cuda.device_count()
+    index = int(match[1]) if match[1] is not None else local_rank() % seen
+    if index >= seen:
+        raise UserError(f'device "{name}" does not exist: torch sees {count(seen, "GPU")}', where, "count from 0")
     return torch.device("cuda", index)
 
 

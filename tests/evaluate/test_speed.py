@@ -3,7 +3,7 @@ import torch
 
 from yeoul.errors import UserError
 from yeoul.evaluate import speed
-from yeoul.evaluate.speed import SpeedRecord, compare, format_bytes, lengthened, table
+from yeoul.evaluate.speed import SpeedRecord, compare, lengthened, table
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 
@@ -93,12 +93,3 @@ def test_table_gives_ratios_against_the_reference():
     assert "4.20x" in text and "1/30.0" in text and "1.00x" in text
     assert "x" not in table([record("old", 10, 3000)]).splitlines()[1]
     assert "2.9 KiB" in text
-
-
-def test_format_bytes():
-    assert [format_bytes(n) for n in (1023, 1536, 5 * 2**20, 3 * 2**30)] == [
-        "1,023 B",
-        "1.5 KiB",
-        "5.0 MiB",
-        "3.0 GiB",
-    ]

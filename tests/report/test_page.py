@@ -18,7 +18,7 @@ from yeoul.report.content import (
     read_metrics,
 )
 from yeoul.report.page import NO_PLOTS, gap, highlights, plain, render_html, render_markdown, write_report
-from yeoul.report.summary import count, duration, in_korean, in_words, size
+from yeoul.report.summary import in_korean, in_words
 
 
 def example() -> Report:
@@ -192,10 +192,6 @@ def test_reads_metrics_with_a_torn_last_line(tmp_path):
 @pytest.mark.parametrize(
     ("function", "value", "words"),
     [
-        (duration, 3.21, "3.2 s"), (duration, 75, "1 min 15 s"), (duration, 3700, "1 h 1 min"),
-        (count, 999, "999"), (count, 1_234_567, "1.23 million"), (count, 2e9, "2 billion"),
-        (size, 1000, "1,000 B"), (size, 1536, "1.5 KiB"), (size, 3 * 2**30, "3.0 GiB"),
-        (plots.short, 1500, "1.5k"), (plots.binary, 2e6, "2 MB"), (plots.binary, 500, "500B"),
         (plain, ("softmax",) * 5, "softmax × 5"), (plain, {"a": [1, 2]}, "a: 1, 2"), (plain, None, "–"),
     ],
 )  # fmt: skip

@@ -1,8 +1,6 @@
 import io
 
-import pytest
-
-from yeoul.train.log import MetricsLog, Progress, duration
+from yeoul.train.log import MetricsLog, Progress
 
 
 class Terminal(io.StringIO):
@@ -29,9 +27,4 @@ def test_terminal_rewrites_one_line_and_a_file_gets_lines():
             progress.show(step, 2.5, 1e-3, 1234.5, 61, 2**30)
         progress.end()
         text = stream.getvalue()
-        assert text.count("\n") == lines and "2.5000" in text and "1 min 01 s left" in text
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (7320, "2 h 02 min")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
+        assert text.count("\n") == lines and "2.5000" in text and "1 min 1 s left" in text

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from yeoul.commands.generate import size
 from yeoul.commands.screen import ScreenFlags
 from yeoul.commands.terminal import checked_text, note, read_message, stopped_by_ctrl_c, with_history
 from yeoul.errors import UserError
 from yeoul.infer.params import SamplingParams
+from yeoul.units import rate, size
 
 if TYPE_CHECKING:
     from yeoul.infer.engine import GenerationResult
@@ -205,7 +205,7 @@ class Chat:
         context = f"{used} tokens of context" if limit is None else f"{used} of {limit} tokens of context"
         constant = ", constant" if self.model.config.is_linear else ""  # however long the conversation
         cache = f"cache {size(result.cache_bytes)}{constant}"
-        parts = [f"{result.tokens_per_second:,.1f} tokens/s", context, cache]
+        parts = [rate(result.tokens_per_second), context, cache]
         if self.session.reused:
             parts.append(f"{self.session.reused} tokens read before")
         if result.finish_reason == "cancelled":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yeoul.errors import UserError
+from yeoul.units import size
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ def token_shards(
 
 def _report_tokens(documents: int, tokens: int, num_bytes: int) -> None:
     if documents % 20_000 == 0:
-        print(f"  {documents:,} documents, {tokens:,} tokens ({num_bytes / 1e6:,.0f} MB)", flush=True)
+        print(f"  {documents:,} documents, {tokens:,} tokens ({size(num_bytes)})", flush=True)
 
 
 def held_out(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from yeoul.commands import conclusion, linearize, pretrain
 from yeoul.errors import UserError
+from yeoul.units import rate, size
 
 if TYPE_CHECKING:
     from yeoul.data.shards import TokenShards
@@ -230,7 +231,7 @@ def _text(config: Config, state: dict[str, Any], clock: Any) -> int:
 def _say_text(shards: TokenShards, tokenizer: Tokenizer) -> None:
     ratio = shards.num_bytes / max(1, shards.num_tokens)
     print(
-        f"      {shards.num_documents:,} documents, {shards.num_bytes / 1e6:.1f} MB of Korean, "
+        f"      {shards.num_documents:,} documents, {size(shards.num_bytes)} of Korean, "
         f"{shards.num_tokens:,} tokens of a vocabulary of {tokenizer.vocab_size:,} ({ratio:.1f} bytes each)"
     )
 
@@ -245,7 +246,7 @@ def _pretrain(config: Config, state: dict[str, Any], clock: Any) -> int:
         state["estimates"] = dict(clock.estimates)
         _save(config, state)
         print(
-            f"      this machine trains {plan['tokens_per_second']:,.0f} tokens/s: "
+            f"      this machine trains {rate(plan['tokens_per_second'])}: "
             f'{plan["pretrain_tokens"]:,} tokens for a model of size "{plan["preset"]}"; '
             f"about {clock.left()} left",
             flush=True,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yeoul import __version__, runtime
+from yeoul.units import size
 
 if TYPE_CHECKING:
     import torch
@@ -233,8 +234,8 @@ def describe(report: dict[str, Any]) -> str:
     """The examination as text."""
     cpu, cuda, use = report["cpu"], report["cuda"], report["use"]
     gpus = [
-        f"{gpu['name']}, compute capability {gpu['compute_capability']}, {_gib(gpu['memory_free'])} of "
-        f"{_gib(gpu['memory_total'])} free"
+        f"{gpu['name']}, compute capability {gpu['compute_capability']}, {size(gpu['memory_free'])} of "
+        f"{size(gpu['memory_total'])} free"
         for gpu in cuda["devices"]
     ] or ["none that torch sees"]
     bf16 = "in hardware" if cpu["native_bf16"] else "emulated, slow"
@@ -246,8 +247,8 @@ def describe(report: dict[str, Any]) -> str:
         ),
         ("CPU", f"{cpu['name']}, {cpu['usable_cores']} usable cores, {cpu['threads']} threads"),
         ("", f"{', '.join(cpu['features']) or 'no vector extensions known'}; bfloat16 {bf16}"),
-        ("memory", f"{_gib(report['memory']['available'])} of {_gib(report['memory']['total'])} available"),
-        ("disk", f"{_gib(report['disk']['free'])} free in {report['disk']['folder']}"),
+        ("memory", f"{size(report['memory']['available'])} of {size(report['memory']['total'])} available"),
+        ("disk", f"{size(report['disk']['free'])} free in {report['disk']['folder']}"),
         *((("GPU" if i == 0 else ""), gpu) for i, gpu in enumerate(gpus)),
         ("driver", cuda["driver"] or "no NVIDIA driver"),
         ("will use", f"{use['device']} with {use['dtype']}: {use['why']}"),
@@ -264,7 +265,3 @@ def describe(report: dict[str, Any]) -> str:
     text = [f"{name:<9} {value}" for name, value in rows]
     advice = report["advice"] or ["Nothing is missing. Next: `yeoul demo`."]
     return "\n".join([*text, "", *advice])
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from yeoul.errors import UserError
+from yeoul.units import size
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +84,7 @@ def run(config: Config) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         done = write_gguf(_model(config, folder), out, dtype=dtype, name=name, vocabulary=vocabulary.metadata)
     kind = vocabulary.metadata["tokenizer.ggml.model"]
-    print(f"{out}: {done.architecture}, {dtype}, {out.stat().st_size / 2**20:,.1f} MiB, tokenizer {kind}")
+    print(f"{out}: {done.architecture}, {dtype}, {size(out.stat().st_size)}, tokenizer {kind}")
     for note in (*done.notes, *vocabulary.notes):
         print(f"note: {note}")
     return 0
@@ -117,9 +118,9 @@ def _run_hf(config: Config, out: Path) -> int:
                 (target / "README.md").write_bytes((folder / "README.md").read_bytes())
 
         replace_folder(out, write)
-    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    total = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     kind = read_json(out / "config.json")["model_type"]
-    print(f"{out}: {kind}, {str(model.dtype).removeprefix('torch.')}, {size / 2**20:,.1f} MiB")
+    print(f"{out}: {kind}, {str(model.dtype).removeprefix('torch.')}, {size(total)}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from yeoul.commands.finetune_tasks import Talking, to_open
 from yeoul.errors import UserError
+from yeoul.units import duration
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,7 +156,7 @@ class DpoTask(Talking):
             began, count = time.perf_counter(), len(self.train) + len(self.val)
             print(f"Reference: {count:,} pairs, scored once by the model as it came ...", end=" ", flush=True)
             self._reference = self._log_probs(self.train), self._log_probs(self.val)
-            print(f"{time.perf_counter() - began:,.1f} s.", flush=True)
+            print(f"{duration(time.perf_counter() - began)}.", flush=True)
         return self._reference
 
     def _log_probs(self, pairs: list[Pair]) -> np.ndarray:

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 
 from yeoul.errors import UserError
 from yeoul.infer.params import SamplingParams
+from yeoul.units import duration, rate, size
 
 if TYPE_CHECKING:
     from yeoul.infer.engine import GenerationResult
@@ -138,20 +139,10 @@ def _print_all(prompts: Sequence[str], results: Sequence[GenerationResult], conf
 def statistics(results: Sequence[GenerationResult], seconds: float) -> str:
     """One line: tokens read and written, speed of decoding, bytes of the cache, why the text ended."""
     read, written = sum(r.prompt_tokens for r in results), sum(len(r.ids) for r in results)
-    speed, ending = f"{written / max(seconds, 1e-9):,.1f} tokens/s in all", ""
+    speed, ending = f"{rate(written / max(seconds, 1e-9))} in all", ""
     if len(results) == 1:
         (one,) = results
-        speed = f"{one.tokens_per_second:,.1f} tokens/s after {one.prefill_seconds:.2f} s"
+        speed = f"{rate(one.tokens_per_second)} after {duration(one.prefill_seconds)}"
         ending = f", ended by {one.finish_reason}"
     cache = size(max(r.cache_bytes for r in results))
     return f"{read} tokens read, {written} written, {speed}, cache {cache}{ending}"
-
-
-def size(count: int) -> str:
-    """Bytes for people: 512 B, 3.4 kB, 1.2 MB."""
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"

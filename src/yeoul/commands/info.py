@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
+from yeoul.units import size
 
 if TYPE_CHECKING:
     import torch
@@ -133,8 +134,8 @@ def weight_bytes(config: ModelConfig) -> dict[str, int]:
     sizes: Counter[str] = Counter()
     for part, parameter in _parts(config):
         count = parameter.numel()
-        for name, size in FLOATS.items():
-            sizes[name] += count * (4 if part == "feature maps" else size)
+        for name, width in FLOATS.items():
+            sizes[name] += count * (4 if part == "feature maps" else width)
         for name, block in BLOCKS.items():
             packed = parameter.dim() == 2 and part != "feature maps"
             sizes[name] += -(-count // 32) * block if packed else 4 * count
@@ -258,7 +259,7 @@ def describe(report: dict[str, Any]) -> str:
     tied = "tied" if config["tie_embeddings"] else "not tied"
     names = report["architectures"]
     named = f" ({names[0]})" if isinstance(names, list) and names else ""
-    stored = f"{report['stored_dtype']}, {_size(report['stored_bytes'])} on disk"
+    stored = f"{report['stored_dtype']}, {size(report['stored_bytes'])} on disk"
     rows = [
         ("folder", report["folder"]),
         ("format", f"{report['format']}{named}, {stored}"),
@@ -352,14 +353,14 @@ def _card_rows(card: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _memory_rows(memory: dict[str, dict[str, int]], context: int) -> list[tuple[str, str]]:
-    rows = [("weights" if n == 0 else "", f"{_size(sizes['weights'])} in {name}")
+    rows = [("weights" if n == 0 else "", f"{size(sizes['weights'])} in {name}")
             for n, (name, sizes) in enumerate(memory.items())]  # fmt: skip
     for n, name in enumerate(("float32", "bfloat16")):  # float16 is as large
         sizes = memory[name]
         growth = f"{sizes['cache_per_token']:,} bytes a token" if sizes["cache_per_token"] else "at any length"
         if sizes["cache_per_token"] and sizes["cache_fixed"]:
-            growth += f" and {_size(sizes['cache_fixed'])} always"
-        text = f"{_size(sizes['cache_at_context'])} in {name} at {context:,} tokens ({growth})"
+            growth += f" and {size(sizes['cache_fixed'])} always"
+        text = f"{size(sizes['cache_at_context'])} in {name} at {context:,} tokens ({growth})"
         rows.append(("cache" if n == 0 else "", text))
     return rows
 
@@ -376,13 +377,3 @@ def _tokenizer_rows(tokenizer: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("", f"{begin}, answers end with {ends}, {template} a chat template"),
     ]
     return rows if tokenizer["fits_the_model"] else [*rows, ("", "made for a larger vocabulary than the model's")]
-
-
-def _size(count: int) -> str:
-    """Bytes in the largest binary unit that leaves at least 1."""
-    value = float(count)
-    for unit in ("bytes", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} GiB"

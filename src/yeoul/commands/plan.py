@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yeoul.units import duration
+
 if TYPE_CHECKING:
     import torch
 
@@ -62,20 +64,14 @@ class Clock:
         return self.spent[step]
 
     def left(self) -> str:
-        """Estimated time to the end as m:ss: the steps to come, or the budget while nothing is known."""
+        """Estimated time to the end: the steps to come, or the budget while nothing is known."""
         running = time.monotonic() - self._step_start
         seconds = sum(self.estimates.values()) - running if self.estimates else self.budget - self.elapsed()
-        return minutes(max(0.0, seconds))
+        return duration(max(0.0, seconds))
 
     def total(self) -> str:
-        """Time spent in all steps, as m:ss."""
-        return minutes(sum(self.spent.values()))
-
-
-def minutes(seconds: float) -> str:
-    """130 -> "2:10"."""
-    whole = round(seconds)
-    return f"{whole // 60}:{whole % 60:02d}"
+        """Time spent in all steps."""
+        return duration(sum(self.spent.values()))
 
 
 def plan_pretraining(

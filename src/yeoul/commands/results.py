@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
+from yeoul.units import count, size
 
 if TYPE_CHECKING:
     from yeoul.model.decoder import Decoder
@@ -160,10 +161,10 @@ def machine_facts() -> tuple[tuple[str, str], ...]:
 
     facts = runtime.machine()
     lines = [
-        ("processor", f"{facts['cpu']}, {facts['cores']} core(s) usable"),
+        ("processor", f"{facts['cpu']}, {count(facts['cores'], 'usable core')}"),
         ("instruction sets", ", ".join(facts["features"]) or "none that matter"),
         ("threads", str(facts["threads"])),
-        ("memory", f"{facts['memory'] / 2**30:.1f} GiB"),
+        ("memory", size(facts["memory"])),
         ("GPU", ", ".join(facts["gpus"])),
         (
             "software",

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from yeoul import runtime
-from yeoul.evaluate.speed import Runner, decode_in_turns, decoded, format_bytes, lengthened
+from yeoul.evaluate.speed import Runner, decode_in_turns, decoded, lengthened
 from yeoul.model.cache import Cache, KVCache
+from yeoul.units import duration, size
 
 if TYPE_CHECKING:
     from yeoul.model.decoder import Decoder
@@ -121,7 +122,8 @@ def decode_speeds(
             for name, model in models.items():
                 expected = _expected(spent.get(name), position)
                 if spent and expected > left:
-                    reason = f"about {expected:,.0f} s, where {max(left, 0):,.0f} s of {budget_seconds:g} s are left"
+                    rest = f"{duration(left)} of {duration(budget_seconds)} is left"
+                    reason = f"it would take about {duration(expected)}, and {rest}"
                     left_out.append(NotMeasured(model=name, position=position, reason=reason))
                     continue
                 left -= expected
@@ -176,7 +178,7 @@ def _fill(runner: Runner, position: int, room: int, memory: int | None, seed: in
     needed = sum(layer.nbytes() for layer in growing) * (position + room) // read
     free = _free(model.device) if memory is None else memory
     if needed > SHARE_OF_MEMORY * free:
-        return f"its cache would take {format_bytes(needed)}, and {format_bytes(free)} of memory are free"
+        return f"its cache would take {size(needed)}, and {size(free)} of memory are free"
     for layer in growing:
         _repeat(layer, position, room)
     _advance(cache, position)

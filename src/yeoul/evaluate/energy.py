@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from yeoul import runtime
+from yeoul.units import duration
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +95,9 @@ def stretched(energy: Energy, seconds: float) -> Energy:
         return energy
     watts = known / energy.seconds
     words = [energy.assumption] if energy.assumption else []
-    words.append(f"{watts:.3g} W were assumed for {seconds - energy.seconds:,.0f} s that a killed run left no note of")
+    words.append(
+        f"{watts:.3g} W were assumed for {duration(seconds - energy.seconds)} that a killed run left no note of"
+    )
     return Energy(
         seconds=seconds, joules=None, source="", estimated_joules=watts * seconds, assumed_watts=watts,
         assumption="; ".join(words),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from yeoul.evaluate.associative import CellScore, KeptShare, RecallGrid
 from yeoul.evaluate.far import CUT, FAR_NATS, TEACHER, Estimate, FarScore, PositionScore
-from yeoul.evaluate.speed import format_bytes
+from yeoul.units import duration, size
 
 if TYPE_CHECKING:
     from yeoul.evaluate.agreement import Agreement
@@ -54,7 +54,7 @@ def _cost(cost: TrainingCost) -> str:
     if cost.teacher_tokens:
         of = f" (1/{cost.teacher_tokens / max(cost.tokens, 1):,.0f} of the teacher's)"
     energy = f" Energy: {cost.energy}." if cost.energy is not None else ""
-    return _wrapped(f"Converted with {cost.tokens:,} tokens{of} in {cost.seconds / 60:,.1f} minutes.{energy}")
+    return _wrapped(f"Converted with {cost.tokens:,} tokens{of} in {duration(cost.seconds)}.{energy}")
 
 
 def _far(far: FarScore) -> str:
@@ -173,7 +173,7 @@ def _agreement(found: Agreement) -> str:
 
 
 def _speed(speed: DecodeSpeeds) -> str:
-    head = f"{'decoding at position':<{LABEL}}{'teacher tok/s':>14}{'converted tok/s':>17}{'speed':>8}"
+    head = f"{'decoding at position':<{LABEL}}{'teacher tokens/s':>17}{'converted tokens/s':>20}{'speed':>8}"
     lines = [f"{head}{'teacher cache':>15}{'converted cache':>17}"]
     positions = {r.position for r in speed.records} | {r.position for r in speed.left_out}
     for position in sorted(positions):
@@ -182,8 +182,8 @@ def _speed(speed: DecodeSpeeds) -> str:
         if teacher is not None and converted is not None:
             times = f"{converted.tokens_per_second / teacher.tokens_per_second:.2f}x"
         rates = ["-" if r is None else f"{r.tokens_per_second:,.1f}" for r in (teacher, converted)]
-        caches = ["-" if r is None else format_bytes(r.cache_bytes) for r in (teacher, converted)]
-        line = f"{position:<{LABEL},}{rates[0]:>14}{rates[1]:>17}{times:>8}{caches[0]:>15}{caches[1]:>17}"
+        caches = ["-" if r is None else size(r.cache_bytes) for r in (teacher, converted)]
+        line = f"{position:<{LABEL},}{rates[0]:>17}{rates[1]:>20}{times:>8}{caches[0]:>15}{caches[1]:>17}"
         lines.append(line)
     threads = f"{speed.threads} thread{'s' if speed.threads > 1 else ''}"
     words = f"One sequence, {threads}, medians of {speed.turns} turns of {speed.steps} tokens. "

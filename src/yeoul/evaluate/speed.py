@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from yeoul.errors import UserError
+from yeoul.units import size
 
 if TYPE_CHECKING:
     from yeoul.model.cache import Cache
@@ -284,28 +285,19 @@ def table(records: Sequence[SpeedRecord], reference: str | None = None) -> str:
     """The records as plain text; with a reference model, ratios against it at the same context."""
     base = {r.context: r for r in records if r.model == reference}
     width = max([5, *(len(r.model) for r in records)])
-    head = f"{'model':<{width}}  {'context':>8}  {'prefill tok/s':>13}  "
-    head += f"{'decode tok/s (quartiles)':>26}  {'cache':>10}"
+    head = f"{'model':<{width}}  {'context':>8}  {'prefill tokens/s':>16}  "
+    head += f"{'decode tokens/s (quartiles)':>27}  {'cache':>10}"
     lines = [head + (f"  {'speed':>7}  {'cache':>8}" if base else "")]
     for r in records:
         spread = f"{r.decode_tokens_per_second:,.1f} ({r.decode_low:,.1f}-{r.decode_high:,.1f})"
-        line = f"{r.model:<{width}}  {r.context:>8,}  {r.prefill_tokens_per_second:>13,.0f}  {spread:>26}"
-        line += f"  {format_bytes(r.cache_bytes):>10}"
+        line = f"{r.model:<{width}}  {r.context:>8,}  {r.prefill_tokens_per_second:>16,.0f}  {spread:>27}"
+        line += f"  {size(r.cache_bytes):>10}"
         other = base.get(r.context)
         if base and other is not None:
             speed = r.decode_tokens_per_second / other.decode_tokens_per_second
             line += f"  {speed:>6.2f}x  {'1/' + format(other.cache_bytes / max(r.cache_bytes, 1), '.1f'):>8}"
         lines.append(line)
     return "\n".join(lines)
-
-
-def format_bytes(count: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"
 
 
 def _synchronize(device: torch.device) -> None:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from yeoul.errors import UserError, shown
+from yeoul.units import size
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -46,7 +47,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """One JSON object; UserError that names the file where it is none."""
     try:
         if file.stat().st_size > LARGEST_JSON:
-            raise UserError(f"a JSON file of more than {LARGEST_JSON // 2**20} MiB is not read", file)
+            raise UserError(f"a JSON file of more than {size(LARGEST_JSON)} is not read", file)
         data = file.read_bytes()
     except OSError as error:
         raise UserError(f"the file cannot be read: {error.strerror}", file) from None

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from yeoul.report import plots
 from yeoul.report.content import Command, ModelRow, Report
 from yeoul.report.plots import Plot
-from yeoul.report.summary import cache_ratio, duration, in_korean, in_words, size
+from yeoul.report.summary import cache_ratio, in_korean, in_words
+from yeoul.units import duration, size
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -164,7 +165,7 @@ def render_markdown(report: Report, pictures: Sequence[Plot], missing: str = "")
             ]
             for p in report.speeds
         ]
-        head = ["model", "context", "prefill tok/s", "decode tok/s", "quartiles", "cache", "peak memory"]
+        head = ["model", "context", "prefill tokens/s", "decode tokens/s", "quartiles", "cache", "peak memory"]
         parts += ["## Speed and memory", shown.get("speed", ""), _table(head, rows)]
     parts += _samples(report) + _commands("Again", report.reproduce) + _commands("Go on", report.next_steps)
     parts += _setting(report)

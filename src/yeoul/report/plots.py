@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from yeoul.report.content import Curve, Report, SpeedPoint
+from yeoul.units import short, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,8 +169,8 @@ def speed(report: Report) -> Plot | None:
         decode.set_title("decoding, tokens/s")
         _context_panel(prefill, report.speeds, names, lambda p: p.prefill, short)
         prefill.set_title("reading (prefill), tokens/s")
-        _context_panel(cache, report.speeds, names, lambda p: float(p.cache_bytes), binary)
-        cache.set_title("cache, bytes")
+        _context_panel(cache, report.speeds, names, lambda p: float(p.cache_bytes), size, base=2)
+        cache.set_title("cache")
 
     return Plot(
         name="speed",
@@ -187,6 +188,7 @@ def _context_panel(
     words: Callable[[float], str],
     *,
     spread: bool = False,
+    base: int = 10,
 ) -> None:
     from matplotlib.ticker import NullFormatter, NullLocator
 
@@ -200,14 +202,14 @@ def _context_panel(
         ends.append((x[-1], y[-1], name, colour))
     contexts = sorted({p.context for p in points})
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    axes.set_yscale("log", base=base)
     shown = contexts if len(contexts) <= 4 else contexts[:: -(-len(contexts) // 4)]
     axes.set_xticks(shown, [f"{c:,}" for c in shown])
     axes.xaxis.set_minor_locator(NullLocator())
     values = [value(p) for p in points]
     low, high = min(values) / 1.6, max(values) * 1.6
     axes.set_ylim(low, high)
-    ticks = _log_ticks(low, high)
+    ticks = _log_ticks(low, high) if base == 10 else _binary_ticks(low, high)
     axes.set_yticks(ticks, [words(t) for t in ticks])
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("context, tokens")
@@ -222,6 +224,12 @@ def _log_ticks(low: float, high: float) -> list[float]:
         if len(ticks) >= 3:
             return ticks[:: -(-len(ticks) // 6)]
     return ticks
+
+
+def _binary_ticks(low: float, high: float) -> list[float]:
+    """Three to six powers of two between the limits, alike far apart."""
+    ticks = [2.0**n for n in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
+    return ticks[:: -(-len(ticks) // 6)]
 
 
 def _end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
@@ -244,19 +252,6 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
             fontweight="bold",
             annotation_clip=False,
         )
-
-
-def short(value: float) -> str:
-    """1500 -> "1.5k", 2000000 -> "2M"."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def binary(value: float) -> str:
-    """Decimal bytes in short: 1500000 -> "1.5 MB"."""
-    return short(value).replace("k", " k").replace("M", " M").replace("G", " G") + "B"
 
 
 def _formatter(words: Callable[[float], str]) -> Any:

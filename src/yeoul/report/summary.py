@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from yeoul.report.content import Report, Stage
+from yeoul.units import duration, rate, size, spelled
 
 
 def in_words(report: Report) -> str:
@@ -38,34 +39,6 @@ def cache_ratio(report: Report) -> float:
     return pair[1].cache_bytes / max(pair[0].cache_bytes, 1) if pair else 1.0
 
 
-def duration(seconds: float) -> str:
-    """75 -> "1 min 15 s"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    minutes, rest = divmod(rest, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def count(number: float) -> str:
-    """1234567 -> "1.23 million"; small numbers in full."""
-    if number >= 1e9:
-        return f"{number / 1e9:.3g} billion"
-    return f"{number / 1e6:.3g} million" if number >= 1e6 else f"{number:,.0f}"
-
-
-def size(count_of_bytes: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if count_of_bytes < 1024:
-            return f"{count_of_bytes:,.0f} B" if unit == "B" else f"{count_of_bytes:,.1f} {unit}"
-        count_of_bytes /= 1024
-    return f"{count_of_bytes:,.1f} GiB"
-
-
 def _stages(report: Report, names: tuple[str, ...]) -> tuple[float, float]:
     """Tokens and seconds of some stages together."""
     own: list[Stage] = [stage for stage in report.stages if stage.name in names]
@@ -73,7 +46,7 @@ def _stages(report: Report, names: tuple[str, ...]) -> tuple[float, float]:
 
 
 def _cost(tokens: float, seconds: float) -> str:
-    return f"{count(tokens)} tokens" + (f" in {duration(seconds)}" if seconds else "")
+    return f"{spelled(tokens)} tokens" + (f" in {duration(seconds)}" if seconds else "")
 
 
 def _pretraining(report: Report) -> str:
@@ -81,7 +54,7 @@ def _pretraining(report: Report) -> str:
     if teacher is None:
         return ""
     tokens, seconds = _stages(report, ("pretrain",))
-    model = f"{count(report.parameters)}-parameter softmax model" if report.parameters else "softmax model"
+    model = f"{spelled(report.parameters)}-parameter softmax model" if report.parameters else "softmax model"
     quality = _quality(teacher.bits_per_byte, teacher.perplexity)
     if not tokens:
         return f"The {model} stands at {quality}."
@@ -121,7 +94,7 @@ def _speed(report: Report) -> str:
     memory = f"{size(new.cache_bytes)} against {size(old.cache_bytes)}"
     text = (
         f"At {new.context:,} tokens of context it decodes {faster} as softmax attention "
-        f"({new.decode:,.0f} against {old.decode:,.0f} tokens/s) and remembers {memory}"
+        f"({rate(new.decode)} against {rate(old.decode)}) and remembers {memory}"
     ).replace("speed as softmax", "speed of softmax")
     if cache_ratio(report) < 1:
         text += f", 1/{1 / cache_ratio(report):.3g}"

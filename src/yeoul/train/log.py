@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import torch
 
 from yeoul.train.runstate import UNFINISHED
+from yeoul.units import duration, rate, size
 
 
 class MetricsLog:
@@ -96,13 +97,15 @@ class Progress:
         """Whether the next line may be shown already; asking costs nothing."""
         return time.monotonic() - self._last >= (self.EVERY_TERMINAL if self._terminal else self.EVERY_FILE)
 
-    def show(self, step: int, loss: float, lr: float, rate: float, seconds_left: float, memory: int) -> None:
+    def show(
+        self, step: int, loss: float, lr: float, tokens_per_second: float, seconds_left: float, memory: int
+    ) -> None:
         """Show where the run is: loss, learning rate, tokens/s, time left (s), memory (bytes)."""
         self._last = time.monotonic()
         share = 100 * step / self.steps
         text = (
-            f"{self.name} {step:,}/{self.steps:,} ({share:.0f} %) · loss {loss:.4f} · {rate:,.0f} tokens/s · "
-            f"{duration(seconds_left)} left · {memory / 2**30:.2f} GiB · lr {lr:.2e}"
+            f"{self.name} {step:,}/{self.steps:,} ({share:.0f} %) · loss {loss:.4f} · {rate(tokens_per_second)} · "
+            f"{duration(seconds_left)} left · {size(memory)} · lr {lr:.2e}"
         )
         if self._terminal:
             width = shutil.get_terminal_size().columns
@@ -143,16 +146,6 @@ class TensorBoard:
     def close(self) -> None:
         """Write what is pending."""
         self._writer.close()
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "42 s", "7 min 03 s" or "5 h 12 min"."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def memory_in_use(device: torch.device) -> int:

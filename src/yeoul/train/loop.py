@@ -19,7 +19,7 @@ from yeoul.errors import UserError
 from yeoul.train.compute import autocast_dtype, compile_model
 from yeoul.train.config import CHANGEABLE, TrainConfig
 from yeoul.train.interrupt import Interrupted, StopRequests
-from yeoul.train.log import MetricsLog, Progress, TensorBoard, duration, memory_in_use
+from yeoul.train.log import MetricsLog, Progress, TensorBoard, memory_in_use
 from yeoul.train.loss import Objective
 from yeoul.train.optim import Optimizer, Rates, trainable_parameters
 from yeoul.train.plateau import Plateau
@@ -31,6 +31,7 @@ from yeoul.train.runstate import (
     random_state,
     restore_random_state,
 )
+from yeoul.units import duration
 
 
 class Loader(Protocol):
