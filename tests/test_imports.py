@@ -17,6 +17,7 @@ FILES = sorted((SOURCE / "yeoul").rglob("*.py"))
 
 FLOORS = {
     "config": 0, "errors": 0, "runtime": 0, "hub": 0, "units": 0,
+    "plain_text": 0, "safe_json": 0,
     "ops": 1,
     "text": 2, "data": 2, "model": 2,
     "train": 3, "adapt": 3, "infer": 3, "serve": 3, "evaluate": 3, "report": 3,
@@ -31,6 +32,10 @@ NEIGHBOURS = {
     ("runtime", "errors"),
     ("runtime", "units"),
     ("hub", "errors"),
+    ("config", "plain_text"),
+    ("safe_json", "errors"),
+    ("safe_json", "plain_text"),
+    ("safe_json", "units"),
 }
 LAZY = {
     "gguf", "huggingface_hub", "jinja2", "matplotlib", "pyarrow", "sentencepiece", "tensorboard", "tokenizers",

@@ -326,6 +326,13 @@ def test_layers_of_sentence_transformers(tmp_path: Path) -> None:
     (tmp_path / "7_Dense").mkdir()
     save_file({"linear.weight": W2}, tmp_path / "7_Dense" / "model.safetensors")
     refused("the layer cannot be read", their_module(tmp_path, 7, "Dense", **first))
-    (tmp_path / "modules.json").write_text('[{"type": 3}]')
-    with pytest.raises(UserError, match="the list of modules cannot be read"):
-        load_vectors(tmp_path, 64)
+    for text, words in (
+        ('[{"type": 3}]', "lists no modules with their types and paths"),
+        ("[" * 10**5, "is nested too deeply"),
+        ('[{"idx": ' + "9" * 6000 + "}]", "has a number of 6,000 digits"),
+    ):
+        (tmp_path / "modules.json").write_text(text)
+        with pytest.raises(UserError, match=rf"the file {words} \(.*modules\.json\)"):
+            load_vectors(tmp_path, 64)
+    (tmp_path / "modules.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(modules).encode())
+    assert load_vectors(tmp_path, 64) is not None

@@ -88,7 +88,7 @@ def test_an_unfinished_linearize_run_is_named(tmp_path):
     with pytest.raises(UserError, match="not finished"):
         linear_results(tmp_path)
     (tmp_path / "linearize.json").write_text("[")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=r"is not JSON.*linearize\.json.*linearize. again"):
         linear_results(tmp_path)
 
 

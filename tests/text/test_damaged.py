@@ -111,7 +111,7 @@ def nest(depth: int) -> Callable[[Json], None]:
 DAMAGES: dict[str, tuple[Callable[[Json], Any], str]] = {
     "regex": (regex("("), "tokenizer.json"),
     "regex-without-end": (regex("(a+)+$"), "retry-limit"),
-    "depth": (nest(200), "recursion"),
+    "depth": (nest(200), "nested too deeply"),
     "huge-id": (lambda spec: spec["model"]["vocab"].update(a=2**31), "no vocabulary needs"),
     "same-id": (lambda spec: spec["model"]["vocab"].update(a=7), "the same id 7"),
     "lost-piece": (lambda spec: spec["model"]["vocab"].pop("ë"), "tokenizer.json"),
@@ -166,6 +166,23 @@ def test_damaged_pairs(name: str, content: bytes, words: str, folders: dict[str,
     shutil.copytree(folders["gpt2-pair"], tmp_path, dirs_exist_ok=True)
     (tmp_path / name).write_bytes(content)
     assert words in sentence(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("shape", ["qwen2", "llama3", "gpt2-pair"])
+def test_byte_order_marks_change_nothing(shape: str, encoding: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    marked = tmp_path / "marked"
+    shutil.copytree(folders[shape], marked)
+    if not (marked / "chat_template.jinja").exists():
+        (marked / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    shutil.copytree(marked, plain := tmp_path / "plain")
+    for file in (file for file in marked.iterdir() if file.suffix in (".json", ".txt", ".jinja")):
+        file.write_bytes(file.read_text(encoding="utf-8").encode(encoding))
+    found, wanted = Tokenizer.load(marked), Tokenizer.load(plain)
+    assert found.chat_template == wanted.chat_template and found.fingerprint == wanted.fingerprint
+    assert found.encode("미나는 a") == wanted.encode("미나는 a") and found.stop_ids == wanted.stop_ids
+    found.save(tmp_path / "again")  # what others read has no marks
+    assert all(not file.read_bytes().startswith((b"\xef", b"\xff")) for file in (tmp_path / "again").iterdir())
 
 
 def test_half_a_pair_is_no_tokenizer(folders: dict[str, Path], tmp_path: Path) -> None:

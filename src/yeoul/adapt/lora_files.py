@@ -12,7 +12,7 @@ from torch import Tensor
 from yeoul.adapt.lora_layers import CONFIG, LoraConfig
 from yeoul.errors import UserError
 from yeoul.hub import local_folder
-from yeoul.model.checkpoint import read_json
+from yeoul.safe_json import read_object
 from yeoul.text.tokenizer import Tokenizer
 
 WEIGHTS = "adapter_model.safetensors"
@@ -81,7 +81,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
     if not (folder / CONFIG).is_file():
         raise UserError(f"no {CONFIG} in this folder", folder, "give the folder of a PEFT adapter")
     try:
-        return LoraConfig.from_dict(read_json(folder / CONFIG))
+        return LoraConfig.from_dict(read_object(folder / CONFIG))
     except UserError as error:
         if error.where and error.where.startswith(CONFIG):
             raise UserError(error.what, folder / error.where, error.fix) from None

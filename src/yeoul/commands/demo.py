@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from yeoul.commands import conclusion, linearize, pretrain
 from yeoul.errors import UserError
+from yeoul.safe_json import read_object
 from yeoul.units import rate, size
 
 if TYPE_CHECKING:
@@ -116,9 +116,9 @@ def _begin(config: Config) -> dict[str, Any]:
         shutil.rmtree(out)
     elif ours:
         try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            before = state["settings"]
-        except (ValueError, KeyError, TypeError):
+            state = read_object(path, finite=False)
+            before = {key: state["settings"][key] for key in settings}
+        except (UserError, KeyError, TypeError):
             raise UserError("the demo's state is damaged", path, "begin afresh with --overwrite") from None
         if before != settings and not state.get("finished"):
             same = f"--minutes {before['minutes']} --seed {before['seed']}"

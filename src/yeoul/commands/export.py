@@ -94,7 +94,7 @@ def _run_hf(config: Config, out: Path) -> int:
     import torch
 
     from yeoul.commands.corpus import save_folder
-    from yeoul.model.checkpoint import read_json
+    from yeoul.safe_json import read_object
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.runstate import replace_folder
 
@@ -119,7 +119,7 @@ def _run_hf(config: Config, out: Path) -> int:
 
         replace_folder(out, write)
     total = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    kind = read_json(out / "config.json")["model_type"]
+    kind = read_object(out / "config.json")["model_type"]
     print(f"{out}: {kind}, {str(model.dtype).removeprefix('torch.')}, {size(total)}")
     return 0
 
@@ -145,8 +145,8 @@ def _tokenizer_folder(config: Config, folder: Path) -> Path:
 def _copy_vectors(config: Config, folder: Path, model: Decoder, target: Path) -> None:
     """How the model makes sentence vectors, where its folder or the adapter's says so."""
     from yeoul.adapt.lora_files import found_adapter
-    from yeoul.model.checkpoint import read_json
     from yeoul.model.pooling_folder import load_vectors, save_vectors
+    from yeoul.safe_json import read_object
 
     width = model.config.hidden_size
     try:
@@ -156,7 +156,7 @@ def _copy_vectors(config: Config, folder: Path, model: Decoder, target: Path) ->
         print(f"note: how the model makes sentence vectors is left out: {error}")
         return
     if vectors is not None:
-        known = read_json(target / "config.json")["model_type"] != "yeoul"
+        known = read_object(target / "config.json")["model_type"] != "yeoul"
         save_vectors(target, model.config, vectors, modules=known)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from yeoul.commands.finetune_flags import BITS, LoraFlags, Training, changed
 from yeoul.commands.finetune_start import Start, start_of
 from yeoul.commands.finetune_texts import TextFlags
 from yeoul.errors import UserError
+from yeoul.safe_json import read_object
 from yeoul.train.config import CHANGEABLE
 
 if TYPE_CHECKING:
@@ -319,8 +319,8 @@ class _Finetuning:
 
         path = self.config.out / "before.json"
         if Checkpoints(self.config.out / "checkpoints", 1).steps() and path.is_file():
-            with suppress(OSError, ValueError):
-                return dict(json.loads(path.read_text(encoding="utf-8")))
+            with suppress(UserError):
+                return read_object(path, finite=False)
         if validate is None:
             return {}
         self.model.eval()

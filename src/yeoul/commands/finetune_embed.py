@@ -273,9 +273,9 @@ class EmbedTask(TextTask):
     @staticmethod
     def _is_own(folder: Path) -> bool:
         """Whether transformers cannot open the folder without Yeoul."""
-        from yeoul.model.checkpoint import read_json
+        from yeoul.safe_json import read_object
 
-        return bool(read_json(folder / "config.json").get("model_type") == "yeoul")
+        return bool(read_object(folder / "config.json").get("model_type") == "yeoul")
 
     def save_beside(self, folder: Path) -> None:
         """Tokenizer, and how vectors are made of the model's states."""

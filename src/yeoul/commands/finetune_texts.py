@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from yeoul.errors import UserError
+from yeoul.safe_json import read_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,7 +149,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, pad_id: int) -> None:
     file = folder / "tokenizer_config.json"
     if tokenizer.pad_id == pad_id or not file.is_file():
         return
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = read_object(file)
     values["pad_token"] = tokenizer.piece(pad_id)
     beside = file.with_name(f".{file.name}.tmp")
     beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

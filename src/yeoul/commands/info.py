@@ -70,7 +70,8 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
 
     from yeoul.adapt.lora_files import adapter_folder, base_folder, tokenizer_beside
     from yeoul.hub import local_folder
-    from yeoul.model.checkpoint import load_config, load_quantization, model_folder, read_json, weight_files
+    from yeoul.model.checkpoint import load_config, load_quantization, model_folder, weight_files
+    from yeoul.safe_json import read_object
     from yeoul.text.model_card import read_card
     from yeoul.text.tokenizer import Tokenizer
 
@@ -78,7 +79,7 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
     adapter = adapter_folder(top)
     folder = model_folder(top if adapter is None else base_folder(adapter))
     config, quantization = load_config(folder), load_quantization(folder)
-    published = read_json(folder / "config.json")
+    published = read_object(folder / "config.json")
     context = context or config.max_position_embeddings
     parameters = count_parameters(config)
     memory: dict[str, dict[str, int]] = {kind: {"weights": size} for kind, size in weight_bytes(config).items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
+from yeoul.safe_json import read_object
 from yeoul.train.config import CHANGEABLE
 
 if TYPE_CHECKING:
@@ -89,10 +89,9 @@ def removed_on_user_error(out: Path) -> Iterator[None]:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path, finite=False)
+    except UserError:
         return {}  # lost: the tokenizer's and the shards' own fingerprints still guard the run
-    return values if isinstance(values, dict) else {}
 
 
 def tokenizer_of(config: Config, preparation: dict[str, Any]) -> Tokenizer:

@@ -32,6 +32,7 @@ from yeoul.errors import UserError
 from yeoul.evaluate.energy import Energy, Meter, stretched, total
 from yeoul.model.checkpoint import stays_fp32
 from yeoul.model.decoder import Decoder, skeleton
+from yeoul.safe_json import read
 from yeoul.train.config import TrainConfig
 from yeoul.train.distill import alignment_objective, distillation_objective
 from yeoul.train.loop import TrainResult, train
@@ -227,9 +228,9 @@ class _EnergyNotes:
         self.path, self.meter = run_dir / "energy.json", Meter(device)
         self.result: TrainResult | None = None
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
+            found = read(self.path, finite=False)
             self.sessions = [Energy(**session) for session in found]
-        except (OSError, ValueError, TypeError):
+        except (UserError, TypeError):
             self.sessions = []
 
     def __enter__(self) -> _EnergyNotes:
@@ -262,10 +263,10 @@ def _start(
     """Validation of the untrained student, from `start.json` where it has been done for this student."""
     path, identity = folder / "start.json", json.loads(json.dumps(identity, default=str))
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read(path, finite=False)
         if found["identity"] == identity:
             return dict(found["validation"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError, KeyError, TypeError):
         pass
     student.eval()
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
+from yeoul.safe_json import read_object
 from yeoul.units import count, size
 
 if TYPE_CHECKING:
@@ -72,15 +72,9 @@ def linear_results(linear: Path) -> dict[str, Any]:
         UserError: it is not there or damaged.
     """
     path = linear / "linearize.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError("the linearize run is not finished", linear, "run the same command again") from None
-    except ValueError as error:
-        raise UserError(f"the results are damaged: {error}", path, "run `yeoul linearize` again") from None
-    if not isinstance(values, dict):
-        raise UserError("the results are damaged", path, "run `yeoul linearize` again")
-    return values
+    if not path.exists():
+        raise UserError("the linearize run is not finished", linear, "run the same command again")
+    return read_object(path, finite=False, fix="run `yeoul linearize` again")
 
 
 def _role(name: str) -> Role:

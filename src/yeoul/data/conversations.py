@@ -6,7 +6,6 @@ names it, or is counted and passed over; none gets lost.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from yeoul.data.rows import is_unicode, read_rows
 from yeoul.data.sources import Spec, resolve
 from yeoul.errors import UserError, shown
+from yeoul.safe_json import JSONError, parse
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""
@@ -350,8 +350,8 @@ def _from_cell(key: str, cell: Any) -> Any:
     perhaps = ("prompt", "completion", "chosen", "rejected")
     if (key in lists and cell) or (key in perhaps and cell.lstrip().startswith("[{")):
         try:
-            return json.loads(cell)
-        except (ValueError, RecursionError):
+            return parse(cell, finite=False)
+        except JSONError:
             raise _Bad(f'the column "{key}" is not valid JSON') from None
     return cell
 

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from yeoul.errors import UserError
+from yeoul.safe_json import read_object
 
 FORMAT_VERSION = 1
 _DAMAGED = "delete the folder and prepare the data again"
@@ -111,14 +112,14 @@ class TokenShards:
 
 def _read_meta(folder: Path) -> ShardMeta:
     path = folder / "meta.json"
+    if not path.exists():
+        raise UserError("this is no folder of tokens: it has no meta.json", folder)
+    values = read_object(path, fix=_DAMAGED)
     try:
-        values = json.loads(path.read_text("utf-8"))
-        if isinstance(values, dict) and values.get("version", FORMAT_VERSION) != FORMAT_VERSION:
+        if values.get("version", FORMAT_VERSION) != FORMAT_VERSION:
             raise UserError(f"the token folder has format {values['version']}, not {FORMAT_VERSION}", path, _DAMAGED)
         return ShardMeta(**{field.name: values[field.name] for field in fields(ShardMeta)})
-    except FileNotFoundError as error:
-        raise UserError("this is no folder of tokens: it has no meta.json", folder) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError("the description of the tokens is damaged", path, _DAMAGED) from error
 
 

@@ -33,15 +33,15 @@ from yeoul.model.tensor_files import (
     INDEX,
     SINGLE,
     Stored,
-    read_json,
     read_tensors,
     stored_tensors,
     weight_files,
 )
 from yeoul.model.tensor_names import count_layers, names_of, published_name, to_ours, to_published
+from yeoul.safe_json import read_object
 
 __all__ = [
-    "load_config", "load_model", "load_quantization", "load_weights", "model_folder", "read_json", "save_model",
+    "load_config", "load_model", "load_quantization", "load_weights", "model_folder", "save_model",
     "stored_dtype", "weight_files",
 ]  # fmt: skip
 SHARD_BYTES = 5 * 10**9
@@ -89,7 +89,7 @@ class _Folder(NamedTuple):
 
 def _read_quantization(folder: Path) -> Quantization | None:
     try:
-        return read_quantization(read_json(folder / "config.json").get(FIELD))
+        return read_quantization(read_object(folder / "config.json").get(FIELD))
     except UserError as error:
         raise UserError(error.what, folder / "config.json", error.fix) from None
 
@@ -97,7 +97,7 @@ def _read_quantization(folder: Path) -> Quantization | None:
 def _examine(folder: Path) -> _Folder:
     """A folder whose parts agree with one another; nothing is allocated."""
     stored = stored_tensors(folder)
-    published = read_json(folder / "config.json")
+    published = read_object(folder / "config.json")
     try:
         family, config = read_config(published, frozenset(stored))
     except UserError as error:

@@ -19,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from yeoul.errors import UserError, shown
-from yeoul.model.checkpoint import model_folder, read_json, stays_fp32
+from yeoul.model.checkpoint import model_folder, stays_fp32
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config, write_config
 from yeoul.model.heads import POOLINGS, ClassificationHead, SequenceClassifier
 from yeoul.model.tensor_files import SINGLE, Stored, read_tensors, stored_tensors
 from yeoul.model.tensor_names import count_layers, to_ours, to_published
+from yeoul.safe_json import read_object
 
 SCORE = "score.weight"
 HEAD_WEIGHTS, HEAD_CONFIG = "classification_head.safetensors", "classification_head.json"
@@ -96,7 +97,7 @@ def load_sequence_classifier(
     """
     folder = model_folder(path)
     stored = stored_tensors(folder)
-    described = read_json(folder / "config.json")
+    described = read_object(folder / "config.json")
     if SCORE not in stored:
         fix = "make one with: yeoul finetune MODEL --task classify --data TABLE"
         raise UserError("this model is no classifier: it has no classification head", folder, fix)
@@ -186,7 +187,7 @@ def load_head(folder: Path | str, decoder: Decoder) -> ClassificationHead:
         UserError: damaged, or of another model.
     """
     folder = Path(folder)
-    described = read_json(folder / HEAD_CONFIG)
+    described = read_object(folder / HEAD_CONFIG)
     labels, pooling = described.get("labels"), described.get("pooling")
     if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels) or pooling not in POOLINGS:
         raise UserError("labels and pooling of the head are not as they were written", folder / HEAD_CONFIG)

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from yeoul.errors import UserError
-from yeoul.model.tensor_files import INDEX, SINGLE, read_json
+from yeoul.model.tensor_files import INDEX, SINGLE
+from yeoul.safe_json import read_object
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 PATTERNS = ("pytorch_model*.bin", "model.pt", "model.pth", "consolidated*.pth")
@@ -25,7 +26,7 @@ def pickle_files(folder: Path) -> list[Path]:
         UserError: there are none, or the index names one that is not there.
     """
     if (folder / PICKLE_INDEX).is_file():
-        listed = read_json(folder / PICKLE_INDEX).get("weight_map")
+        listed = read_object(folder / PICKLE_INDEX).get("weight_map")
         names = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
         for name in names:
             if "/" in name or not (folder / name).is_file():

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from yeoul.errors import UserError, shown
-from yeoul.model.checkpoint import read_json
 from yeoul.model.config import ModelConfig
 from yeoul.model.heads import STATES, Activation, Dense, Pooling, States, TextVectors, Whitening
+from yeoul.safe_json import read, read_object
 
 FOLDER = "1_Pooling"
 MODULES = "modules.json"
@@ -94,7 +94,7 @@ def load_vectors(folder: Path | str, hidden_size: int, pooling: Pooling | None =
     described, dense = _listed(place) if (place / MODULES).is_file() else _numbered(place)
     states: States = "last"
     if described is not None and described.is_file():
-        values = read_json(described)
+        values = read_object(described)
         states, pooling = _states(values, described), pooling or _pooling(values, described)
     vectors = TextVectors(pooling or "mean", states)
     width = vectors.pooled_width(hidden_size)
@@ -113,11 +113,11 @@ def _numbered(place: Path) -> tuple[Path, list[Path]]:
 def _listed(place: Path) -> tuple[Path | None, list[Path]]:
     """The same, as modules.json says."""
     file = place / MODULES
+    listed = read(file)
     try:
-        listed = json.loads(file.read_text(encoding="utf-8"))
         modules = [(str(m["type"]).rpartition(".")[2], PurePosixPath(m["path"])) for m in listed]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"the list of modules cannot be read: {error}", file) from None
+    except (TypeError, KeyError):
+        raise UserError("the file lists no modules with their types and paths", file) from None
     described, dense, done = None, list[Path](), False
     for kind, path in modules:
         if path.is_absolute() or ".." in path.parts:
@@ -164,7 +164,7 @@ def _save_dense(layer: Dense, folder: Path) -> None:
 def _load_dense(folder: Path, width: int) -> Dense:
     """A linear layer for vectors of so many numbers."""
     file = folder / "config.json"
-    values = read_json(file)
+    values = read_object(file)
     size, result = values.get("in_features"), values.get("out_features")
     name = values.get("activation_function", "torch.nn.modules.activation.Tanh")
     if size != width or not isinstance(result, int) or result < 1:

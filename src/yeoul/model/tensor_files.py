@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from yeoul.errors import UserError, shown
-from yeoul.units import size
+from yeoul.safe_json import DAMAGED, MOST_VALUES, JSONError, parse_object, read_object
+from yeoul.safe_json import LARGEST as LARGEST_JSON
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -24,13 +24,8 @@ INTEGERS = {
     "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64,
 }  # fmt: skip
 """Types of tensors that are recomputed, such as masks; no weight is of one."""
-LARGEST_JSON = 4 * 2**20
-"""No config.json, index or header comes near it: a model of 1,000 layers has an index of 1 MiB."""
-MOST_VALUES = 2**18
-"""In one of them: what bounds the memory that its objects take, 50 MiB."""
 LARGEST = 2**50
 """No tensor has so many numbers."""
-DAMAGED = "copy or download it again"
 
 
 class Stored(NamedTuple):
@@ -41,51 +36,6 @@ class Stored(NamedTuple):
     dtype: torch.dtype
     start: int
     nbytes: int
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """One JSON object; UserError that names the file where it is none."""
-    try:
-        if file.stat().st_size > LARGEST_JSON:
-            raise UserError(f"a JSON file of more than {size(LARGEST_JSON)} is not read", file)
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"the file cannot be read: {error.strerror}", file) from None
-    return _parse_json(data, "the file", file)
-
-
-def _parse_json(data: bytes, what: str, file: Path) -> dict[str, Any]:
-    """One JSON object; its text is at most `LARGEST_JSON` long."""
-    if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
-        raise UserError(f"{what} holds more than {MOST_VALUES:,} values, as none of its kind does", file, DAMAGED)
-    try:
-        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_without_contradiction)
-    except UnicodeDecodeError:
-        raise UserError(f"{what} is not UTF-8 text", file, DAMAGED) from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{what} is not JSON: {error}", file, DAMAGED) from None
-    except RecursionError:
-        raise UserError(f"{what} is nested too deeply", file, DAMAGED) from None
-    except ValueError:  # beyond the digits that Python converts
-        raise UserError(f"{what} has a number of thousands of digits", file, DAMAGED) from None
-    except _TwiceError as error:
-        raise UserError(f"{what} has the key {error} twice, with different values", file, DAMAGED) from None
-    if not isinstance(value, dict):
-        raise UserError(f"{what} is not a JSON object", file, DAMAGED)
-    return value
-
-
-class _TwiceError(Exception):
-    """A key that stands twice in one object."""
-
-
-def _without_contradiction(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values and values[key] != value:
-            raise _TwiceError(shown(key))
-        values[key] = value
-    return values
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -112,7 +62,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
     What has that name may be a link to elsewhere: in the hub's cache every file is one.
     """
-    listed = read_json(folder / INDEX).get("weight_map")
+    listed = read_object(folder / INDEX).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
         raise UserError("the index has no weight_map of tensors and files", folder / INDEX, DAMAGED)
     for name in sorted(set(listed.values())):
@@ -166,7 +116,9 @@ def _header(file: Path) -> dict[str, Stored]:
                 raise UserError(f"damaged or truncated weights: {what}", file, DAMAGED)
             if length > LARGEST_JSON:
                 raise UserError(f"a header of {length:,} bytes is not read", file, DAMAGED)
-            header = _parse_json(opened.read(length), "the header", file)
+            header = parse_object(opened.read(length), most_values=MOST_VALUES)
+    except JSONError as error:
+        raise UserError(f"the header {error.reason}", file, DAMAGED) from None
     except OSError as error:
         raise UserError(f"the file cannot be read: {error.strerror}", file) from None
     metadata = header.pop("__metadata__", {})

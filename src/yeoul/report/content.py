@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from yeoul.safe_json import parse
 
 Role = Literal["teacher", "converted", "ablation"]
 
@@ -138,9 +139,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            value = json.loads(text)
+            value = parse(text, finite=False)
         except ValueError:
             continue
         if isinstance(value, dict):

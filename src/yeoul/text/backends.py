@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
+from yeoul.safe_json import parse_object
 from yeoul.text.added_tokens import MOST_IDS, AddedToken, pattern_of
 from yeoul.text.byte_level import byte_level_alphabet
-from yeoul.text.files import json_object
 from yeoul.text.sentencepiece_model import SPACE, ModelType, PieceType, SentencePieceModel, read_model, without_text
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -91,7 +91,7 @@ class JsonBackend:
         from tokenizers import Tokenizer
 
         with _one_error(), _without_stderr():
-            self.spec: dict[str, Any] = json_object(data)
+            self.spec: dict[str, Any] = parse_object(data)
             if not isinstance(model := self.spec.get("model"), dict):
                 raise ValueError("it has no model")
             _check_merges(model)

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+from yeoul.safe_json import parse_object
 from yeoul.text.added_tokens import CLASSES, TokenizerClass
-from yeoul.text.files import json_object
 
 
 @cache
@@ -32,7 +32,7 @@ def byte_level_json(vocabulary: bytes, merges: bytes, habits: TokenizerClass | N
         ValueError: a damaged file.
     """
     habits = habits or CLASSES["GPT2Tokenizer"]
-    ids = json_object(vocabulary)
+    ids = parse_object(vocabulary)
     if not all(type(i) is int for i in ids.values()):
         raise ValueError("vocab.json maps no pieces to ids")
     byte_level: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}

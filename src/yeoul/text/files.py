@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from yeoul.errors import UserError
+from yeoul.plain_text import without_mark
+from yeoul.safe_json import read_bytes
 
 PAIR = ("vocab.json", "merges.txt")
 """Byte-level BPE in two files; only together are they a vocabulary."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", *PAIR)
 """The first that is there is used."""
+BINARY = ("tokenizer.model",)
+LARGEST = 2**28
+"""Bytes of a file; the largest vocabularies of published models take 40 MB."""
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 TEMPLATES = "additional_chat_templates"
 GENERATION = "generation_config.json"
@@ -31,7 +34,7 @@ def find_folder(path: str | Path) -> Path | None:
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """All tokenizer files of a folder.
+    """All tokenizer files of a folder; a text file comes in UTF-8 and without a byte-order mark.
 
     Raises:
         UserError: one cannot be read.
@@ -42,29 +45,11 @@ def read_files(folder: Path) -> dict[str, bytes]:
         try:
             if not (folder / name).exists():
                 continue
-            if not (folder / name).is_file():
-                raise UserError("this is not a file", folder / name, "copy the tokenizer again")
-            files[name] = (folder / name).read_bytes()
+            data = read_bytes(folder / name, LARGEST)
+            files[name] = data if name in BINARY else without_mark(data)
         except OSError as error:
             raise UserError(f"the file cannot be read: {error.strerror}", folder / name) from None
     return files
-
-
-def json_object(data: bytes) -> dict[str, Any]:
-    """The JSON object of a file; a ValueError in plain words where it holds none."""
-    try:
-        values = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON: {error}") from None
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except ValueError:  # beyond the digits that Python converts
-        raise ValueError("it has a number of thousands of digits") from None
-    if not isinstance(values, dict):
-        raise ValueError("it holds no JSON object")
-    return values
 
 
 def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:

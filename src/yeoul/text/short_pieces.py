@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from yeoul.errors import UserError
-from yeoul.text.files import PAIR, json_object
+from yeoul.safe_json import parse_object
+from yeoul.text.files import PAIR
 from yeoul.text.hf_export import UNREACHABLE
 from yeoul.text.sentencepiece_model import ModelType, PieceType, read_model, with_unused
 
@@ -31,7 +32,7 @@ def short_pieces(files: Mapping[str, bytes], table: Sequence[bytes], longest: in
     files = dict(files)
     too_long = {i for i, text in enumerate(table) if characters(text) > longest}
     if "tokenizer.json" in files:
-        spec = json_object(files["tokenizer.json"])
+        spec = parse_object(files["tokenizer.json"])
         _shorten(spec["model"], too_long)
         files["tokenizer.json"] = json.dumps(spec, ensure_ascii=False).encode()
         for name in ("tokenizer.model", *PAIR):
@@ -39,7 +40,7 @@ def short_pieces(files: Mapping[str, bytes], table: Sequence[bytes], longest: in
     elif "tokenizer.model" in files:
         files["tokenizer.model"] = _shorter_model(files["tokenizer.model"], too_long)
     else:
-        ids = json_object(files[PAIR[0]])
+        ids = parse_object(files[PAIR[0]])
         lines = files[PAIR[1]].decode("utf-8").split("\n")
         kept = [line for line in lines if not _makes(line.rstrip("\r").split(" "), ids, too_long)]
         files[PAIR[1]] = "\n".join(kept).encode()

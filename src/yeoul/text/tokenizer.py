@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from yeoul.errors import UserError
+from yeoul.safe_json import JSONError, parse_object
 from yeoul.text.added_tokens import CLASSES, ROLES, declared_tokens, named_token, special_texts, tokenizer_class
 from yeoul.text.backends import Backend, Decoding, JsonBackend, ModelBackend
 from yeoul.text.byte_level import byte_level_json
-from yeoul.text.files import GENERATION, PAIR, find_folder, json_object, read_files, replace_files
+from yeoul.text.files import GENERATION, PAIR, find_folder, read_files, replace_files
 from yeoul.text.sentencepiece_model import SPACE
 from yeoul.text.short_pieces import short_pieces
 from yeoul.text.streaming import StreamDecoder, token_bytes
@@ -361,9 +362,9 @@ class Tokenizer:
         if name not in self._files:
             return {}
         try:
-            return json_object(self._files[name])
-        except ValueError as error:
-            raise UserError(f"the file cannot be used: {error}", self._where / name, DAMAGED) from None
+            return parse_object(self._files[name])
+        except JSONError as error:
+            raise UserError(f"the file {error.reason}", self._where / name, DAMAGED) from None
 
     def _text(self, name: str) -> str:
         try:

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import torch
 
+from yeoul.safe_json import parse
 from yeoul.train.runstate import UNFINISHED
 from yeoul.units import duration, rate, size
 
@@ -32,9 +33,9 @@ class MetricsLog:
         """All whole lines; a line torn by a kill is left out."""
         lines = []
         if self.path.exists():
-            for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            for text in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
                 try:
-                    line = json.loads(text)
+                    line = parse(text, finite=False)
                 except ValueError:
                     continue
                 if isinstance(line, dict) and isinstance(line.get("step"), int):

@@ -30,8 +30,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from yeoul.errors import UserError
+from yeoul.safe_json import read_object
 
 FORMAT = 1
+LARGEST_STATE = 2**28
+"""Bytes of a checkpoint's trainer.json."""
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 UNFINISHED = ".tmp-"
 _DAMAGED = "damaged-"
@@ -312,8 +315,10 @@ def _write_state(state: RunState, folder: Path) -> None:
 def _read_state(folder: Path) -> RunState:
     """Read a checkpoint's state; raises DamagedCheckpoint."""
     path = folder / "trainer.json"
+    if not path.exists():
+        raise DamagedCheckpoint(f"{path} is missing")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_object(path, largest=LARGEST_STATE, most_values=None, finite=False)
         if values["format"] != FORMAT:
             raise DamagedCheckpoint(f"{path} has format {values['format']}, this version reads {FORMAT}")
         tensors = {}
@@ -325,5 +330,5 @@ def _read_state(folder: Path) -> RunState:
         return RunState(values=values, plain_rng=values["rng"], **tensors)
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{path} is missing") from None
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+    except (UserError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise DamagedCheckpoint(f"{path} cannot be read: {error}") from error
