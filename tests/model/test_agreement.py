@@ -144,3 +144,17 @@ def test_linear_and_window_caches_stop_growing() -> None:
     first = cache.nbytes()
     model(tokens(1, 20), cache=cache)
     assert cache.nbytes() == 2 * first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch(kind: str) -> None:
+    """No row at all: whole, with a mask, from a cache."""
+    model, nothing = make(kind), torch.zeros(0, 9, dtype=torch.int64)
+    logits = model(nothing)
+    assert logits.shape == (0, 9, VOCAB)
+    logits.sum().backward()
+    assert model(nothing, attention_mask=nothing == 0).shape == logits.shape
+    with torch.no_grad():
+        cache = model.new_cache(0)
+        model(nothing, cache=cache)
+        assert model(nothing[:, :1], cache=cache).shape == (0, 1, VOCAB)

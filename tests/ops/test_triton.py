@@ -64,6 +64,7 @@ for name in ("q", "k", "v", "d_out", "d_q", "d_k", "d_v"):
 for name in "q_b q_h q_t k_b k_g k_t v_b v_g v_t".split():
     KINDS[name] = "i32"
 VALUES = dict(G=2, H=4, R=2, M=128, D=65, C=64, BM=64, BD=64, IM=32, ID=32, NORMALIZE=True, PRECISION="tf32")
+VALUES["RATES"] = True  # the gradient of the decay, which not every call wants
 shared = {}
 for name in "states outputs d_denominators d_states d_queries d_keys d_values".split():
     kernel = getattr(triton_kernels, name)

@@ -124,14 +124,14 @@ class ProjectedAttention(nn.Module):
                 q, k, v, attn_mask=allowed, is_causal=causal, scale=self.scale, enable_gqa=grouped
             )
         (B, H, T, D), G, S = q.shape, k.shape[1], k.shape[2]
-        scores = torch.matmul(q.reshape(B, G, -1, D), k.transpose(-1, -2)).view(B, H, T, S)
+        scores = torch.matmul(q.reshape(B, G, H // G * T, D), k.transpose(-1, -2)).view(B, H, T, S)
         scores = soft_cap(scores * self.scale, self.softcap)
         if causal:
             allowed = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
         if allowed is not None:
             scores = scores.masked_fill(~allowed, -torch.inf)
         weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
-        return torch.matmul(weights.view(B, G, -1, S), v).view(B, H, T, D)
+        return torch.matmul(weights.view(B, G, H // G * T, S), v).view(B, H, T, D)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         """Attention proper: (B, H, T, D) from queries, keys and values."""

@@ -186,7 +186,7 @@ class DeltaDiJiangAttention(DiJiangAttention):
         top = scores.amax(-1, keepdim=True)
         weights = torch.exp(scores - top)
         window = torch.matmul(weights.to(values.dtype), values[..., :-2]).to(scores.dtype)
-        window, window_sum, top = (term.view(B, H, 1, -1) for term in (window, weights.sum(-1, keepdim=True), top))
+        window, window_sum, top = (x.flatten(1, 2)[:, :, None] for x in (window, weights.sum(-1, keepdim=True), top))
         if gone is None:  # nothing has left the window: the state is empty
             read = q.new_zeros((B, H, 1, D + 1), dtype=scores.dtype)
         else:
@@ -199,8 +199,7 @@ class DeltaDiJiangAttention(DiJiangAttention):
         Returns:
             (B, H, D + 1) in fp32, see the class.
         """
-        B, _, _, D = q.shape
-        queries, key = self.feature_map.unit_of_step(q.view(B, self.num_kv_heads, -1, D), k[:, :, None])
+        queries, key = self.feature_map.unit_of_step(q.unflatten(1, (self.num_kv_heads, -1)).squeeze(3), k[:, :, None])
         values, beta, log_decay = _parted(v)
         values = F.pad(values.to(key.dtype), (0, 1), value=1.0)
         if valid is not None:

@@ -310,12 +310,15 @@ class DiJiangAttention(ProjectedAttention):
             normalize=False, inplace=not torch.is_grad_enabled(),
         )  # fmt: skip
         assert linear.z is not None
-        return out.view(B, -1, H // self.num_kv_heads, D), torch.matmul(queries, linear.z[..., None]), shift
+        return (
+            out.view(B, self.num_kv_heads, H // self.num_kv_heads, D),
+            torch.matmul(queries, linear.z[..., None]),
+            shift,
+        )
 
     def _of_step(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Log-features of a step's queries (B, H, 1, D) and key (B, G, 1, D): (B, G, R, M) and (B, G, M)."""
-        B, _, _, D = q.shape
-        return self.feature_map.of_step(q.view(B, self.num_kv_heads, -1, D), k)
+        return self.feature_map.of_step(q.unflatten(1, (self.num_kv_heads, -1)).squeeze(3), k)
 
 
 def _half_lives(groups: int) -> list[float]:

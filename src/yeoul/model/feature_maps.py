@@ -136,7 +136,7 @@ class FeatureMap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, T, D), H a multiple of G, to log-features (B, H, T, M), in fp32 (fp64 for fp64 inputs)."""
         B, H, T, D = x.shape
-        return self.grouped(x.reshape(B, self.num_kv_heads, -1, D)).view(B, H, T, self.features)
+        return self.grouped(x.reshape(B, self.num_kv_heads, H // self.num_kv_heads * T, D)).view(B, H, T, self.features)
 
     def grouped(self, x: Tensor) -> Tensor:
         """(B, G, N, D), any rows of each key-value head, to log-features (B, G, N, M)."""
@@ -159,7 +159,9 @@ class FeatureMap(nn.Module):
     def unit(self, x: Tensor) -> Tensor:
         """(B, H, T, D) queries to features of length 1, (B, H, T, M): what the delta rule reads by."""
         B, H, T, D = x.shape
-        return self.grouped_unit(x.reshape(B, self.num_kv_heads, -1, D)).view(B, H, T, self.features)
+        return self.grouped_unit(x.reshape(B, self.num_kv_heads, H // self.num_kv_heads * T, D)).view(
+            B, H, T, self.features
+        )
 
     def unit_of_keys(self, x: Tensor) -> Tensor:
         """The same of keys (B, G, T, D): (B, G, T, M)."""

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from yeoul.ops.blocks import Blocks, Weights
+from yeoul.ops.decay import decay_gradient
+from yeoul.ops.first_order import first_order
 from yeoul.ops.inputs import Inputs, LinearState
 
 
@@ -75,18 +76,18 @@ class _Chunked(torch.autograd.Function):
             blocks.put_queries(rows, out, start)
         ctx.options = (chunk_size, eps, dtype)
         if keep:
-            ctx.save_for_backward(q, k, v, log_decay, segment, valid, torch.stack(states), state, out, under)
+            ctx.save_for_backward(q, k, v, log_decay, segment, valid, torch.stack(states), out, under)
         return out, state[..., :-1].contiguous(), state[..., -1].contiguous()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_out: Tensor, d_s: Tensor, d_z: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(d_out.device.type, enabled=False):
             return _gradients(ctx, d_out, d_s, d_z)
 
 
 def _gradients(ctx: Any, d_out: Tensor, d_s: Tensor, d_z: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, log_decay, segment, valid, states, after, out, under = ctx.saved_tensors
+    q, k, v, log_decay, segment, valid, states, out, under = ctx.saved_tensors
     chunk_size, eps, dtype = ctx.options
     blocks = Blocks(q, v, log_decay, segment, valid, chunk_size, dtype)
     d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -103,26 +104,29 @@ def _gradients(ctx: Any, d_out: Tensor, d_s: Tensor, d_z: Tensor) -> tuple[Tenso
         before, _ = _states(weights, states[i], _outer(written_keys, values))
         d_rows = _d_rows(blocks, start, d_out, out, under, eps)
         # (R * C, C) of every chunk: scores, and the gradient of the scores before their decay.
-        scores = _scores(blocks, weights, a, keys)
-        d_scores = _inside(blocks, weights, _product(d_rows, values.transpose(-1, -2)))
+        scores, d_scores = _scores(blocks, weights, a, keys), _product(d_rows, values.transpose(-1, -2))
+        pairs = None if d_decay is None else _split(scores * d_scores, blocks.r).sum(3)
+        _inside(blocks, weights, d_scores)
         d_before, d_after = _d_states(weights, _outer(read, d_rows), d_state)
         d_a = _product(d_rows, before.transpose(-1, -2))
         if weights.read is not None:
             _split(d_a, blocks.r).mul_(weights.read)
-        _product(d_scores, keys, add_to=d_a)
         d_keys = _product(values, d_after.transpose(-1, -2))
         if weights.write is not None:
             d_keys.mul_(weights.write)
+        if d_decay is not None and pairs is not None:
+            kept = torch.linalg.vecdot(before.flatten(-2), d_after.flatten(-2)) * weights.chain.diagonal(-1, -2, -1)
+            read_by_row = torch.linalg.vecdot(a, d_a).unflatten(-1, (blocks.r, blocks.c)).sum(3)
+            rates = decay_gradient(pairs, read_by_row, torch.linalg.vecdot(keys, d_keys), kept)
+            blocks.put_keys(rates[..., None], d_decay, start)
+        _product(d_scores, keys, add_to=d_a)
         _product(d_scores.transpose(-1, -2), a, add_to=d_keys)
         d_values = _product(scores.transpose(-1, -2), d_rows)
         _product(written_keys, d_after, add_to=d_values)
-        if d_decay is not None:
-            ends = torch.cat([before[:, :, 1:], after[:, :, None]], dim=2)
-            blocks.put_keys(_d_decay(blocks, a, d_a, keys, d_keys, ends, d_after), d_decay, start)
         blocks.put_queries(d_a, d_q, start)
         blocks.put_keys(d_keys, d_k, start)
         blocks.put_keys(d_values[..., :-1], d_v, start)
-        d_state, after = d_before, states[i]
+        d_state = d_before
     if d_decay is not None:
         d_decay = d_decay[..., 0]
         if log_decay.dim() == 1:
@@ -141,22 +145,6 @@ def _d_rows(blocks: Blocks, start: int, d_out: Tensor, out: Tensor, under: Tenso
     d_n = torch.linalg.vecdot(rows[..., :-1], blocks.queries(out, start))
     rows[..., -1] = torch.where(n[..., 0] >= eps, -d_n, 0.0)
     return rows
-
-
-def _d_decay(
-    blocks: Blocks, a: Tensor, d_a: Tensor, keys: Tensor, d_keys: Tensor, ends: Tensor, d_ends: Tensor
-) -> Tensor:
-    """Gradient of the log-decay at each position, (B, G, K, C, 1).
-
-    With B_t the log-decay summed up to t, the output depends on B through q_i e^(B_i) and k_j e^(-B_j) alone,
-    so the gradient of B_t is q_t . dq_t - k_t . dk_t, and that of log_decay_t the sum of these from t on. The
-    sum over all positions after a chunk is S . dS of the state at its end: summing from there keeps rounding
-    errors local.
-    """
-    per_row = torch.linalg.vecdot(a, d_a).unflatten(-1, (blocks.r, blocks.c)).sum(3)
-    per_row = per_row - torch.linalg.vecdot(keys, d_keys)
-    beyond = torch.linalg.vecdot(ends.flatten(-2), d_ends.flatten(-2))
-    return (per_row.flip(-1).cumsum(-1).flip(-1) + beyond[..., None])[..., None]
 
 
 def _scores(blocks: Blocks, weights: Weights, a: Tensor, keys: Tensor) -> Tensor:

@@ -16,9 +16,8 @@ the state after the chunk,
     dS <- z dS + X^T Y                      dV = b dR            G = [-b dR U^T below the diagonal ; dO U^T] * L
     dX = G K + Y S^T                        dK += G^T X + w U dS^T
 
-The log-decay summed from the chunk's start to a position has as its gradient all that e^(the sum) is a factor of, times
-its own gradient, less the same of e^(-the sum). Kept for the gradient are the rows X, a state for each chunk, and terms
-of C or D columns.
+The gradient of the log-decay is summed from all that it weighs (`yeoul.ops.decay`). Kept for the gradient are the rows
+X, a state for each chunk, and terms of C or D columns.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from yeoul.ops.decay import decay_gradient
+from yeoul.ops.first_order import first_order
 from yeoul.ops.inputs import Inputs, sum_dtype
 
 
@@ -132,7 +132,7 @@ class _Chunked(torch.autograd.Function):
         return out, s.mT.contiguous().unflatten(0, (b, g))
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_out: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(d_out.device.type, enabled=False):
             return _gradients(ctx, d_out, d_last)
@@ -142,7 +142,7 @@ def _parts(q: Tensor, c: int) -> list[slice]:
     """Positions of one block after another."""
     b, g, r, t, m = q.shape
     numbers = NUMBERS_ON_CPU if q.device.type == "cpu" else NUMBERS_ELSEWHERE
-    size = c * max(1, numbers // (b * g * (1 + r) * c * m))
+    size = c * max(1, numbers // max(1, b * g * (1 + r) * c * m))
     return [slice(start, min(start + size, t)) for start in range(0, t, size)]
 
 
@@ -248,11 +248,10 @@ def _d_features(
 def _d_rates(block: _Block, d_scores: Tensor, y: Tensor, d_write: Tensor, after: Tensor) -> Tensor:
     """Gradient of the log-decay at each position, (N, P, C), from the gradients of all weights times the weights."""
     c = block.u.shape[2]
-    inside = d_scores * block.scores
-    d_sums = (inside.sum(-1) + (y * block.seen).sum(-1)).unflatten(2, (-1, c)).sum(2) - inside.sum(2) - d_write
-    kept = torch.linalg.vecdot(block.states.flatten(-2), after.flatten(-2)).to(d_sums.dtype)
-    d_sums[..., -1] += d_write.sum(-1) + kept * block.keep[..., 0, 0]
-    return d_sums.flip(-1).cumsum(-1).flip(-1)
+    pairs = (d_scores * block.scores).unflatten(2, (-1, c)).sum(2)
+    read = (y * block.seen).sum(-1).unflatten(2, (-1, c)).sum(2)
+    kept = torch.linalg.vecdot(block.states.flatten(-2), after.flatten(-2)).to(read.dtype) * block.keep[..., 0, 0]
+    return decay_gradient(pairs, read, d_write, kept)
 
 
 def _weights(

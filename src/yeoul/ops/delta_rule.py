@@ -88,7 +88,8 @@ def delta_rule(
     All arithmetic and the state are float32 (float64 when q, k or v is), with one exception: under bfloat16 autocast,
     on a device that multiplies bfloat16 in hardware, the products of "chunked" over features and with the state round
     their factors and results to bfloat16 (RMS errors of about 0.5 %); what is summed from chunk to chunk is float32
-    there too. It is differentiable in q, k, v, beta, log_decay and initial_state. k and v are never repeated over query
+    there too. It is differentiable in q, k, v, beta, log_decay and initial_state: "chunked" once, the other
+    forms as often as wanted. k and v are never repeated over query
     heads.
 
     Args:
@@ -132,7 +133,7 @@ def delta_rule(
             out = x.v.new_zeros(b, g, r, 0, d)
         elif mode == "recurrent":
             out, state = _recurrent(x, strength, state)
-        elif mode == "quadratic":
+        elif mode == "quadratic" or b == 0:  # which takes an empty batch as it is
             out, state = _quadratic(x, strength, state)
         else:
             out, state = chunked(x, strength, state, min(chunk_size, t), products or x.dtype)
@@ -204,12 +205,12 @@ def delta_step(
     dtype = compute_dtype(q_t, k_t, v_t)
     with torch.autocast(q_t.device.type, enabled=False):
         s = _state(state, (b, g, m, d), k_t.device, dtype)
-        q, k, v, beta = (x.to(dtype) for x in (q_t.reshape(b, g, -1, m), k_t, v_t, beta_t))
+        q, k, v, beta = (x.to(dtype) for x in (q_t.unflatten(1, (g, q_t.shape[1] // g)), k_t, v_t, beta_t))
         decay = None if log_decay_t is None else log_decay_t.to(dtype).exp()
         out, new = _step(q, k, v, beta, s, decay, inplace)
         if inplace and state is not None and new is not state:
             new = state.copy_(new)  # a state kept in another dtype was converted above
-    return out.reshape(b, -1, d).to(v_t.dtype), new
+    return out.flatten(1, 2).to(v_t.dtype), new
 
 
 def _step(

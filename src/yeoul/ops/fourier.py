@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def fourier_features(angles: Tensor, weights: Tensor) -> Tensor:
@@ -32,7 +31,6 @@ class _Fourier(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         out, weights = ctx.saved_tensors
         (cos, sin), (d_cos, d_sin) = out.chunk(2, dim=-1), gradient.chunk(2, dim=-1)

@@ -86,7 +86,8 @@ def linear_attention(
 
     All arithmetic, state and denominator are float32 (float64 when q, k or v is), also under autocast; on a
     GPU the factors of products are TensorFloat32 where v is bfloat16. It is differentiable in q, k, v, log_decay
-    and initial_state. k and v are never repeated over query heads.
+    and initial_state: "chunked" once, the other forms as often as wanted. k and v are never repeated over query
+    heads.
 
     Args:
         q: (B, H, T, M) query features, non-negative unless normalize is False. H is a multiple of G.
@@ -135,9 +136,9 @@ def _run(
         empty = LinearState.zeros(b, g, m, x.v.shape[3], device=x.k.device, dtype=x.dtype)
         return x.v.new_zeros(b, g, r, 0, x.v.shape[3]), x.state or empty
     if not causal:
-        whole = everything_sees_everything if mode == "quadratic" else bidirectional
+        whole = everything_sees_everything if mode == "quadratic" or b == 0 else bidirectional
         return whole(x, normalize=normalize, eps=eps)
-    if mode == "quadratic":
+    if mode == "quadratic" or b == 0:  # the definition takes an empty batch as it is
         return quadratic(x, normalize=normalize, eps=eps)
     if mode == "recurrent":
         return recurrent(x, normalize=normalize, eps=eps)

@@ -75,8 +75,8 @@ def _step(
     inplace: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, LinearState]:
-    b, g, m = k_t.shape
-    q, k, v = q_t.to(dtype).reshape(b, g, -1, m), k_t.to(dtype), v_t.to(dtype)
+    g = k_t.shape[1]
+    q, k, v = q_t.to(dtype).unflatten(1, (g, q_t.shape[1] // g)), k_t.to(dtype), v_t.to(dtype)
     s, z = state.s.to(dtype), state.z.to(dtype)
     outer_k, outer_v = k[..., None], v[..., None, :]
     if log_decay_t is None:
@@ -100,8 +100,8 @@ def _step(
         for kept, new in ((state.s, s), (state.z, z)):
             if kept is not new:
                 kept.copy_(new)
-        return out.reshape(b, -1, v.shape[-1]).to(v_t.dtype), state
-    return out.reshape(b, -1, v.shape[-1]).to(v_t.dtype), LinearState(s, z)
+        return out.flatten(1, 2).to(v_t.dtype), state
+    return out.flatten(1, 2).to(v_t.dtype), LinearState(s, z)
 
 
 def recurrent(x: Inputs, *, normalize: bool, eps: float) -> tuple[Tensor, LinearState]:

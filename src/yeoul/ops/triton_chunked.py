@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from yeoul.ops.decay import state_gradient
+from yeoul.ops.first_order import first_order
 from yeoul.ops.inputs import Inputs, LinearState
 
 # Kinds of devices whose tensors go to the kernels. Triton's interpreter takes those of the CPU as well.
@@ -163,7 +164,7 @@ class _Chunked(torch.autograd.Function):
         return out.to(v.dtype), all_s[:, :, -1].clone(), all_z[:, :, -1].clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_out: Tensor, d_s: Tensor, d_z: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, s, z, out, under, *tables = ctx.saved_tensors
         with torch.autocast(d_out.device.type, enabled=False):
@@ -172,26 +173,26 @@ class _Chunked(torch.autograd.Function):
             d_out = d_out.contiguous()
             scale, d_under = call.d_denominators(d_out, out, under)
             all_d_s, all_d_z = call.d_states(d_out, scale, d_under, d_s, d_z)
-            d_q, q_products = call.d_queries(d_out, scale, d_under, all_s, all_z)
-            d_k, k_products = call.d_keys(d_out, scale, d_under, all_d_s, all_d_z)
+            rates = ctx.needs_input_grad[3]
+            d_q, later = call.d_queries(d_out, scale, d_under, all_s, all_z, rates)
+            d_k, written = call.d_keys(d_out, scale, d_under, all_d_s, all_d_z, rates)
             d_v = call.d_values(d_out, scale, all_d_s)
             d_decay = None
-            if ctx.needs_input_grad[3]:
-                beyond = torch.linalg.vecdot(all_s[:, :, 1:].flatten(3), all_d_s[:, :, 1:].flatten(3))
-                beyond = beyond + torch.linalg.vecdot(all_z[:, :, 1:], all_d_z[:, :, 1:])
-                d_decay = _d_decay(q_products, k_products, beyond)[..., : k.shape[2]]
+            if rates:
+                kept = torch.linalg.vecdot(all_s[:, :, :-1].flatten(3), all_d_s[:, :, 1:].flatten(3))
+                kept = kept + torch.linalg.vecdot(all_z[:, :, :-1], all_d_z[:, :, 1:])
+                d_decay = _d_decay(later, written, kept * call.tables.chain)[..., : k.shape[2]]
                 dim, dtype = ctx.decay
                 d_decay = (d_decay if dim == 3 else d_decay.sum((0, 2))).to(dtype)
         return d_q, d_k, d_v, d_decay, all_d_s[:, :, 0], all_d_z[:, :, 0], None, None, None, None, None
 
 
-def _d_decay(q_products: Tensor, k_products: Tensor, beyond: Tensor) -> Tensor:
-    """Gradient of the log-decay at each position, (B, G, P), as in `chunked`: the sum of q . dq - k . dk from there
-    to the end of its chunk, and S . dS (B, G, NC) of the state there."""
-    b, g, chunks = beyond.shape
-    rows = q_products.view(b, g, -1, k_products.shape[-1]).sum(2) - k_products
-    rows = rows.unflatten(-1, (chunks, -1))
-    return (rows.flip(-1).cumsum(-1).flip(-1) + beyond[..., None]).flatten(-2)
+def _d_decay(later: Tensor, written: Tensor, kept: Tensor) -> Tensor:
+    """Gradient of the log-decay at each position, (B, G, P): `yeoul.ops.decay`, whose sums over pairs and reads the
+    kernel has made by head (B, H, P); written (B, G, P), kept (B, G, NC)."""
+    b, g, chunks = kept.shape
+    rows = later.view(b, g, -1, later.shape[-1]).sum(2).unflatten(-1, (chunks, -1))
+    return state_gradient(rows, written.unflatten(-1, (chunks, -1)), kept).flatten(-2)
 
 
 class _Call:
@@ -261,8 +262,11 @@ class _Call:
             )  # fmt: skip
         return all_d_s, all_d_z
 
-    def d_queries(self, d_out: Tensor, scale: Tensor, d_under: Tensor, s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of q, contiguous in q's dtype, and q . dq at each position, (B, H, P) in float32."""
+    def d_queries(
+        self, d_out: Tensor, scale: Tensor, d_under: Tensor, s: Tensor, z: Tensor, rates: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient of q, contiguous in q's dtype; with `rates` also what the log-decay at each position weighs in its
+        chunk and of the state before it, (B, H, P) in float32."""
         x, bm = self.tables, _block(self.m)
         blocks = -(-self.m // bm)
         d_q = torch.empty(self.q.shape, dtype=self.q.dtype, device=self.q.device)
@@ -271,12 +275,15 @@ class _Call:
             self.kernels.d_queries[self.b * self.h * self.chunks, blocks](
                 self.q, self.k, self.v, d_out, x.valid, x.ids, x.high, x.low, x.read, s, z, scale, d_under, d_q,
                 products, *self._all_strides(), self.t, self.chunks, H=self.h, R=self.h // self.g, BM=bm,
-                ID=_block(self.d, True), **self.sizes, **self.precision,
+                ID=_block(self.d, True), RATES=rates, **self.sizes, **self.precision,
             )  # fmt: skip
         return d_q, products.sum(0)
 
-    def d_keys(self, d_out: Tensor, scale: Tensor, d_under: Tensor, d_s: Tensor, d_z: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of k, contiguous in k's dtype, and k . dk at each position, (B, G, P) in float32."""
+    def d_keys(
+        self, d_out: Tensor, scale: Tensor, d_under: Tensor, d_s: Tensor, d_z: Tensor, rates: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient of k, contiguous in k's dtype; with `rates` also what each position writes into the state after its
+        chunk, times its gradient, (B, G, P) in float32."""
         x, bm = self.tables, _block(self.m)
         blocks = -(-self.m // bm)
         d_k = torch.empty(self.k.shape, dtype=self.k.dtype, device=self.k.device)
@@ -285,7 +292,7 @@ class _Call:
             self.kernels.d_keys[self.b * self.g * self.chunks, blocks](
                 self.q, self.k, self.v, d_out, x.valid, x.ids, x.high, x.low, x.write, d_s, d_z, scale, d_under, d_k,
                 products, *self._all_strides(), self.t, self.chunks, G=self.g, R=self.h // self.g, BM=bm,
-                ID=_block(self.d, True), **self.sizes, **self.precision,
+                ID=_block(self.d, True), RATES=rates, **self.sizes, **self.precision,
             )  # fmt: skip
         return d_k, products.sum(0)
 

@@ -212,9 +212,10 @@ def d_queries(
     d_q: tl.tensor, products: tl.tensor, q_b: tl.tensor, q_h: tl.tensor, q_t: tl.tensor, k_b: tl.tensor,
     k_g: tl.tensor, k_t: tl.tensor, v_b: tl.tensor, v_g: tl.tensor, v_t: tl.tensor, T: tl.tensor, NC: tl.tensor,
     H: tl.constexpr, R: tl.constexpr, M: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BM: tl.constexpr,
-    ID: tl.constexpr, PRECISION: tl.constexpr,
+    ID: tl.constexpr, RATES: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
-    """d_q (B, H, T, M), and q . d_q of each block of M in products (blocks, B, H, P).
+    """d_q (B, H, T, M). With RATES also products (blocks, B, H, P): for each position of a chunk, each block of M, the
+    sum over queries from there on of what they read of keys before it and of the state, times the gradients.
 
     Programs: (B * H * NC, blocks of M).
     """
@@ -241,10 +242,16 @@ def d_queries(
     weights = _inside(high + table, low + table, ids + b * NC * C + c * C, C)
     keys = _tile(k + b * k_b + g * k_g, t, k_t, m, keep, M)
     d_a = d_a * tl.load(read + bg * NC * C + t)[:, None]
-    d_a += _product((d_scores + d_n[:, None]) * weights, keys, PRECISION)
-    a = _tile(q + b * q_b + bh % H * q_h, t, q_t, m, keep, M)
-    block = tl.program_id(1).to(tl.int64) * tl.num_programs(0) * C
-    tl.store(products + block + bh * NC * C + t, tl.sum(a * d_a, axis=1))
+    d_scores = (d_scores + d_n[:, None]) * weights
+    if RATES:
+        i = tl.arange(0, C)
+        a = _tile(q + b * q_b + bh % H * q_h, t, q_t, m, keep, M)
+        pairs = tl.cumsum(_product(a, tl.trans(keys), PRECISION) * d_scores, axis=0, reverse=True)
+        across = tl.sum(tl.where(i[:, None] > i[None, :], pairs, 0.0), axis=1)
+        later = across + tl.cumsum(tl.sum(a * d_a, axis=1), axis=0, reverse=True)
+        block = tl.program_id(1).to(tl.int64) * tl.num_programs(0) * C
+        tl.store(products + block + bh * NC * C + t, later)
+    d_a += _product(d_scores, keys, PRECISION)
     tl.store(d_q + (bh * T + t)[:, None] * M + m[None, :], d_a, mask=(t < T)[:, None] & (m < M)[None, :])
 
 
@@ -255,9 +262,10 @@ def d_keys(
     d_k: tl.tensor, products: tl.tensor, q_b: tl.tensor, q_h: tl.tensor, q_t: tl.tensor, k_b: tl.tensor,
     k_g: tl.tensor, k_t: tl.tensor, v_b: tl.tensor, v_g: tl.tensor, v_t: tl.tensor, T: tl.tensor, NC: tl.tensor,
     G: tl.constexpr, R: tl.constexpr, M: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BM: tl.constexpr,
-    ID: tl.constexpr, PRECISION: tl.constexpr,
+    ID: tl.constexpr, RATES: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
-    """d_k (B, G, T, M), and k . d_k of each block of M in products (blocks, B, G, P).
+    """d_k (B, G, T, M). With RATES also products (blocks, B, G, P): what each position writes into the state after its
+    chunk, times the gradient, of each block of M.
 
     Programs: (B * G * NC, blocks of M).
     """
@@ -276,6 +284,10 @@ def d_keys(
         d_rows += _product(values, _part(d_s, m[None, :], d[:, None], M, D), PRECISION)
     d_rows += tl.load(d_z + m, mask=m < M, other=0.0)[None, :]
     d_rows *= tl.load(write + bg * NC * C + t)[:, None]
+    if RATES:
+        keys = _tile(k + b * k_b + g * k_g, t, k_t, m, keep, M)
+        block = tl.program_id(1).to(tl.int64) * tl.num_programs(0) * C
+        tl.store(products + block + bg * NC * C + t, tl.sum(keys * d_rows, axis=1))
     table = bg * NC * C + c * C
     weights = _inside(high + table, low + table, ids + b * NC * C + c * C, C)
     for r in range(R):
@@ -291,9 +303,6 @@ def d_keys(
         a = _tile(q + b * q_b + h * q_h, t, q_t, m, keep, M)
         d_rows += _product(tl.trans(d_scores), a, PRECISION)
     d_rows = tl.where(keep[:, None], d_rows, 0.0)
-    keys = _tile(k + b * k_b + g * k_g, t, k_t, m, keep, M)
-    block = tl.program_id(1).to(tl.int64) * tl.num_programs(0) * C
-    tl.store(products + block + bg * NC * C + t, tl.sum(keys * d_rows, axis=1))
     tl.store(d_k + (bg * T + t)[:, None] * M + m[None, :], d_rows, mask=(t < T)[:, None] & (m < M)[None, :])
 
 

@@ -139,7 +139,7 @@ def window_terms(
     shift = shift.masked_fill(shift == -torch.inf, 0)
     weights = torch.exp(scores - shift)
     numerator = torch.matmul(weights.view(B, G, n, R * w, S).to(v.dtype), values).to(wide)
-    unblock = lambda x: x.view(B, G, n, R, w, -1).transpose(2, 3).reshape(B, H, n * w, -1)[:, :, :T]  # noqa: E731
+    unblock = lambda x: x.view(B, G, n, R, w, x.shape[-1]).transpose(2, 3).reshape(B, H, n * w, x.shape[-1])[:, :, :T]  # noqa: E731
     return unblock(numerator), unblock(weights.sum(-1, keepdim=True)), unblock(shift)
 
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from yeoul.data.batch import IGNORE, Batch
+from yeoul.ops.first_order import first_order
 from yeoul.train.loss import Loss, Objective, capped_, linear_cross_entropy, softcap_of
 
 _ROWS = 256
@@ -52,7 +52,7 @@ class _LinearKL(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         grad_hidden, grad_weight = (None if g is None else g * grad_total for g in ctx.saved_tensors)
         return grad_hidden, grad_weight, None, None, None, None
@@ -166,7 +166,7 @@ class _Differentiated(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if g is None else g * (grad * ctx.factor).to(g.dtype) for g in ctx.gradients)
         return None, None, None, *scaled

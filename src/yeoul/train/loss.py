@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from yeoul.data.batch import IGNORE, Batch
+from yeoul.ops.first_order import first_order
 
 
 @dataclass(kw_only=True)
@@ -134,7 +134,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, None, None, *(None if g is None else g * grad_total for g in ctx.saved_tensors)
 

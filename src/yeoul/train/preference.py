@@ -13,11 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from yeoul.data.batch import IGNORE, Batch
 from yeoul.data.preferences import Pair, PairBatch, pair_batches
 from yeoul.model.decoder import Decoder
+from yeoul.ops.first_order import first_order
 from yeoul.train.loss import Loss, Objective, capped_, softcap_of
 
 LOGITS = 2**23
@@ -48,7 +48,7 @@ class _TokenLogProbs(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, labels = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
