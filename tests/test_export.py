@@ -57,7 +57,7 @@ def test_another_type_and_nothing_overwritten(folder: Path, tmp_path: Path, caps
     assert stored_dtype(out) == torch.bfloat16 and "llama, bfloat16" in capsys.readouterr().out
     assert export(folder, "--out", out) == 2 and "--overwrite" in capsys.readouterr().err
     assert export(folder, "--out", out, "--overwrite") == 0 and stored_dtype(out) == torch.float32
-    assert export(folder, "--out", folder, "--overwrite") == 2 and "lies in this folder" in capsys.readouterr().err
+    assert export(folder, "--out", folder, "--overwrite") == 2 and "is in this folder" in capsys.readouterr().err
     assert export(folder, "--dtype", "q8_0", "--out", tmp_path / "x") == 2
 
 

@@ -184,7 +184,7 @@ def test_what_is_in_the_cache_needs_no_hub(server: Hub, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
         hub.local_folder("some-org/other")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="not whole in the cache"):
+    with pytest.raises(UserError, match="not complete in the cache"):
         hub.local_folder("some-org/small")
     assert len(server.asked) == asked
 
@@ -200,12 +200,12 @@ def test_a_hub_that_is_away(server: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [
-        (403, "GatedRepo", "terms accepted first"),
+        (403, "GatedRepo", "accept its terms first"),
         (401, "GatedRepo", "hf auth login"),
-        (401, "RepoNotFound", "no model on the hub"),
+        (401, "RepoNotFound", "nor a model on the hub"),
         (404, "RepoNotFound", "check the name"),
-        (403, "", "the error 403"),
-        (500, "", "the error 500"),
+        (403, "", "error 403"),
+        (500, "", "error 500"),
     ],
 )
 def test_refusals(server: Hub, status: int, code: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,5 +233,5 @@ def test_a_full_disk(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(UserError, match="no room for the model.*HF_HOME"):
+    with pytest.raises(UserError, match="not enough disk space for the model.*HF_HOME"):
         hub.local_folder("some-org/small")

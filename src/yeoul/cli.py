@@ -17,25 +17,25 @@ from yeoul.errors import UserError
 GROUPS: dict[str, dict[str, str]] = {
     "Start here": {
         "demo": "From text to a linear-time language model and a report, in minutes",
-        "doctor": "What this machine has, what will be used, and what is missing",
+        "doctor": "Show what this machine has, what will be used, and what is missing",
     },
     "Make a model": {
-        "tokenizer": "Train a tokenizer, or look at what one does (train, inspect)",
+        "tokenizer": "Train a tokenizer, or inspect one (train, inspect)",
         "pretrain": "Pretrain a language model from text",
         "linearize": "Turn a model's attention into linear-time DiJiang attention",
-        "finetune": "Teach a model conversations, a field's text, labels or preferences",
-        "quantize": "Write a model's weights in 8 or 4 bits, and measure what that costs",
+        "finetune": "Train a model further: on conversations, text, labels or preferences",
+        "quantize": "Quantize a model to 8 or 4 bits, and measure what that costs",
     },
     "Use it": {
         "generate": "Continue a text",
-        "chat": "Talk with a model",
-        "classify": "Say which class each text belongs to",
-        "embed": "Turn texts into vectors, and find those nearest to a query",
-        "export": "Write a model as one GGUF file, for llama.cpp",
+        "chat": "Chat with a model",
+        "classify": "Assign texts to classes",
+        "embed": "Turn texts into vectors, or find the texts nearest to a query",
+        "export": "Write a model for other programs: GGUF for llama.cpp, or safetensors",
     },
     "Judge it": {
-        "evaluate": "Perplexity and bits per byte on a text",
-        "bench": "Tokens a second and cache bytes at growing context lengths",
+        "evaluate": "Perplexity, bits per byte and recall; a conversion against its teacher",
+        "bench": "Tokens per second and cache size at growing context lengths",
         "info": "Architecture, parameters and memory of a model",
     },
 }
@@ -131,8 +131,9 @@ def overview() -> str:
         lines += [f"  {verb:<{width}}  {summary}" for verb, summary in verbs.items()]
     lines += [
         "",
-        "`yeoul VERB --help` explains a verb's flags; --config FILE.yaml gives any of them, and a flag",
-        "beats the file. `yeoul --version` prints the version. To begin: `yeoul demo`.",
+        "`yeoul VERB --help` explains a verb's flags. --config FILE.yaml can hold any of them; flags",
+        "on the command line take precedence. `yeoul --version` prints the version.",
+        "To begin: `yeoul demo`.",
     ]
     return "\n".join(lines)
 

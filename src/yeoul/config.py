@@ -131,7 +131,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError("the configuration is not a mapping of keys to values", path, 'write lines "key: value"')
+        raise UserError(
+            "the configuration is not a mapping of keys to values", path, 'write lines such as "key: value"'
+        )
     return values
 
 
@@ -268,7 +270,7 @@ def _checked_values(raw: Mapping[Any, Any], arguments: Mapping[str, Argument], p
         if isinstance(value, Mapping):
             raise UserError(f'key "{key}" holds further keys instead of a value', path)
         if name.replace("_", "-") in values:
-            raise UserError(f'key "{key}" is there twice, with "_" and with "-"', path)
+            raise UserError(f'key "{key}" occurs twice, with "_" and with "-"', path)
         if _is_integral(known[name].hint) and value is not None and not isinstance(value, bool):
             where = f"{path}, key {key}"
             many = isinstance(value, list)

@@ -61,13 +61,13 @@ def _download(name: str, pickles: bool) -> Path:
         )
     except errors.GatedRepoError:
         fix = f"accept them at {constants.ENDPOINT}/{repository}, then run `hf auth login`"
-        raise UserError("the model's owner wants its terms accepted first", repository, fix) from None
+        raise UserError("the model's owner requires you to accept its terms first", repository, fix) from None
     except errors.RevisionNotFoundError:
-        fix = "name a branch, a tag or a whole commit"
+        fix = "give a branch, a tag or a full commit hash"
         raise UserError(f"the model has no revision {revision or 'main'!r}", repository, fix) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         fix = "check the name; a private model needs `hf auth login`"
-        raise UserError("no folder and no model on the hub has this name", name, fix) from None
+        raise UserError("there is neither a folder nor a model on the hub with this name", name, fix) from None
     except Exception as error:
         raise _explained(error, name) from None
     if not pickles:
@@ -81,18 +81,18 @@ def _explained(error: Exception, name: str) -> Exception:
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         fix = "free some space, or set HF_HOME to a folder with more room, and run the same command again"
-        return UserError(f"there is no room for the model on the disk of {constants.HF_HUB_CACHE}", name, fix)
+        return UserError(f"there is not enough disk space for the model in {constants.HF_HUB_CACHE}", name, fix)
     if isinstance(error, errors.OfflineModeIsEnabled) or (
         isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
     ):
-        fix = "unset HF_HUB_OFFLINE once, or give a folder"
-        return UserError("the model is not whole in the cache, and HF_HUB_OFFLINE forbids to download it", name, fix)
+        fix = "unset HF_HUB_OFFLINE, or give a folder"
+        return UserError("the model is not complete in the cache, and HF_HUB_OFFLINE forbids downloading it", name, fix)
     if not _is_unreachable(error):
         return error
     answer = getattr(error.__cause__, "response", None)
     if answer is not None:
         fix = "try again later; a private model needs `hf auth login`"
-        return UserError(f"the hub answers with the error {answer.status_code}", name, fix)
+        return UserError(f"the hub answered with error {answer.status_code}", name, fix)
     fix = "check the path or the network"
     return UserError("there is no such folder, and the hub cannot be reached", name, fix)
 
@@ -118,7 +118,7 @@ def _check_weights(folder: Path, repository: str, revision: str | None) -> None:
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
         what = f"the repository has no safetensors, only pickles, which can run code when read, such as {pickles[0]}"
-        fix = f"if you trust its maker: yeoul export {repository} --format hf --unsafe-pickle --out FOLDER"
+        fix = f"if you trust its author: yeoul export {repository} --format hf --unsafe-pickle --out FOLDER"
         raise UserError(what, repository, fix)
     if names and not any(name.endswith(".safetensors") for name in names):
         raise UserError("the repository has no safetensors", repository, "choose a repository with weights")

@@ -277,7 +277,7 @@ def set_threads(threads: int | None = None) -> int:
         chosen = torch.get_num_threads()
         threads = chosen if _setting("OMP_NUM_THREADS") else min(chosen, usable_cpus())
     if threads < 1:
-        raise UserError(f"{threads} threads cannot compute", "threads", "use 1 or more")
+        raise UserError(f"the number of threads is {threads}, but must be at least 1", "threads")
     torch.set_num_threads(threads)
     return threads
 

@@ -171,9 +171,9 @@ def test_conversations_from_elsewhere(softmax: Path, tmp_path: Path, capsys: Any
     before = list(chat.messages)
     file.write_text('{"text": "여울"}', encoding="utf-8")
     for command, what in (
-        (f"/load {file}", "a text, not a conversation"),
+        (f"/load {file}", "plain text, not a conversation"),
         (f"/load {tmp_path / 'none.jsonl'}", "no such file"),
-        ("/load", "no file is named"),
+        ("/load", "no file was given"),
     ):
         with pytest.raises(UserError, match=what):
             chat.take(command)
@@ -189,7 +189,7 @@ def test_a_question_without_an_answer_is_forgotten(softmax: Path, capsys: Any) -
     chat.take("/reset")
     chat.params = replace(GREEDY, stop=(before[1]["content"][0],))
     chat.take("안녕?")
-    assert chat.messages == [] and "Nothing was said; the question is forgotten." in capsys.readouterr().err
+    assert chat.messages == [] and "The answer was empty; the question is forgotten." in capsys.readouterr().err
 
 
 def test_undo_takes_back_the_whole_turn(softmax: Path) -> None:
@@ -220,7 +220,7 @@ def test_adapters_are_switched(talk: Any, softmax: Path, adapters: dict[str, Pat
     shown = talk(softmax, *lines, "/adapter nobody", flags=both)
     assert shown.out == "".join(f"{text}\n" for text in (story, alone, poem, story))
     assert shown.err.count("Adapters: story (active), poem.") == 2 and "Adapters: story, poem (active)." in shown.err
-    assert "Adapters: story, poem, the model alone answers." in shown.err
+    assert "Adapters: story, poem, the base model answers." in shown.err
     assert "the model has no adapter 'nobody'; it has story, poem." in shown.err
 
 
@@ -244,7 +244,7 @@ def test_without_adapters(softmax: Path, capsys: Any) -> None:
     chat = chat_with(softmax)
     chat.take("/adapter")
     chat.take("/adapter none")
-    assert capsys.readouterr().err == "Adapters: none, the model alone answers.\n" * 2
+    assert capsys.readouterr().err == "Adapters: none, the base model answers.\n" * 2
     with pytest.raises(UserError, match="no adapter 'story'; it has none"):
         chat.take("/adapter story")
 

@@ -20,9 +20,9 @@ def test_each_stage_and_all_together_with_how_the_energy_is_known() -> None:
         "distil": stage(9000, 120, estimated_joules=2400.0, **guess),
     }
     lines = cost_table(stages).split("\n")
-    assert [line.split()[0] for line in lines[:4]] == ["training", "align", "distil", "together"]
-    assert lines[1].split()[1:4] == ["3,000", "1.0", "50"] and lines[2].endswith("about 2.4 kJ")
-    assert lines[3].split()[1:4] == ["12,000", "3.0", "67"] and lines[3].endswith("about 3.6 kJ")
+    assert [line.split()[0] for line in lines[:4]] == ["training", "align", "distil", "total"]
+    assert lines[1].split()[1:7] == ["3,000", "1", "min", "0", "s", "50"] and lines[2].endswith("about 2.4 kJ")
+    assert lines[3].split()[1:7] == ["12,000", "3", "min", "0", "s", "67"] and lines[3].endswith("about 3.6 kJ")
     assert lines[4].endswith("about 3.6 kJ, not measured: 20 W were assumed.")
     assert _energy(stages).seconds == 180
 

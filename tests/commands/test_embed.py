@@ -300,11 +300,11 @@ def test_what_cannot_be_learned_is_said(
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        ([], "nothing is asked for"),
+        ([], "there is nothing to do"),
         (["--out", "a.txt"], "written as .npy or .parquet"),
-        (["--query", "글", "--vectors", "a.parquet"], "--vectors is a .npy file"),
+        (["--query", "글", "--vectors", "a.parquet"], "--vectors must be a .npy file"),
         (["--query", "글", "--vectors", "few.npy"], "does not fit 37 texts"),
-        (["--query", "글", "--vectors", "wide.npy"], "have 7 numbers, this model's 32"),
+        (["--query", "글", "--vectors", "wide.npy"], "have 7 numbers, but this model's have 32"),
     ],
 )
 def test_wrong_requests_are_refused(

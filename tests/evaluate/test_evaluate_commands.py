@@ -133,7 +133,7 @@ def test_evaluate_asks_a_single_model(word_folder, capsys):
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(word_folder, run_folder):
-    with pytest.raises(UserError, match="another tokenizer"):
+    with pytest.raises(UserError, match="different tokenizers"):
         evaluate.run(evaluate.Config(str(word_folder / "linear"), teacher=str(run_folder / "model"), data="x"))
     with pytest.raises(UserError, match="--sinks"):
         evaluate.Config("x", sinks=-1)

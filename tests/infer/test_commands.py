@@ -51,7 +51,7 @@ def test_stats_go_to_standard_error(says: Says, loaded: Any, capsys: Any) -> Non
     assert main(["generate", "m", "12345", "--temperature", "0", "--stats"]) == 0
     shown = capsys.readouterr()
     assert shown.out == "abc\n"
-    assert "5 tokens read, 3 written" in shown.err and "tokens/s" in shown.err and "cache 8 B" in shown.err
+    assert "5 tokens read, 3 generated" in shown.err and "tokens/s" in shown.err and "cache 8 B" in shown.err
 
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
@@ -77,7 +77,7 @@ def test_prompts_of_a_file_and_samples(says: Says, loaded: Any, capsys: Any, tmp
     assert main(["generate", "m", "가", "--num-samples", "3", "--stats"]) == 0
     shown = capsys.readouterr()
     assert shown.out == "--- 1 of 3 ---\n1\n--- 2 of 3 ---\n1\n--- 3 of 3 ---\n1\n"
-    assert "3 written" in shown.err
+    assert "3 generated" in shown.err
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_a_conversation(
     assert shown.out.startswith("네, 안녕!\n") and "tokens/s" in shown.err and "cache" in shown.err
     roles = [(m["role"], m["content"]) for m in json.loads(file.read_text(encoding="utf-8"))["messages"]]
     assert roles[:3] == [("system", "여울이다"), ("user", "안녕?"), ("assistant", "네, 안녕!")]
-    assert len(roles) == 3 and "Nothing was said; the question is forgotten." in shown.err  # to the second question
-    assert "tokens read before" in shown.err  # the second turn read only what was new
+    assert len(roles) == 3 and "The answer was empty; the question is forgotten." in shown.err  # to the second question
+    assert "from the cache" in shown.err  # the second turn read only what was new
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -182,7 +182,7 @@ def test_commands_of_a_conversation(
     assert json.loads(file.read_text(encoding="utf-8")) == {"messages": []}
     error = capsys.readouterr().err
     for text in ("nothing to undo", "--temperature is -1", "'x' is not a number", "Temperature 0.5", 
-                 "unknown command", "/system TEXT", "no file is named", "cannot be saved"):  # fmt: skip
+                 "unknown command", "/system TEXT", "no file was given", "cannot be saved"):  # fmt: skip
         assert text in error
 
 
@@ -192,7 +192,7 @@ def test_a_conversation_forgets_what_does_not_fit(
     loaded(says("abc", context=64))
     assert talk(monkeypatch, *["0123456789"] * 6, "x" * 70) == 0
     error = capsys.readouterr().err
-    assert "oldest turns are forgotten" in error and "of 64 tokens of context" in error
+    assert "forgotten" in error and "of 64 tokens of context" in error
     assert "context longer than the model's" in error  # one question alone is too long
 
 

@@ -65,7 +65,7 @@ def test_command_lines_give_the_same_configuration(tmp_path):
 def test_refuses_what_is_not_a_demo(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="no demo"):
+        with pytest.raises(UserError, match="not a demo folder"):
             demo.run(demo.Config(out=tmp_path, overwrite=overwrite))
     with pytest.raises(UserError, match="not a folder"):
         demo.run(demo.Config(out=tmp_path / "thesis.txt"))
@@ -110,14 +110,14 @@ def test_a_small_demo_from_beginning_to_end(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setitem(demo._WORK, "write", lambda *_: 130)  # as after Ctrl-C
     assert demo.run(config) == 130
-    assert "Go on with: yeoul demo" in capsys.readouterr().out
+    assert "To continue: yeoul demo" in capsys.readouterr().out
     monkeypatch.undo()
     monkeypatch.setattr(demo, "QUESTIONS", 2)
     monkeypatch.setattr(demo, "SAMPLING", {**demo.SAMPLING, "max_tokens": 4})
     monkeypatch.setattr(plots, "available", lambda: False)  # drawing is tested elsewhere
     assert demo.run(config) == 0
     said = capsys.readouterr().out
-    assert "[3/5]" in said and "done before" in said and "What to try next" in said
+    assert "[3/5]" in said and "already done" in said and "What to try next" in said
     state = json.loads((out / "demo.json").read_text(encoding="utf-8"))
     assert state["finished"] and set(state["seconds"]) == set(demo.STEPS)
     found = collect(out / "pretrain", out / "linear")

@@ -1,4 +1,4 @@
-"""`yeoul bench`: tokens a second and cache bytes at growing contexts, models in turns."""
+"""`yeoul bench`: tokens per second and cache bytes at growing contexts, models in turns."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 class Config:
     """Measure how fast models read and write at growing context lengths, and what their caches hold.
 
-    Several models are measured in turns within one run, and the first is what the others are compared with. A
-    context beyond a model's own length measures its speed only: what it would say there means nothing.
+    Several models are measured in turns within one run, and the others are compared with the first. Beyond a
+    model's own context length only speed is measured; what it would generate there is meaningless.
     """
 
     models: tuple[str, ...]
     """Models: Hugging Face folders, run folders, or ids on the hub."""
     _: KW_ONLY
     contexts: tuple[int, ...] = (512, 2048, 8192)
-    """Tokens in the cache when decoding starts: one number or more."""
+    """Tokens in the cache when decoding starts; one or more numbers."""
     steps: int = 8
-    """Decoding steps in a turn."""
+    """Decoding steps per turn."""
     turns: int = 7
     """Turns of each model at each context; the median and the quartiles are printed."""
     prefills: int = 1
-    """How often the prefill is measured at each context."""
+    """Number of prefill measurements at each context."""
     batch_size: int = 1
-    """Sequences at once."""
+    """Sequences at a time."""
     chunk: int = 1024
-    """Tokens that a prefill gives to the model at once."""
+    """Tokens per forward pass of the prefill."""
     seed: int = 0
     """Seed of the random tokens in the cache."""
     json: bool = False
@@ -44,19 +44,19 @@ class Config:
     out: Path | None = None
     """Also write the JSON to this file."""
     threads: int | None = None
-    """Threads of one operation; as many as the machine gives when not set."""
+    """CPU threads; when not given, as many as the machine offers."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     dtype: str = "auto"
     """Number type of the weights: auto, float32, bfloat16 or float16."""
     config: Path | None = None
-    """YAML file with any of these settings; flags beat it."""
+    """YAML file with any of these settings; flags take precedence."""
 
     def __post_init__(self) -> None:
         if not self.models:
-            raise UserError("no model is named", fix="give one or more model folders")
+            raise UserError("no model was given", fix="give one or more model folders")
         if not self.contexts:
-            raise UserError("no context is named", "--contexts", "give one or more, such as 512")
+            raise UserError("no context length was given", "--contexts", "give one or more, such as 512")
         numbers = {"steps": self.steps, "turns": self.turns, "prefills": self.prefills, "chunk": self.chunk}
         for flag, value in {**numbers, "batch-size": self.batch_size, "contexts": min(self.contexts)}.items():
             if value < 1:

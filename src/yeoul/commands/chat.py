@@ -15,7 +15,7 @@ from yeoul.commands.screen import ScreenFlags
 from yeoul.commands.terminal import checked_text, note, read_message, stopped_by_ctrl_c, with_history
 from yeoul.errors import UserError
 from yeoul.infer.params import SamplingParams
-from yeoul.units import rate, size
+from yeoul.units import count, rate, size
 
 if TYPE_CHECKING:
     from yeoul.infer.engine import GenerationResult
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 HELP = """\
 /reset         forget the conversation
-/system TEXT   say who the model is; without TEXT, nobody in particular
-/temp NUMBER   temperature: 0 always takes the likeliest token, higher is bolder
+/system TEXT   set the system prompt; without TEXT, remove it
+/temp NUMBER   temperature: 0 always takes the most likely token, higher is more varied
 /undo          forget the last question and its answer
-/adapter NAME  answer with this adapter, "none" for the model alone; without NAME, list them
+/adapter NAME  answer with this adapter, "none" for the base model; without NAME, list them
 /save FILE     write the conversation as one JSON line
-/load FILE     go on with a conversation from a file
-/help          this
+/load FILE     continue a conversation from a file
+/help          show this list
 /exit          leave (so does Ctrl-D; Ctrl-C stops an answer)
-A line that ends with \\ goes on in the next one; \"\"\" begins and ends a text of many lines."""
+A line that ends with \\ continues on the next one; \"\"\" begins and ends a text of several lines."""
 
 Message = dict[str, str]
 Screen = Callable[[list[Message], str | None], str | None]
@@ -47,11 +47,11 @@ class Config:
     """Model folder, run folder, adapter folder, or id on the Hugging Face hub."""
     _: KW_ONLY
     system: str | None = None
-    """What the model is told before the conversation."""
+    """System prompt: what the model is told before the conversation."""
     sampling: Annotated[SamplingParams, Parameter(name="*")] = field(default_factory=SamplingParams)
     adapter: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = ()
-    """LoRA adapter for the model: a folder, or an id on the Hugging Face hub. Of several, given one by one, the first
-    answers until /adapter names another."""
+    """LoRA adapter for the model: a folder, or an id on the Hugging Face hub. The flag can be repeated; the first
+    adapter answers until /adapter selects another."""
     safety: Annotated[ScreenFlags, Parameter(name="*")] = field(default_factory=ScreenFlags)
     """The safety screen."""
     device: str = "auto"
@@ -59,7 +59,7 @@ class Config:
     dtype: str = "auto"
     """Number type of the weights: auto, float32, bfloat16 or float16."""
     config: Path | None = None
-    """YAML file with any of these settings; flags beat it."""
+    """YAML file with any of these settings; flags take precedence."""
 
 
 def run(config: Config) -> int:
@@ -70,10 +70,10 @@ def run(config: Config) -> int:
     screen = config.safety.open(config.device)
     model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype, adapter=config.adapter)
     if tokenizer is None:
-        raise UserError("the model has no tokenizer, so it cannot talk", config.model)
+        raise UserError("the model has no tokenizer, so it cannot chat", config.model)
     ready = ensure_template(tokenizer)
     if ready is not tokenizer:
-        note("The model has no chat template, so it was hardly taught to answer; it gets the default one.")
+        note("The model has no chat template and was probably not trained to chat; the default template is used.")
     Chat(model, ready, config.sampling, config.system, screen=screen).talk()
     return 0
 
@@ -139,7 +139,7 @@ class Chat:
             self.commands[word](rest.strip())
         elif word.startswith("/"):
             raise UserError(
-                f"unknown command {word}", fix='/help lists the commands, """ around it makes it a question'
+                f"unknown command {word}", fix='see /help, or put the text between """ to ask it as a question'
             )
         else:
             self.answer(text)
@@ -167,7 +167,7 @@ class Chat:
         if text.strip():
             self.messages += [asked, {"role": "assistant", "content": text}]
         else:
-            note("Nothing was said; the question is forgotten.")
+            note("The answer was empty; the question is forgotten.")
 
     def _show(self, piece: str) -> None:
         sys.stdout.write(piece)
@@ -196,18 +196,20 @@ class Chat:
                 break
             messages, forgotten = messages[2:], forgotten + 1
         if forgotten:
-            self.messages = messages[:-1]
-            note(f"The conversation outgrew the model's context; its {forgotten} oldest turns are forgotten.")
+            self.messages, are = messages[:-1], "is" if forgotten == 1 else "are"
+            note(
+                f"The conversation outgrew the model's context; the oldest {count(forgotten, 'turn')} {are} forgotten."
+            )
         return list(ids)
 
     def _cost(self, result: GenerationResult) -> str:
         used, limit = result.prompt_tokens + len(result.ids), self.model.config.bounded_context
-        context = f"{used} tokens of context" if limit is None else f"{used} of {limit} tokens of context"
+        context = f"{count(used, 'token')} of context" if limit is None else f"{used:,} of {limit:,} tokens of context"
         constant = ", constant" if self.model.config.is_linear else ""  # however long the conversation
         cache = f"cache {size(result.cache_bytes)}{constant}"
         parts = [rate(result.tokens_per_second), context, cache]
         if self.session.reused:
-            parts.append(f"{self.session.reused} tokens read before")
+            parts.append(f"{count(self.session.reused, 'token')} from the cache")
         if result.finish_reason == "cancelled":
             parts.append("stopped")
         elif result.finish_reason == "length":
@@ -230,7 +232,7 @@ class Chat:
     def set_system(self, text: str) -> None:
         """/system TEXT"""
         self.system = checked_text(text) or None
-        note("The model is told so from the next answer on." if text else "The model is told nothing.")
+        note("The new system prompt applies from the next answer on." if text else "The system prompt is removed.")
 
     def set_temperature(self, text: str) -> None:
         """/temp NUMBER"""
@@ -254,7 +256,7 @@ class Chat:
             self.session = type(self.session)(self.model, self.tokenizer)  # the cache is the other one's
         active = lora.active_adapter(self.model)
         names = [f"{known} (active)" if known == active else known for known in lora.adapter_names(self.model)]
-        alone = "" if active else ", the model alone answers"
+        alone = "" if active else ", the base model answers"
         note(f"Adapters: {', '.join(names) or 'none'}{alone}.")
 
     def save(self, text: str) -> None:
@@ -276,17 +278,17 @@ class Chat:
         path = _named(text, "/load")
         record = next(iter(read_conversations(path)))
         if not isinstance(record, Conversation):
-            raise UserError("the file holds a text, not a conversation", record.where)
+            raise UserError("the file holds plain text, not a conversation", record.where)
         messages = list(record.messages)
         while messages[-1]["role"] != "assistant":  # nobody answered
             messages.pop()
         self.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
         self.messages = messages
         answers = sum(message["role"] == "assistant" for message in messages)
-        note(f"Loaded from {record.where}: {answers} answer{'s' * (answers != 1)}.")
+        note(f"Loaded from {record.where}: {count(answers, 'answer')}.")
 
 
 def _named(text: str, command: str) -> Path:
     if not text:
-        raise UserError("no file is named", command, f"write, for example, {command} talk.jsonl")
+        raise UserError("no file was given", command, f"write, for example, {command} talk.jsonl")
     return Path(text).expanduser()

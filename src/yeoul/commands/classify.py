@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from yeoul.errors import UserError
+from yeoul.units import count
 
 if TYPE_CHECKING:
     import torch
@@ -22,33 +23,33 @@ TOGETHER = 4096
 
 @dataclass(frozen=True)
 class Config:
-    """Say which class each text belongs to, and how probable it is.
+    """Assign each text to a class, with its probability.
 
-    Prints label, probability and text, or one JSON object a line. With --scores the data has labels, and accuracy,
-    F1 and confusion matrix are printed.
+    Prints label, probability and text, or one JSON object per line. With --scores the data has labels, and accuracy,
+    F1 and the confusion matrix are printed.
     """
 
     model: str
-    """Classifier: a folder, a run's folder, an adapter with its head, or an id on the hub."""
+    """Classifier: a model folder, a run folder, an adapter with a classification head, or an id on the hub."""
     data: str | None = None
-    """Texts: .txt with one a line, or a table with a column of text; without it, or with "-", standard input."""
+    """Texts: .txt with one per line, or a table with a text column; standard input when not given, or with "-"."""
     _: KW_ONLY
     text: tuple[str, ...] = ()
-    """Texts, instead of DATA."""
+    """Texts to classify, instead of DATA."""
     text_column: str | None = None
-    """Column with the text; found by its usual names when not given."""
+    """Column with the text; when not given, it is looked up by its usual names."""
     scores: bool = False
     """Compare with the labels of DATA, a table."""
     label_column: str | None = None
-    """Column with the label, for --scores; found by its usual names when not given."""
+    """Column with the label, for --scores; when not given, it is looked up by its usual names."""
     json: bool = False
-    """Print one JSON object a line: text, label, probability, probabilities; with --scores one object."""
+    """Print one JSON object per line: text, label, probability, probabilities; with --scores one object."""
     out: Path | None = None
-    """File for the result, instead of the screen."""
+    """Write the result to this file instead of the screen."""
     batch_size: int = 32
     """Texts at a time."""
     context: int | None = None
-    """Tokens that are read of a text; what the model's length allows when not given."""
+    """Read at most this many tokens of each text; when not given, as many as the model allows."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     dtype: str = "auto"
@@ -56,15 +57,15 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise UserError(f"{self.batch_size} texts at a time are none", "--batch-size", "give 1 or more")
+            raise UserError(f"--batch-size is {self.batch_size}, but must be at least 1")
         if self.context is not None and self.context < 1:
-            raise UserError(f"{self.context} tokens are none", "--context", "give 1 or more")
+            raise UserError(f"--context is {self.context}, but must be at least 1")
         if self.text and self.data is not None:
-            raise UserError("texts come from DATA or from --text, not from both", "--text")
+            raise UserError("both DATA and --text are given", fix="leave one of them out")
         if self.scores and self.data in (None, "-"):
-            raise UserError("scores need a table with labels", "--scores", "give it as DATA")
+            raise UserError("--scores needs a table with labels", fix="give it as DATA")
         if self.label_column is not None and not self.scores:
-            raise UserError("labels are only read for scores", "--label-column", "add --scores")
+            raise UserError("labels are only used for scores", "--label-column", "add --scores")
 
 
 def run(config: Config) -> int:
@@ -125,7 +126,7 @@ def load_classifier(
         model = load_sequence_classifier(folder, target, wanted)
         tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
     if tokenizer is None:
-        raise UserError("the classifier's folder has no tokenizer", folder, "copy its tokenizer's files there")
+        raise UserError("the classifier's folder has no tokenizer", folder, "copy the tokenizer files into it")
     tokenizer.check_fits(model.decoder.config.vocab_size)
     return TextClassifier(model, tokenizer)
 
@@ -177,5 +178,5 @@ def _scores(config: Config) -> str:
     )
     if config.json:
         return json.dumps(scores.to_dict(), ensure_ascii=False)
-    head = f"{len(records):,} texts: accuracy {scores.accuracy:.4f}, macro F1 {scores.macro_f1:.4f}."
+    head = f"{count(len(records), 'text')}: accuracy {scores.accuracy:.4f}, macro F1 {scores.macro_f1:.4f}."
     return f"{head}\n{scores.table()}"

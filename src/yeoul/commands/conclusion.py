@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from yeoul.units import duration
+
 if TYPE_CHECKING:
     import torch
 
@@ -39,7 +41,7 @@ def conclude(
 
     dtype = runtime.resolve_dtype(config.dtype, teacher.device)
     lengths = tokenizer.byte_lengths()
-    print("Scoring teacher, converted model and its parts ...", flush=True)
+    print("Scoring the teacher, the converted model and its parts ...", flush=True)
     scores = {"teacher": score(teacher, batches(), lengths, dtype=dtype)}
     scores |= ablations(student, batches, lengths, dtype=dtype)
     if config.attention == "hybrid":
@@ -104,14 +106,14 @@ def cost_table(stages: dict[str, Any]) -> str:
     """Tokens, time and energy of each stage as plain text."""
     from yeoul.evaluate.energy import Energy
 
-    width = max(map(len, [*stages, "together"]))
-    lines = [f"{'training':<{width}}  {'tokens':>12}  {'minutes':>9}  {'tokens/s':>9}  {'energy':>15}"]
+    width = max(map(len, [*stages, "total"]))
+    lines = [f"{'training':<{width}}  {'tokens':>12}  {'time':>12}  {'tokens/s':>9}  {'energy':>15}"]
     rows = [(name, s["tokens"], s["seconds"], Energy(**s["energy"])) for name, s in stages.items()]
     whole = _energy(stages)
-    rows.append(("together", sum(row[1] for row in rows), sum(row[2] for row in rows), whole))
+    rows.append(("total", sum(row[1] for row in rows), sum(row[2] for row in rows), whole))
     for name, tokens, seconds, energy in rows:
         speed = tokens / seconds if seconds else 0.0
-        lines.append(f"{name:<{width}}  {tokens:>12,}  {seconds / 60:>9,.1f}  {speed:>9,.0f}  {energy.amount:>15}")
+        lines.append(f"{name:<{width}}  {tokens:>12,}  {duration(seconds):>12}  {speed:>9,.0f}  {energy.amount:>15}")
     return "\n".join([*lines, f"Energy, validations and checkpoints included: {whole}."])
 
 

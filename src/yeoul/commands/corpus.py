@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yeoul.errors import UserError
-from yeoul.units import size
+from yeoul.units import count, size
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ def token_shards(
 
 def _report_tokens(documents: int, tokens: int, num_bytes: int) -> None:
     if documents % 20_000 == 0:
-        print(f"  {documents:,} documents, {tokens:,} tokens ({size(num_bytes)})", flush=True)
+        print(f"  {count(documents, 'document')}, {count(tokens, 'token')} ({size(num_bytes)})", flush=True)
 
 
 def held_out(

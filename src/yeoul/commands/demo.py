@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from yeoul.commands import conclusion, linearize, pretrain
 from yeoul.errors import UserError
 from yeoul.safe_json import read_object
-from yeoul.units import rate, size
+from yeoul.units import count, rate, size
 
 if TYPE_CHECKING:
     from yeoul.data.shards import TokenShards
@@ -23,8 +23,8 @@ STEPS = ("text", "pretrain", "linearize", "write", "report")
 HEADINGS = {
     "text": "text and tokenizer",
     "pretrain": "pretrain a softmax model",
-    "linearize": "linearize it with DiJiang, score and measure both",
-    "write": "let both models write and remember",
+    "linearize": "linearize it with DiJiang, then score and time both",
+    "write": "let both models write and recall",
     "report": "report",
 }
 PROMPTS = ("옛날 옛적에", "어느 추운 겨울날", "아이는 강가에서", "오늘 저녁에는")
@@ -39,26 +39,26 @@ QUESTIONS = 40
 class Config:
     """Make a small Korean language model, turn it into linear time, and report what that cost and gained.
 
-    Text, tokenizer, pretraining, DiJiang conversion, scores, speeds, samples and a report with plots; no
-    network, no data. The amount of training fits the time that is given, because the machine's speed is
-    measured first. The same command again goes on where it was stopped.
+    Text, tokenizer, pretraining, DiJiang conversion, scores, speeds, samples and a report with plots; needs neither
+    a network nor data. The machine's speed is measured first, so that training fits the given time. Run the same
+    command again to continue where it stopped.
     """
 
     _: KW_ONLY
     out: Path = Path("runs/demo")
-    """Folder of the demo; the report, the models and their runs are left in it."""
+    """Folder of the demo, for the report, the models and their runs."""
     minutes: float = 5.0
-    """Time for everything; more gives better models."""
+    """Minutes for everything; more time gives better models."""
     seed: int = 0
     """Seed of weights, data order and samples."""
     overwrite: bool = False
-    """Throw away the demo in --out and begin afresh."""
+    """Discard the demo in --out and start over."""
     config: Path | None = None
-    """YAML file with any of these settings; flags beat it."""
+    """YAML file with any of these settings; flags take precedence."""
 
     def __post_init__(self) -> None:
         if not 0.2 <= self.minutes <= 24 * 60:
-            raise UserError(f"{self.minutes} minutes is out of range", "--minutes", "give 0.2 to 1440")
+            raise UserError(f"--minutes is {self.minutes:g}, but must be from 0.2 to 1440")
 
 
 def run(config: Config) -> int:
@@ -69,7 +69,7 @@ def run(config: Config) -> int:
     state = _begin(config)
     if state.get("finished"):
         print(f"The demo in {config.out} is finished; its report is {config.out / 'report.html'}.")
-        print(f"Begin afresh with: {_command(config)} --overwrite")
+        print(f"To start over: {_command(config)} --overwrite")
         return 0
     runtime.set_threads(state["plan"].get("threads"))
     clock = Clock(config.minutes * 60, spent=dict(state["seconds"]), estimates=dict(state["estimates"]))
@@ -77,7 +77,7 @@ def run(config: Config) -> int:
         (config.out / "demo.log").unlink()
     for number, step in enumerate(STEPS, start=1):
         if step in state["seconds"]:
-            print(f"[{number}/{len(STEPS)}] {HEADINGS[step]}: done before")
+            print(f"[{number}/{len(STEPS)}] {HEADINGS[step]}: already done")
             continue
         print(f"[{number}/{len(STEPS)}] {HEADINGS[step]} ... about {clock.left()} left", flush=True)
         start = time.monotonic()
@@ -86,7 +86,7 @@ def run(config: Config) -> int:
         except KeyboardInterrupt:
             code = 130
         if code:
-            print(f"\nStopped; nothing that was finished is lost. Go on with: {_command(config)}")
+            print(f"\nStopped; nothing that was finished is lost. To continue: {_command(config)}")
             return code
         state["seconds"][step] = clock.finish(step, time.monotonic() - start)
         state["finished"] = step == STEPS[-1]
@@ -110,7 +110,7 @@ def _begin(config: Config) -> dict[str, Any]:
         raise UserError("this is a file, not a folder", f"--out {out}")
     ours = path.is_file()
     if out.is_dir() and any(out.iterdir()) and not ours:
-        raise UserError("the folder holds something that is no demo", f"--out {out}", "choose another folder")
+        raise UserError("the folder is not a demo folder", f"--out {out}", "choose another folder")
     settings = {"minutes": config.minutes, "seed": config.seed}
     if ours and config.overwrite:
         shutil.rmtree(out)
@@ -119,11 +119,11 @@ def _begin(config: Config) -> dict[str, Any]:
             state = read_object(path, finite=False)
             before = {key: state["settings"][key] for key in settings}
         except (UserError, KeyError, TypeError):
-            raise UserError("the demo's state is damaged", path, "begin afresh with --overwrite") from None
+            raise UserError("the demo's state is damaged", path, "start over with --overwrite") from None
         if before != settings and not state.get("finished"):
             same = f"--minutes {before['minutes']} --seed {before['seed']}"
             raise UserError(
-                "an unfinished demo has other settings", out, f"go on with {same}, or begin with --overwrite"
+                "an unfinished demo has other settings", out, f"continue with {same}, or start over with --overwrite"
             )
         return dict(state)
     out.mkdir(parents=True, exist_ok=True)
@@ -231,8 +231,8 @@ def _text(config: Config, state: dict[str, Any], clock: Any) -> int:
 def _say_text(shards: TokenShards, tokenizer: Tokenizer) -> None:
     ratio = shards.num_bytes / max(1, shards.num_tokens)
     print(
-        f"      {shards.num_documents:,} documents, {size(shards.num_bytes)} of Korean, "
-        f"{shards.num_tokens:,} tokens of a vocabulary of {tokenizer.vocab_size:,} ({ratio:.1f} bytes each)"
+        f"      {count(shards.num_documents, 'document')}, {size(shards.num_bytes)} of Korean, "
+        f"{shards.num_tokens:,} tokens from a vocabulary of {tokenizer.vocab_size:,} ({ratio:.1f} bytes each)"
     )
 
 
@@ -246,7 +246,7 @@ def _pretrain(config: Config, state: dict[str, Any], clock: Any) -> int:
         state["estimates"] = dict(clock.estimates)
         _save(config, state)
         print(
-            f"      this machine trains {rate(plan['tokens_per_second'])}: "
+            f"      this machine trains at {rate(plan['tokens_per_second'])}: "
             f'{plan["pretrain_tokens"]:,} tokens for a model of size "{plan["preset"]}"; '
             f"about {clock.left()} left",
             flush=True,
@@ -344,7 +344,7 @@ def _report(config: Config, state: dict[str, Any], clock: Any) -> int:
         samples=tuple(Sample(**values) for values in state["texts"]),
         sample_settings=f"Temperature {SAMPLING['temperature']}, top-p {SAMPLING['top_p']}, seed {config.seed}.",
         reproduce=(
-            Command(line=f"{_command(config)} --overwrite", what="The whole of it, as much as the time allows"),
+            Command(line=f"{_command(config)} --overwrite", what="All of it, as far as the time allows"),
             Command(
                 line=command_line("pretrain", before, ("data",)),
                 what="Or step by step, with the same budgets",
@@ -353,7 +353,7 @@ def _report(config: Config, state: dict[str, Any], clock: Any) -> int:
         ),
         next_steps=tuple(Command(line=line, what=what) for line, what in _next_steps(config)),
         notes=(
-            "Bits per byte are measured on documents that were put aside; no model was trained on them.",
+            "Bits per byte are measured on held-out documents; no model was trained on them.",
             "Speeds are measured after a real prefill of random tokens, the models in turns, "
             "with batch 1; contexts beyond the training length measure speed and memory only.",
             "Recall ranks the right answer among four, "
@@ -368,12 +368,12 @@ def _next_steps(config: Config) -> tuple[tuple[str, str], ...]:
     out = config.out
     return (
         (f'yeoul generate {out}/linear "{PROMPTS[0]}" --temperature 0.7', "Let the linear-time model write"),
-        (f"yeoul chat {out}/linear", "Talk with it"),
+        (f"yeoul chat {out}/linear", "Chat with it"),
         (
             f"yeoul bench {out}/pretrain {out}/linear --contexts 1024 4096 16384",
             "See the gap at longer contexts",
         ),
-        (f"yeoul evaluate {out}/linear --by-position", "Where in the text it foretells well"),
+        (f"yeoul evaluate {out}/linear --by-position", "Where in the text it predicts well"),
         (f"yeoul demo --minutes 30 --out {out}-30", "The same with more time: better Korean"),
         (
             f"yeoul pretrain YOUR_TEXT --out {out.parent}/mine",

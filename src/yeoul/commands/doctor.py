@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yeoul import __version__, runtime
-from yeoul.units import size
+from yeoul.units import count, size
 
 if TYPE_CHECKING:
     import torch
@@ -216,11 +216,13 @@ def _advice(report: dict[str, Any]) -> list[str]:
         )
     threads, cores = report["cpu"]["threads"], report["cpu"]["usable_cores"]
     if threads > cores:
-        advice.append(f"{threads} threads on {cores} cores wait for one another: set YEOUL_THREADS={cores}.")
+        advice.append(f"{threads} threads on {cores} cores get in one another's way: set YEOUL_THREADS={cores}.")
     elif threads < cores:
-        advice.append(f"{threads} of {cores} cores are used: unset OMP_NUM_THREADS or set YEOUL_THREADS={cores}.")
+        advice.append(
+            f"Only Only {threads} of {cores} cores are used: unset OMP_NUM_THREADS or set YEOUL_THREADS={cores}."
+        )
     if report["memory"]["available"] < 3 * 2**30:
-        advice.append("Less than 3 GiB of memory is free, which `yeoul demo` needs: close something.")
+        advice.append("Less than 3 GiB of memory is free, and `yeoul demo` needs that much: close other programs.")
     if report["disk"]["free"] < 2 * 2**30:
         advice.append("Less than 2 GiB of disk is free here: checkpoints may not fit.")
     for found in report["extras"].values():
@@ -237,7 +239,7 @@ def describe(report: dict[str, Any]) -> str:
         f"{gpu['name']}, compute capability {gpu['compute_capability']}, {size(gpu['memory_free'])} of "
         f"{size(gpu['memory_total'])} free"
         for gpu in cuda["devices"]
-    ] or ["none that torch sees"]
+    ] or ["none seen by torch"]
     bf16 = "in hardware" if cpu["native_bf16"] else "emulated, slow"
     rows = [
         ("Yeoul", f"{report['yeoul']}, Python {report['python']} ({sys.executable})"),
@@ -245,8 +247,8 @@ def describe(report: dict[str, Any]) -> str:
             "torch",
             f"{report['torch']}, built for {'CUDA ' + cuda['built_for'] if cuda['built_for'] else 'the CPU'}",
         ),
-        ("CPU", f"{cpu['name']}, {cpu['usable_cores']} usable cores, {cpu['threads']} threads"),
-        ("", f"{', '.join(cpu['features']) or 'no vector extensions known'}; bfloat16 {bf16}"),
+        ("CPU", f"{cpu['name']}, {count(cpu['usable_cores'], 'usable core')}, {count(cpu['threads'], 'thread')}"),
+        ("", f"{', '.join(cpu['features']) or 'no known vector extensions'}; bfloat16 {bf16}"),
         ("memory", f"{size(report['memory']['available'])} of {size(report['memory']['total'])} available"),
         ("disk", f"{size(report['disk']['free'])} free in {report['disk']['folder']}"),
         *((("GPU" if i == 0 else ""), gpu) for i, gpu in enumerate(gpus)),

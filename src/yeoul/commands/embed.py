@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from yeoul.errors import UserError
+from yeoul.units import count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,35 +22,35 @@ KINDS = (".npy", ".parquet")
 
 @dataclass(frozen=True)
 class Config:
-    """Turn texts into vectors, or find those of them that are nearest to a query.
+    """Turn texts into vectors, or find the texts nearest to a query.
 
-    Row n of the result is text n of the data. A .parquet file holds the texts beside their vectors, a .npy file the
-    vectors alone (float32). With --query, the data may be such a file: then only the query is computed.
+    Row n of the result is text n of the data. A .parquet file holds the texts with their vectors, a .npy file only
+    the vectors (float32). With --query, the data may be such a file; then only the query is computed.
     """
 
     model: str
     """Model folder, run folder, adapter folder, or id on the Hugging Face hub."""
     _: KW_ONLY
     data: str = ""
-    """Texts: .txt with one a line, or a table with a column of text; with --query also a .parquet that embed wrote."""
+    """Texts: .txt with one per line, or a table with a text column; with --query also a .parquet that embed wrote."""
     out: Path | None = None
     """File for the vectors: .npy or .parquet."""
     text_column: str | None = None
-    """Column with the text; found by its usual names when not given."""
+    """Column with the text; when not given, it is looked up by its usual names."""
     query: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
     """Print the texts nearest to this one."""
     top: int = 5
-    """How many of them."""
+    """Number of nearest texts to print."""
     vectors: Path | None = None
-    """Vectors of --data that embed wrote as .npy, for --query."""
+    """Vectors of --data that embed wrote as .npy, to be searched by --query."""
     pooling: Literal["mean", "last"] | None = None
-    """Which states stand for a text: the mean of all tokens' or the last one's; as the folder says, else mean."""
+    """Pooling over tokens: mean of all, or the last one; when not given, as the folder says, else mean."""
     normalize: bool = True
-    """Vectors of length 1, so that their products are cosines."""
+    """Scale vectors to length 1, so that their products are cosines."""
     batch_size: int = 32
     """Texts at a time; the vectors do not depend on it."""
     context: int | None = None
-    """Tokens that are read of a text; what the model's length allows when not given."""
+    """Read at most this many tokens of each text; when not given, as many as the model allows."""
     adapter: str | None = None
     """LoRA adapter for the model: a folder, or an id on the Hugging Face hub."""
     device: str = "auto"
@@ -59,13 +60,13 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise UserError("no data is named", "--data", "give a file, such as --data texts.txt")
+            raise UserError("no data was given", "--data", "give a file, such as --data texts.txt")
         if self.out is None and self.query is None:
-            raise UserError("nothing is asked for", fix="give --out vectors.npy, or --query TEXT")
+            raise UserError("there is nothing to do", fix="give --out vectors.npy, or --query TEXT")
         if self.out is not None and self.out.suffix not in KINDS:
-            raise UserError(f"vectors are written as {' or '.join(KINDS)}", f"--out {self.out}")
+            raise UserError(f"vectors are written as {' or '.join(KINDS)} files", f"--out {self.out}")
         if self.vectors is not None and (self.query is None or self.vectors.suffix != ".npy"):
-            raise UserError("--vectors is a .npy file that --query looks through", str(self.vectors))
+            raise UserError("--vectors must be a .npy file, and needs --query", str(self.vectors))
         for flag, value in (("top", self.top), ("batch-size", self.batch_size), ("context", self.context)):
             if value is not None and value < 1:
                 raise UserError(f"--{flag} is {value}, but must be at least 1")
@@ -85,7 +86,7 @@ def run(config: Config) -> int:
         vectors = embedder.embed(texts, batch_size=config.batch_size, context=config.context).numpy()
     if config.out is not None:
         _write(config.out, texts, vectors)
-        print(f"{len(vectors):,} vectors of {vectors.shape[1]:,} numbers are in {config.out}.")
+        print(f"Wrote {count(len(vectors), 'vector')} of {vectors.shape[1]:,} numbers to {config.out}.")
     if config.query is not None:
         _search(config, embedder, texts, vectors)
     return 0
@@ -119,7 +120,7 @@ def load_embedder(
     folder = local_folder(path)
     model, tokenizer = load(folder, device=device, dtype=dtype, adapter=adapter)
     if tokenizer is None:
-        raise UserError("the model's folder has no tokenizer", folder, "copy its tokenizer's files there")
+        raise UserError("the model's folder has no tokenizer", folder, "copy the tokenizer files into it")
     hidden = model.config.hidden_size
     vectors = None if adapter is None else load_vectors(local_folder(adapter), hidden, pooling)
     vectors = vectors or load_vectors(folder, hidden, pooling) or TextVectors(pooling or "mean")
@@ -143,8 +144,8 @@ def _known(config: Config) -> tuple[list[str], np.ndarray | None]:
     except (OSError, ValueError) as error:
         raise UserError(f"the vectors cannot be read: {error}", config.vectors) from None
     if vectors.ndim != 2 or len(vectors) != len(texts):
-        what = f"the vectors have shape {vectors.shape}, which does not fit {len(texts):,} texts"
-        raise UserError(what, config.vectors, "give those of this --data")
+        what = f"the vectors have shape {vectors.shape}, which does not fit {count(len(texts), 'text')}"
+        raise UserError(what, config.vectors, "give the vectors of this --data")
     return texts, vectors
 
 
@@ -190,7 +191,7 @@ def _read_parquet(file: Path) -> tuple[list[str], np.ndarray] | None:
         reason = str(error).splitlines()[0]
         raise UserError(f"the vectors cannot be read: {reason}", file) from None
     if vectors.ndim != 2:
-        raise UserError("the column of vectors does not hold lists of numbers of one length", file)
+        raise UserError("the vector column does not hold lists of numbers of equal length", file)
     return table.column("text").to_pylist(), vectors
 
 
@@ -201,7 +202,7 @@ def _search(config: Config, embedder: TextEmbedder, texts: list[str], vectors: n
     assert config.query is not None
     query = embedder.embed([config.query], context=config.context).numpy()
     if query.shape[1] != vectors.shape[1]:
-        what = f"the vectors have {vectors.shape[1]:,} numbers, this model's {query.shape[1]:,}"
+        what = f"the vectors have {vectors.shape[1]:,} numbers, but this model's have {query.shape[1]:,}"
         raise UserError(what, config.vectors or config.data, "give vectors of this model")
     rows, scores = nearest(query, vectors, config.top)
     for row, score in zip(rows[0], scores[0], strict=True):

@@ -1,4 +1,4 @@
-"""`yeoul evaluate`: how well a model foretells text, what it still knows, and what a conversion has kept."""
+"""`yeoul evaluate`: how well a model predicts text, what it recalls, and what a conversion has kept."""
 
 from __future__ import annotations
 
@@ -28,56 +28,56 @@ if TYPE_CHECKING:
 class Config:
     """Score a model on a text: loss, perplexity and bits per byte.
 
-    Bits per byte are fair between models with different tokenizers; loss and perplexity are not. With --teacher, a
-    converted model is judged against the model that it was made of: what it keeps of what distance is worth, of
-    recall, and of free generation.
+    Bits per byte can be compared between models with different tokenizers; loss and perplexity cannot. With
+    --teacher, a converted model is judged against the model it was made from: how much it keeps of the use of
+    distant text, of recall, and of free generation.
     """
 
     model: str
     """Model: a Hugging Face folder, a run's folder, or an id on the hub."""
     _: KW_ONLY
     data: str | None = None
-    """Text: a file, a folder, a hub data set or "builtin"; what the run put aside when not given."""
+    """Text: a file, a folder, a hub data set or "builtin"; when not given, the text that the run held out."""
     text_column: str | None = None
-    """Column of tables and JSON objects that holds the text; found by its usual names when not given."""
+    """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     join_by: str | None = None
-    """Column whose equal values make one document of several records."""
+    """Column by which records are joined: equal values make one document."""
     context: int | None = None
-    """Tokens in a sequence; the model's own length, but at most 2,048, when not given."""
+    """Tokens per sequence; when not given, the model's own length, but at most 2,048."""
     batch_size: int = 8
-    """Sequences at once."""
+    """Sequences at a time."""
     max_tokens: int | None = None
-    """Score at most so many tokens, from the beginning of the text; all when not given."""
+    """Score at most this many tokens, from the beginning of the text; all when not given."""
     isolate_documents: bool = False
-    """No document sees another; without it they follow one another in a row."""
+    """Keep documents from seeing one another; otherwise they follow one another in a row."""
     by_position: bool = False
-    """Also the loss by position in the sequence, in buckets that double: does more context help?"""
+    """Also print the loss by position in the sequence, in buckets that double in size: does more context help?"""
     recall: int = 0
-    """Ask so many built-in questions for facts that were told early; 0 asks none."""
+    """Number of built-in questions about facts told earlier in the text; 0 asks none."""
     recall_method: Literal["rank", "generate"] = "rank"
-    """rank: is the answer likelier than other answers; generate: does the model say it."""
+    """rank: is the answer more likely than other answers; generate: does the model say it."""
     mqar: bool = False
     """Recall of pairs of words over a grid of pairs and distances (MQAR)."""
     needle: bool = False
     """Recall of one pair of words somewhere in a text."""
     teacher: str | None = None
-    """Softmax model that MODEL was converted from: judges what MODEL kept, --mqar and --needle included."""
+    """Softmax model that MODEL was converted from; measures what MODEL kept, including --mqar and --needle."""
     window: int | None = None
-    """Window that recall must reach beyond, and to which the teacher is cut; MODEL's own, or 64, when not given."""
+    """Window that recall must reach beyond, and to which the teacher is cut; when not given, MODEL's own, or 64."""
     sinks: int = 4
-    """First positions that the cut teacher still sees."""
+    """Number of first positions that the cut teacher still sees."""
     prompts: int = 16
-    """Prompts that teacher and MODEL continue greedily; 0 leaves that out."""
+    """Number of prompts that teacher and MODEL continue greedily; 0 for none."""
     new_tokens: int = 64
-    """New tokens of each such continuation."""
+    """Tokens generated for each of these prompts."""
     json: bool = False
     """Print one JSON object."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     dtype: str = "auto"
-    """Type of the matrix products: auto, float32, bfloat16 or float16."""
+    """Number type of matrix products: auto, float32, bfloat16 or float16."""
     config: Path | None = None
-    """YAML file with any of these settings; flags beat it."""
+    """YAML file with any of these settings; flags take precedence."""
 
     def __post_init__(self) -> None:
         for flag, value, least in (
@@ -155,7 +155,7 @@ def _shards(config: Config, tokenizer: Tokenizer, folder: Path) -> tuple[TokenSh
         raise UserError("there is no text to score", "--data", 'give a file, a folder or "builtin"')
     shards = TokenShards.open(kept)
     if shards.meta.fingerprint != tokenizer.fingerprint:
-        raise UserError("the text that was put aside was made with another tokenizer", kept, "give --data")
+        raise UserError("the held-out text was made with another tokenizer", kept, "give --data")
     return shards, str(kept)
 
 
@@ -193,7 +193,11 @@ def _teacher(config: Config, name: str, tokenizer: Tokenizer, context: int) -> D
 
     teacher, own = yeoul.load(name, device=config.device)
     if own is not None and own.fingerprint != tokenizer.fingerprint:
-        raise UserError("the teacher has another tokenizer than the model", f"--teacher {name}", "give its own teacher")
+        raise UserError(
+            "the teacher and the model have different tokenizers",
+            f"--teacher {name}",
+            "give the model that it was converted from",
+        )
     tokenizer.check_fits(teacher.config.vocab_size)
     longest = teacher.config.bounded_context
     if longest is not None and context > longest and teacher.config.positions != "rotary":

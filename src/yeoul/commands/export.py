@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class Config:
     """Write a model with its tokenizer for other programs.
 
-    gguf: one file, which llama.cpp and what is built on it run. Softmax models of the Llama, Mistral, Qwen 2 and 3,
-    Gemma 1 to 3, EXAONE 4, GPT-2 and GPT-NeoX kinds, whatever made them; what llama.cpp would compute otherwise is
-    refused with the reason. hf: a Hugging Face folder of safetensors, with an adapter merged, in another type, or
-    made from a pickle.
+    gguf: one file for llama.cpp and programs built on it. Works for softmax models of the Llama, Mistral, Qwen 2 and
+    3, Gemma 1 to 3, EXAONE 4, GPT-2 and GPT-NeoX families, whoever made them; a model that llama.cpp would compute
+    differently is refused with the reason. hf: a Hugging Face folder of safetensors, with an adapter merged, in
+    another number type, or made from a pickle.
     """
 
     model: str
@@ -35,18 +35,18 @@ class Config:
     format: Literal["gguf", "hf"] = "gguf"
     """gguf: one file for llama.cpp; hf: a folder for transformers and Yeoul."""
     dtype: Literal["f32", "f16", "bf16", "q8_0"] | None = None
-    """Type of the weights: f16 for gguf and as they are for hf, when not given. q8_0, of gguf alone, is 8 bits with
-    a scale for every 32 numbers. Norms and biases of gguf stay f32."""
+    """Number type of the weights; when not given, f16 for gguf and unchanged for hf. q8_0 (gguf only) is 8 bits with a
+    scale for every 32 numbers. Norms and biases stay f32 in gguf."""
     out: Path | None = None
-    """The file or folder; MODEL-F16.gguf or MODEL-hf in the current folder, with the model's name, when not given."""
+    """The file or folder; when not given, MODEL-F16.gguf or MODEL-hf in the current folder, after the model's name."""
     adapter: str | None = None
-    """LoRA adapter that is merged into the weights: a folder or hub id."""
+    """LoRA adapter to merge into the weights: a folder or hub id."""
     unsafe_pickle: bool = False
-    """Read weights that are a pickle (.bin, .pt), by torch's loader for tensors alone. Only for makers you trust."""
+    """Read weights stored as a pickle (.bin, .pt), with torch's loader for tensors only. Only for sources you trust."""
     overwrite: bool = False
-    """Replace what is there."""
+    """Replace the output if it exists."""
     config: Path | None = None
-    """YAML file with any of these settings; flags beat it."""
+    """YAML file with any of these settings; flags take precedence."""
 
 
 def run(config: Config) -> int:
@@ -76,7 +76,7 @@ def run(config: Config) -> int:
             raise UserError(what, folder, "give the model that it was made from")
         vocabulary = Vocabulary(
             metadata={"tokenizer.ggml.model": "none"},
-            notes=("the model has no tokenizer: llama.cpp can take and give ids only",),
+            notes=("the model has no tokenizer: llama.cpp can only read and write token ids with it",),
         )
         if Tokenizer.exists(own := _tokenizer_folder(config, folder)):
             ids = {"bos_id": described.bos_id, "eos_id": described.eos_id, "pad_id": described.pad_id}
@@ -100,13 +100,13 @@ def _run_hf(config: Config, out: Path) -> int:
 
     dtypes = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
     if config.dtype == "q8_0":
-        raise UserError("q8_0 is a type of GGUF files", "--dtype", "give f32, f16 or bf16, or --format gguf")
+        raise UserError("q8_0 exists only in GGUF files", "--dtype", "give f32, f16 or bf16, or --format gguf")
     if out.is_file():
         raise UserError("this is a file, not a folder", f"--out {out}")
     _check_free(out, config.overwrite)
     with _source(config) as folder:
         if out.exists() and out.resolve() in (folder.resolve(), *folder.resolve().parents):
-            raise UserError("the model lies in this folder", f"--out {out}", "choose another --out")
+            raise UserError("the model itself is in this folder", f"--out {out}", "choose another --out")
         model = _model(config, folder, dtypes[config.dtype] if config.dtype else None)
         own = _tokenizer_folder(config, folder)
         tokenizer = Tokenizer.load(own) if Tokenizer.exists(own) else None
@@ -162,7 +162,7 @@ def _copy_vectors(config: Config, folder: Path, model: Decoder, target: Path) ->
 
 def _check_free(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
-        raise UserError("there is something already", out, "replace it (--overwrite) or choose another --out")
+        raise UserError("the output exists already", out, "replace it (--overwrite) or choose another --out")
 
 
 @contextmanager

@@ -54,21 +54,21 @@ class Config:
     out: Path = Path("runs/finetune")
     """Folder of the run."""
     config: Path | None = None
-    """YAML file with any of these settings; flags beat it."""
+    """YAML file with any of these settings; flags take precedence."""
     resume: bool = True
-    """Go on with the run in --out, if there is one."""
+    """Continue the run in --out, if there is one."""
     overwrite: bool = False
-    """Throw away the run in --out and begin afresh."""
+    """Discard the run in --out and start over."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights that --method full saves; auto keeps that of the model's files."""
 
     text_column: str | None = None
-    """Column of tables (key of JSON objects) with the text; with --task chat it is learned as plain text. Found by its
-    usual names when not given."""
+    """Column of tables (key of JSON objects) with the text; with --task chat it is learned as plain text. When not
+    given, it is looked up by its usual names."""
     val_data: str | None = None
-    """Data for validation; without it a share of --data is put aside."""
+    """Data for validation; when not given, a share of --data is held out."""
     val_fraction: float = 0.05
     """Share of the examples put aside for validation, equal ones together; 0 for none."""
     val_max: int = 2000
@@ -134,7 +134,7 @@ def run(config: Config) -> int:
     if start.adapter is not None and Tokenizer.exists(start.adapter):
         tokenizer = Tokenizer.load(start.adapter)  # with the chat template that the adapter was trained with
     if tokenizer is None:
-        raise UserError("the model's folder has no tokenizer", config.model, "copy its tokenizer's files there")
+        raise UserError("the model's folder has no tokenizer", config.model, "copy the tokenizer files into it")
     runtime.seed_everything(config.train.seed)
     model.requires_grad_(False)
     task = make_task(config)

@@ -34,7 +34,7 @@ class ClassifyFlags:
     """Of --task classify."""
 
     label_column: str | None = None
-    """Column with the label; found by its usual names when not given."""
+    """Column with the label; when not given, it is looked up by its usual names."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes."""
     head_dropout: float = 0.0

@@ -33,7 +33,7 @@ class EmbedFlags:
     pair_columns: tuple[str, str] | None = None
     """The two columns with texts that belong together; found by their usual names when not given."""
     score_column: str | None = None
-    """Column that says how much they do, on any scale; found by its usual names when not given."""
+    """Column that says how much they do, on any scale; when not given, it is looked up by its usual names."""
     pair_loss: Literal["cosent", "pearson", "cosine", "infonce"] | None = None
     """For pairs with scores cosent (their order; when not given), pearson (their correlation with the cosines; when not
     given with --whiten) or cosine (the cosine is to be the score, scaled to 0 to 1); for pairs without, infonce (each

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from yeoul.errors import UserError
 from yeoul.infer.params import SamplingParams
-from yeoul.units import duration, rate, size
+from yeoul.units import count, duration, rate, size
 
 if TYPE_CHECKING:
     from yeoul.infer.engine import GenerationResult
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Continue a text, or many.
+    """Continue one text or many.
 
-    One prompt's continuation appears while it is written, whole characters at a time.
+    The continuation of a single prompt is shown while it is generated, whole characters at a time.
     """
 
     model: str
@@ -33,18 +33,18 @@ class Config:
     """The beginning of the text; without it, or with "-", standard input is the prompt."""
     _: KW_ONLY
     prompt_file: Path | None = None
-    """UTF-8 file with one prompt a line, instead of PROMPT."""
+    """UTF-8 file with one prompt per line, instead of PROMPT."""
     sampling: Annotated[SamplingParams, Parameter(name="*")] = field(default_factory=SamplingParams)
     num_samples: int = 1
     """Continuations of each prompt."""
     batch_size: int = 32
-    """Texts that are written together."""
+    """Texts generated at a time."""
     echo: bool = False
     """Print the prompt before its continuation."""
     stats: bool = False
     """Print speed and cache size on standard error."""
     json: bool = False
-    """Print one JSON object a line: prompt, text, ids, finish_reason, prompt_tokens, seconds, ..."""
+    """Print one JSON object per line: prompt, text, ids, finish_reason, prompt_tokens, seconds, ..."""
     adapter: str | None = None
     """LoRA adapter for the model: a folder, or an id on the Hugging Face hub."""
     device: str = "auto"
@@ -52,7 +52,7 @@ class Config:
     dtype: str = "auto"
     """Number type of the weights: auto, float32, bfloat16 or float16."""
     config: Path | None = None
-    """YAML file with any of these settings; flags beat it."""
+    """YAML file with any of these settings; flags take precedence."""
 
     def __post_init__(self) -> None:
         for flag, value in (("num-samples", self.num_samples), ("batch-size", self.batch_size)):
@@ -71,7 +71,7 @@ def run(config: Config) -> int:
 
     model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype, adapter=config.adapter)
     if tokenizer is None:
-        raise UserError("the model has no tokenizer, so it cannot write text", config.model)
+        raise UserError("the model has no tokenizer, so it cannot generate text", config.model)
     start = time.perf_counter()
     if len(prompts) == config.num_samples == 1 and not config.json:
         stream = engine.stream(model, tokenizer, prompts[0], **asdict(config.sampling))
@@ -102,7 +102,7 @@ def read_prompts(config: Config) -> list[str]:
         except OSError as error:
             raise UserError(f"the prompts cannot be read: {error.strerror}", config.prompt_file) from None
         if not (prompts := [line for line in lines if line.strip()]):
-            raise UserError("the file has no prompt", config.prompt_file, "write one prompt a line")
+            raise UserError("the file has no prompt", config.prompt_file, "write one prompt per line")
         return prompts
     if config.prompt is not None and config.prompt != "-":
         return [_utf8(config.prompt.encode("utf-8", "surrogateescape"), "PROMPT")]
@@ -139,10 +139,10 @@ def _print_all(prompts: Sequence[str], results: Sequence[GenerationResult], conf
 def statistics(results: Sequence[GenerationResult], seconds: float) -> str:
     """One line: tokens read and written, speed of decoding, bytes of the cache, why the text ended."""
     read, written = sum(r.prompt_tokens for r in results), sum(len(r.ids) for r in results)
-    speed, ending = f"{rate(written / max(seconds, 1e-9))} in all", ""
+    speed, ending = f"{rate(written / max(seconds, 1e-9))} in total", ""
     if len(results) == 1:
         (one,) = results
         speed = f"{rate(one.tokens_per_second)} after {duration(one.prefill_seconds)}"
         ending = f", ended by {one.finish_reason}"
     cache = size(max(r.cache_bytes for r in results))
-    return f"{read} tokens read, {written} written, {speed}, cache {cache}{ending}"
+    return f"{count(read, 'token')} read, {written:,} generated, {speed}, cache {cache}{ending}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
-from yeoul.units import size
+from yeoul.units import count, size
 
 if TYPE_CHECKING:
     import torch
@@ -41,13 +41,13 @@ class Config:
     """Model: a Hugging Face folder, a run's folder, or an id on the hub, also as id@revision."""
     _: KW_ONLY
     context: int | None = None
-    """Context length at which the cache is counted; the model's own when not given."""
+    """Context length for which the cache is computed; the model's own when not given."""
     json: bool = False
     """Print JSON instead of text."""
 
     def __post_init__(self) -> None:
         if self.context is not None and self.context < 1:
-            raise UserError(f"a context of {self.context} tokens holds nothing", "--context", "use 1 or more")
+            raise UserError(f"--context is {self.context}, but must be at least 1")
 
 
 def run(config: Config) -> int:
@@ -316,8 +316,7 @@ def _positions(config: dict[str, Any]) -> str:
         factor = f" by {scaling['factor']:g}" if scaling.get("factor") else ""
         text += f", stretched{factor} ({scaling['rope_type']})"
     if config["no_rope_layers"]:
-        count = len(config["no_rope_layers"])
-        text += f", none in {count} layer{'s' if count > 1 else ''}"
+        text += f", none in {count(len(config['no_rope_layers']), 'layer')}"
     return text
 
 
@@ -350,7 +349,7 @@ def _card_rows(card: dict[str, Any] | None) -> list[tuple[str, str]]:
         if value:
             rows.append((name, value if isinstance(value, str) else ", ".join(value[:8])))
     rows += [("card", card["summary"])] if "summary" in card else []
-    return rows or [("card", "says nothing of licence, language or origin")]
+    return rows or [("card", "does not state a licence, language or origin")]
 
 
 def _memory_rows(memory: dict[str, dict[str, int]], context: int) -> list[tuple[str, str]]:
@@ -358,9 +357,9 @@ def _memory_rows(memory: dict[str, dict[str, int]], context: int) -> list[tuple[
             for n, (name, sizes) in enumerate(memory.items())]  # fmt: skip
     for n, name in enumerate(("float32", "bfloat16")):  # float16 is as large
         sizes = memory[name]
-        growth = f"{sizes['cache_per_token']:,} bytes a token" if sizes["cache_per_token"] else "at any length"
+        growth = f"{size(sizes['cache_per_token'])} per token" if sizes["cache_per_token"] else "at any length"
         if sizes["cache_per_token"] and sizes["cache_fixed"]:
-            growth += f" and {size(sizes['cache_fixed'])} always"
+            growth += f" and {size(sizes['cache_fixed'])} at any length"
         text = f"{size(sizes['cache_at_context'])} in {name} at {context:,} tokens ({growth})"
         rows.append(("cache" if n == 0 else "", text))
     return rows

@@ -49,9 +49,9 @@ class Config:
     out: Path = Path("runs/linearize")
     """Folder of the run; the model is left in OUT/model."""
     config: Path | None = None
-    """YAML file with any of these settings; flags beat it."""
+    """YAML file with any of these settings; flags take precedence."""
     overwrite: bool = False
-    """Throw away the run in --out and begin afresh."""
+    """Discard the run in --out and start over."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -158,15 +158,15 @@ class Config:
     """Steps between two lines of metrics.jsonl."""
 
     text_column: str | None = None
-    """Column of tables and JSON objects that holds the text; found by its usual names when not given."""
+    """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     join_by: str | None = None
-    """Column whose equal values make one document of several records."""
+    """Column by which records are joined: equal values make one document."""
     val_data: str | None = None
-    """Text for validation; without it a share of --data is put aside."""
+    """Text for validation; when not given, a share of --data is held out."""
     val_fraction: float = 0.01
-    """Share of the documents put aside for validation."""
+    """Share of the documents held out for validation."""
     val_tokens: int = 200_000
-    """Largest number of tokens that one validation scores."""
+    """Score at most this many tokens in one validation."""
     contexts: tuple[int, ...] = (512, 2048, 8192)
     """Contexts at which tokens per second and cache are measured at the end."""
     judge_tokens: int = 50_000

@@ -37,24 +37,24 @@ class Config:
     out: Path = Path("runs/pretrain")
     """Folder of the run."""
     config: Path | None = None
-    """YAML file with any of these settings; flags beat it."""
+    """YAML file with any of these settings; flags take precedence."""
     resume: bool = True
-    """Go on with the run in --out, if there is one."""
+    """Continue the run in --out, if there is one."""
     overwrite: bool = False
-    """Throw away the run in --out and begin afresh."""
+    """Discard the run in --out and start over."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
 
     text_column: str | None = None
-    """Column of tables and JSON objects that holds the text; found by its usual names when not given."""
+    """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     join_by: str | None = None
-    """Column whose equal values make one document of several records."""
+    """Column by which records are joined: equal values make one document."""
     val_data: str | None = None
-    """Text for validation; without it a share of --data is put aside."""
+    """Text for validation; when not given, a share of --data is held out."""
     val_fraction: float = 0.01
-    """Share of the documents put aside for validation; 0 for none."""
+    """Share of the documents held out for validation; 0 for none."""
     val_tokens: int = 200_000
-    """Largest number of tokens that one validation scores."""
+    """Score at most this many tokens in one validation."""
     isolate_documents: bool = False
     """Pack documents so that none sees another; without it they follow one another in a row."""
 

@@ -52,7 +52,7 @@ class Config:
     """Calibration text: a file, a folder, a hub data set or "builtin"; what MODEL's run was trained on, or else
     "builtin", when not given."""
     text_column: str | None = None
-    """Column of tables and JSON objects that holds the text; found by its usual names when not given."""
+    """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     calibration_tokens: int = 65_536
     """Tokens of the text to calibrate with."""
     embeddings: bool = True
@@ -78,7 +78,7 @@ class Config:
     json: bool = False
     """Print JSON instead of the table."""
     config: Path | None = None
-    """YAML file with any of these settings; flags beat it."""
+    """YAML file with any of these settings; flags take precedence."""
 
     def __post_init__(self) -> None:
         if self.calibration_tokens < 1:
@@ -123,7 +123,7 @@ def _check_out(out: Path, folder: Path, overwrite: bool) -> None:
     if out.exists() and out.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise UserError("the model lies in this folder", f"--out {out}", "choose another --out")
     if out.exists() and not overwrite:
-        raise UserError("there is something already", out, "replace it (--overwrite) or choose another --out")
+        raise UserError("the output exists already", out, "replace it (--overwrite) or choose another --out")
 
 
 class _Work:

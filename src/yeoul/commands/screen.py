@@ -22,11 +22,11 @@ class ScreenFlags:
     """The safety screen."""
 
     screen: str | None = None
-    """Classifier that judges questions and answers: a folder, a run's folder, or an id on the hub."""
+    """Classifier that screens questions and answers: a model folder, a run folder, or an id on the hub."""
     screen_label: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = ()
-    """Label of the classifier that is refused; of several, given one by one, the probabilities are added."""
+    """Label of the classifier that is refused. The flag can be repeated; then the probabilities are added."""
     screen_threshold: float | None = None
-    """Refuse from this probability on; 0.5 when not given."""
+    """Refuse at this probability or above; 0.5 when not given."""
 
     def __post_init__(self) -> None:
         for flag, given in (("--screen-label", self.screen_label), ("--screen-threshold", self.screen_threshold)):

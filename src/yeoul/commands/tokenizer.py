@@ -1,4 +1,4 @@
-"""Train a tokenizer, or look at what one does."""
+"""Train a tokenizer, or inspect one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from yeoul.errors import UserError
+from yeoul.units import count
 
 if TYPE_CHECKING:
     from yeoul.text.inspection import CorpusFit, PieceOfText
@@ -32,7 +33,7 @@ class TrainConfig:
     out: Path = Path("runs/tokenizer")
     """Folder for the tokenizer."""
     config: Path | None = None
-    """YAML file with any of these settings; flags beat it."""
+    """YAML file with any of these settings; flags take precedence."""
     overwrite: bool = False
     """Replace the tokenizer in --out, if there is one."""
     vocab_size: int = 8000
@@ -46,22 +47,22 @@ class TrainConfig:
     normalization: Literal["nfc", "identity"] = "nfc"
     """nfc composes decomposed Hangul and accents; identity leaves the text as it is."""
     user_symbols: tuple[str, ...] = ()
-    """Texts that are always one token, wherever they occur."""
+    """Strings that are always one token, wherever they occur."""
     split_digits: bool = False
     """Make every digit a token of its own."""
     add_dummy_prefix: bool = False
     """Put a space before every text, as Llama 2 does."""
     max_sentences: int = 2_000_000
-    """Lines that training uses; drawn evenly where the text has more."""
+    """Train on at most this many lines, drawn evenly from the text."""
     text_column: str | None = None
-    """Column of tables and JSON objects that holds the text; found by its usual names when not given."""
+    """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     join_by: str | None = None
-    """Column whose equal values make one document of several records."""
+    """Column by which records are joined: equal values make one document."""
 
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Show the pieces of a text, or how well a tokenizer fits a corpus."""
+    """Show how a text is tokenized, or how well a tokenizer fits a corpus."""
 
     tokenizer: str
     """Folder of the tokenizer, of a model or of a run, or an id on the hub."""
@@ -69,11 +70,11 @@ class InspectConfig:
     text: str | None = None
     """Text whose pieces are shown, with ids and bytes."""
     data: str | None = None
-    """Corpus to count over, named as in `yeoul tokenizer train`."""
+    """Corpus to count over, given as in `yeoul tokenizer train`."""
     text_column: str | None = None
-    """Column of tables and JSON objects that holds the text; found by its usual names when not given."""
+    """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     join_by: str | None = None
-    """Column whose equal values make one document of several records."""
+    """Column by which records are joined: equal values make one document."""
     max_documents: int | None = None
     """Count over the first documents only."""
     json: bool = False
@@ -81,7 +82,7 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         if self.max_documents is not None and self.max_documents < 1:
-            raise UserError("at least one document is needed", "--max-documents", "use 1 or more")
+            raise UserError(f"--max-documents is {self.max_documents}, but must be at least 1")
 
 
 def run_train(config: TrainConfig) -> int:
@@ -106,7 +107,7 @@ def run_train(config: TrainConfig) -> int:
         raise UserError("this is a file, not a folder", f"--out {config.out}")
     if Tokenizer.exists(config.out) and not config.overwrite:
         fix = "replace it (--overwrite) or choose another --out"
-        raise UserError("there is a tokenizer already", config.out, fix)
+        raise UserError("there is already a tokenizer", config.out, fix)
 
     def documents() -> Iterator[str]:
         return read_documents(config.data, text_column=config.text_column, join_by=config.join_by)
@@ -115,7 +116,7 @@ def run_train(config: TrainConfig) -> int:
     print(f"Training a {config.model_type} tokenizer of {config.vocab_size:,} pieces ...", flush=True)
     tokenizer = train_tokenizer(texts, settings, config.out)
     fit = corpus_fit(tokenizer, islice(documents(), SAMPLE_DOCUMENTS))
-    _print_fit(fit, f"On the first {fit.documents:,} documents of {config.data}")
+    _print_fit(fit, f"On the first {count(fit.documents, 'document')} of {config.data}")
     print(f"Saved in {config.out}; try: yeoul tokenizer inspect {config.out} --text 안녕하세요")
     return 0
 
@@ -141,7 +142,7 @@ def run_inspect(config: InspectConfig) -> int:
     if pieces is not None:
         _print_pieces(pieces)
     if fit is not None:
-        _print_fit(fit, f"{config.data}: {fit.documents:,} documents")
+        _print_fit(fit, f"{config.data}: {count(fit.documents, 'document')}")
     return 0
 
 
@@ -170,7 +171,7 @@ def _print_pieces(pieces: list[PieceOfText]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{len(pieces)} tokens")
+    table = Table(title=count(len(pieces), "token"))
     table.add_column("id", justify="right")
     table.add_column("piece")
     table.add_column("bytes")
