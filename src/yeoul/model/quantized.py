@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from yeoul.errors import UserError
-from yeoul.ops.low_bit import Tiles, dequantize, low_bit_linear, make_tiles, pack, suits_kernel
+from yeoul.ops.low_bit import dequantize, low_bit_linear, make_tiles, pack, suits_kernel
+from yeoul.ops.native import Tiles, aligned
 
 if TYPE_CHECKING:
     from yeoul.model.decoder import Decoder
@@ -72,7 +73,8 @@ class QuantizedLinear(nn.Module):
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
-        return low_bit_linear(x, self.weight_packed, self.weight_scale, self._kernel_form(x))
+        tiles = self._kernel_form(x)
+        return low_bit_linear(x, self.weight_packed, self.weight_scale, tiles)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
@@ -80,8 +82,15 @@ class QuantizedLinear(nn.Module):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _kernel_form(self, x: Tensor) -> Tiles | None:
-        """The weight as the 4-bit kernel wants it, made when it is first needed."""
-        if self.bits == 4 and self._tiles is None and suits_kernel(x, self.weight_packed, self.weight_scale):
+        """What the kernels want beside the weight, made when it is first needed.
+
+        Of 8 bits that is nothing, but the weight itself must be aligned: a view of a file becomes a copy.
+        """
+        if not suits_kernel(x, self.weight_packed):
+            return None
+        if self.bits != 4:
+            self.weight_packed = aligned(self.weight_packed)
+        elif self._tiles is None:
             self._tiles = make_tiles(self.weight_packed, self.weight_scale)
         return self._tiles
 

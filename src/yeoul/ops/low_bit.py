@@ -15,29 +15,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from yeoul.ops.native import Tiles, int4_product, int4_tiles, int8_product
 from yeoul.runtime import has_native_bf16
-
-GROUPS_4 = (32, 64, 128)
-"""Group sizes that torch's 4-bit kernel takes, but for 256."""
-
-
-class Tiles(NamedTuple):
-    """A 4-bit weight as torch's kernel on the CPU wants it.
-
-    Attributes:
-        weight: (N, K / 2) uint8, reordered for this processor.
-        scales: (K / group, N, 2) bfloat16, each scale with its zero point, which is 0.
-    """
-
-    weight: Tensor
-    scales: Tensor
 
 
 def pack(q: Tensor, bits: int) -> Tensor:
@@ -125,17 +111,8 @@ def _even_first(x: Tensor) -> Tensor:
 
 
 def make_tiles(packed: Tensor, scale: Tensor) -> Tiles | None:
-    """A 4-bit weight for torch's kernel; None where the kernel does not take its groups.
-
-    The kernel wants a multiple of 16 outputs: rows of zeros are added, and `product` takes their outputs away.
-    """
-    N, groups = scale.shape
-    if 8 * packed.shape[1] // groups not in GROUPS_4:
-        return None
-    codes = F.pad(unpack_4(packed).int() + 8, (0, 0, 0, -N % 16))
-    padded = F.pad(scale.to(torch.bfloat16), (0, 0, 0, -N % 16)).T  # (groups, N)
-    weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
-    return Tiles(weight, torch.stack((padded, torch.zeros_like(padded)), dim=-1).contiguous())
+    """A 4-bit weight for torch's kernel; None where the kernel does not take it."""
+    return int4_tiles(unpack_4(packed), scale)
 
 
 MOST_ROWS = {8: 16, 4: 48}
@@ -148,27 +125,28 @@ PIECE = 2**20
 new pages. 6144 x 2048, one row in fp32: 22 and 28 ms with 8 and 4 bits whole, 1.4 and 4.3 in pieces."""
 
 
-def suits_kernel(x: Tensor, packed: Tensor, scale: Tensor) -> bool:
-    """Whether torch's kernels are the faster way for x (..., K), and right for such a weight."""
+def suits_kernel(x: Tensor, packed: Tensor) -> bool:
+    """Whether torch's kernels are the faster way for x (..., K); what they take is in `yeoul.ops.native`."""
     if x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return False
-    rows = x.numel() // x.shape[-1]
-    if packed.dtype == torch.int32:
-        return rows <= MOST_ROWS[4]
-    # Inputs that are no multiple of 16 make the 8-bit kernel read beyond its rows.
-    return rows <= MOST_ROWS[8] and scale.shape[1] == 1 and packed.shape[1] % 16 == 0
+    return x.numel() // x.shape[-1] <= MOST_ROWS[4 if packed.dtype == torch.int32 else 8]
+
+
+def _kernel_product(x: Tensor, packed: Tensor, scale: Tensor, tiles: Tiles | None) -> Tensor | None:
+    """`product` by one of torch's kernels; None where none of them is the faster way, or takes this."""
+    if not suits_kernel(x, packed):
+        return None
+    if packed.dtype == torch.int8:
+        return int8_product(x, packed, scale)
+    y = None if tiles is None else int4_product(x, tiles, _width(packed) // scale.shape[1])
+    return None if y is None else y[:, : scale.shape[0]]
 
 
 def product(x: Tensor, packed: Tensor, scale: Tensor, tiles: Tiles | None = None) -> Tensor:
     """x (M, K) times the transposed weight: (M, N) in x's dtype. See `low_bit_linear` for gradients."""
-    if suits_kernel(x, packed, scale):
-        if packed.dtype == torch.int8:
-            y: Tensor = torch.ops.aten._weight_int8pack_mm(x.contiguous(), packed, scale[:, 0].to(x.dtype))
-            return y
-        if tiles is not None:
-            group = 8 * packed.shape[1] // scale.shape[1]
-            y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), tiles.weight, group, tiles.scales)
-            return y[:, : scale.shape[0]]
+    fast = _kernel_product(x, packed, scale, tiles)
+    if fast is not None:
+        return fast
     given = x.dtype
     if given == torch.bfloat16 and not _has_native_bf16(x.device):
         x = x.float()  # emulated products take several times as long
@@ -203,7 +181,7 @@ def low_bit_linear(x: Tensor, packed: Tensor, scale: Tensor, tiles: Tiles | None
 
     Args:
         x: bfloat16 is fast; float32 and float64 are exact.
-        packed: (N, K) int8 or (N, K / 8) int32.
+        packed: (N, K) int8 or (N, K / 8) int32. Few rows are fast where 8 bits are `native.aligned`.
         scale: (N, K / group) bfloat16.
         tiles: what `make_tiles` made of a 4-bit weight; without it few rows are dequantized too.
     """
