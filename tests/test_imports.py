@@ -16,7 +16,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 FILES = sorted((SOURCE / "yeoul").rglob("*.py"))
 
 FLOORS = {
-    "config": 0, "errors": 0, "runtime": 0, "hub": 0, "units": 0,
+    "config": 0, "errors": 0, "files": 0, "runtime": 0, "hub": 0, "units": 0,
     "plain_text": 0, "safe_json": 0,
     "ops": 1,
     "text": 2, "data": 2, "model": 2,
@@ -29,6 +29,8 @@ NEIGHBOURS = {
     ("serve", "infer"),
     ("evaluate", "infer"),
     ("config", "errors"),
+    ("config", "files"),
+    ("files", "errors"),
     ("runtime", "errors"),
     ("runtime", "units"),
     ("hub", "errors"),
@@ -36,6 +38,7 @@ NEIGHBOURS = {
     ("safe_json", "errors"),
     ("safe_json", "plain_text"),
     ("safe_json", "units"),
+    ("hub", "files"),
 }
 LAZY = {
     "gguf", "huggingface_hub", "jinja2", "matplotlib", "pyarrow", "sentencepiece", "tensorboard", "tokenizers",

@@ -163,14 +163,13 @@ def _user_sentence(error: Exception) -> str | None:
     """The sentence for an exception that the user can do something about; None for a bug."""
     import errno
 
+    from yeoul.files import disk_error, disk_full
+
     if isinstance(error, UserError):
         return str(error)
     text = str(error)
-    full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors' own exception carries the number only in its text.
-    if full_disk or (type(error).__name__ == "SafetensorError" and "No space left" in text):
-        place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        return f"the disk is full{place}; free some space and run the same command again."
+    if disk_full(error) and (told := disk_error(error, getattr(error, "filename", None))) is not None:
+        return str(told)
     denied = (errno.EACCES, errno.EPERM, errno.EROFS)
     if isinstance(error, OSError) and error.errno in denied and error.filename:
         return f"no permission to use {error.filename} ({error.strerror}); choose another path."

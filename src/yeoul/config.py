@@ -16,6 +16,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 from yeoul.errors import UserError
+from yeoul.files import write_text
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
@@ -72,12 +73,7 @@ def save_config(config: Any, path: str | Path) -> None:
     """
     import yaml
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    text = yaml.safe_dump(flat_values(config), sort_keys=False, allow_unicode=True, width=100)
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_text(Path(path), yaml.safe_dump(flat_values(config), sort_keys=False, allow_unicode=True, width=100))
 
 
 def flat_values(config: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ except ImportError as error:
     raise ImportError("yeoul.hf needs transformers 5 or later: pip install 'yeoul[hf]'") from error
 
 from yeoul.errors import UserError
+from yeoul.files import write_text
 from yeoul.model import cache as memory
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
@@ -88,7 +89,7 @@ class YeoulConfig(PreTrainedConfig):
         """Writes config.json, and beside it the file that `trust_remote_code=True` imports."""
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         for name, text in remote_code_files().items():
-            (Path(save_directory) / name).write_text(text, encoding="utf-8")
+            write_text(Path(save_directory) / name, text)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from pathlib import Path
 
 from yeoul.errors import UserError
+from yeoul.files import disk_full
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "README.md")
 """What is downloaded: never pickles, never code."""
@@ -79,7 +79,7 @@ def _explained(error: Exception, name: str) -> Exception:
     """The sentence for what the network and the disk did; the error itself when it is neither."""
     from huggingface_hub import constants, errors
 
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if disk_full(error):
         fix = "free some space, or set HF_HOME to a folder with more room, and run the same command again"
         return UserError(f"there is not enough disk space for the model in {constants.HF_HUB_CACHE}", name, fix)
     if isinstance(error, errors.OfflineModeIsEnabled) or (

@@ -145,8 +145,10 @@ def test_parts_of_a_loss_are_logged_as_means(tmp_path):
     assert [line["twice"] for line in lines] == [2.0, 2.0]
 
 
-def test_two_processes_in_one_folder_are_refused(tmp_path):
-    from yeoul.train.runstate import only_writer
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
 
-    with only_writer(tmp_path), pytest.raises(UserError, match="another process"):
-        _train(tmp_path, toy_config())
+    from yeoul.files import only_run
+
+    with only_run(tmp_path), ThreadPoolExecutor(1) as other, pytest.raises(UserError, match="another process"):
+        other.submit(_train, tmp_path, toy_config()).result()

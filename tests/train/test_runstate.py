@@ -13,7 +13,7 @@ from yeoul.errors import UserError
 from yeoul.train import runstate
 from yeoul.train.loop import train
 from yeoul.train.loss import language_model_objective
-from yeoul.train.runstate import Checkpoints, disk_full, random_state, replace_folder, restore_random_state
+from yeoul.train.runstate import Checkpoints, random_state, restore_random_state
 
 
 def _train(folder: Path, model=None, **changes):
@@ -113,23 +113,3 @@ def test_random_states_come_back():
     np.random.randn()
     restore_random_state(*state)
     assert [(torch.rand(1).item(), random.random(), np.random.rand())] == drawn
-
-
-def test_replaced_folder_is_old_or_new(tmp_path):
-    folder = tmp_path / "model"
-    replace_folder(folder, lambda target: (target / "a").write_text("old") and None)
-
-    def fail(target: Path) -> None:
-        (target / "a").write_text("new")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(UserError, match="the disk is full"):
-        replace_folder(folder, fail)
-    assert (folder / "a").read_text() == "old" and os.listdir(tmp_path) == ["model"]
-    replace_folder(folder, lambda target: (target / "a").write_text("new") and None)
-    assert (folder / "a").read_text() == "new" and os.listdir(tmp_path) == ["model"]
-
-
-def test_disk_full_knows_both_languages():
-    assert disk_full(OSError(errno.ENOSPC, "x")) and disk_full(SafetensorError("io (os error 28)"))
-    assert not disk_full(OSError(errno.EACCES, "x")) and not disk_full(ValueError("os error 28"))

@@ -8,7 +8,6 @@ output layer may have parts, too (`yeoul.adapt.lora_tables`).
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -46,6 +45,7 @@ from yeoul.adapt.lora_sites import (
 from yeoul.adapt.lora_tables import TokenTable, attach_tables, token_tables
 from yeoul.adapt.lora_tokens import new_rows, take_rows
 from yeoul.errors import UserError
+from yeoul.files import new_file, write_json
 from yeoul.model.decoder import Decoder
 from yeoul.model.quantized import replace_module
 
@@ -255,9 +255,10 @@ def save_adapter(model: Decoder, folder: Path | str, name: str = "default") -> N
     }  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    with new_file(folder / WEIGHTS) as weights:
+        save_file(tensors, weights, metadata={"format": "pt"})
+        write_json(folder / CONFIG, values, indent=2)
 
 
 def _alpha(alpha: float, config: LoraConfig) -> float:

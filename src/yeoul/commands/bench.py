@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yeoul.errors import UserError
+from yeoul.files import write_text
 
 if TYPE_CHECKING:
     from yeoul.model.decoder import Decoder
@@ -92,8 +93,7 @@ def run(config: Config) -> int:
     }
     text = json.dumps(values, ensure_ascii=False, indent=2)
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(text + "\n", encoding="utf-8")
+        write_text(config.out, text + "\n")
     print(text if config.json else speed.table(records, first if len(models) > 1 else None))
     return 0
 

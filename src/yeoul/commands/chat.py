@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from yeoul.commands.screen import ScreenFlags
 from yeoul.commands.terminal import checked_text, note, read_message, stopped_by_ctrl_c, with_history
 from yeoul.errors import UserError
+from yeoul.files import write_text
 from yeoul.infer.params import SamplingParams
 from yeoul.units import count, rate, size
 
@@ -263,12 +264,7 @@ class Chat:
         """/save FILE"""
         path = _named(text, "/save")
         line = json.dumps({"messages": self._whole(self.messages)}, ensure_ascii=False) + "\n"
-        beside = path.with_name(path.name + ".tmp")
-        try:
-            beside.write_text(line, encoding="utf-8")
-            beside.replace(path)
-        except OSError as error:
-            raise UserError(f"the conversation cannot be saved: {error.strerror}", path) from None
+        write_text(path, line)
         note(f"Saved to {path}.")
 
     def load(self, text: str) -> None:

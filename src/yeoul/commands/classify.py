@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from yeoul.errors import UserError
+from yeoul.files import new_file, only_writer, write_text
 from yeoul.units import count
 
 if TYPE_CHECKING:
@@ -78,14 +79,14 @@ def run(config: Config) -> int:
         if config.out is None:
             print(text)
         else:
-            config.out.write_text(text + "\n", encoding="utf-8")
+            write_text(config.out, text + "\n")
         return 0
     texts = _texts(config)
     classifier = load_classifier(config.model, device=config.device, dtype=config.dtype)
     if config.out is None:
         _write(config, classifier, texts, sys.stdout)
     else:
-        with config.out.open("w", encoding="utf-8") as file:
+        with only_writer(config.out), new_file(config.out) as beside, beside.open("w", encoding="utf-8") as file:
             _write(config, classifier, texts, file)
     return 0
 

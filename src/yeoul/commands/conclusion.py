@@ -37,7 +37,7 @@ def conclude(
     from yeoul.evaluate import speed
     from yeoul.evaluate.ablations import ablations, parts
     from yeoul.evaluate.perplexity import score
-    from yeoul.train.runstate import write_json
+    from yeoul.files import write_json
 
     dtype = runtime.resolve_dtype(config.dtype, teacher.device)
     lengths = tokenizer.byte_lengths()

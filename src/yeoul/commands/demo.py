@@ -133,7 +133,7 @@ def _begin(config: Config) -> dict[str, Any]:
 
 
 def _save(config: Config, state: dict[str, Any]) -> None:
-    from yeoul.train.runstate import write_json
+    from yeoul.files import write_json
 
     write_json(config.out / "demo.json", state)
 
@@ -206,9 +206,9 @@ def _text(config: Config, state: dict[str, Any], clock: Any) -> int:
     """Train the tokenizer and store the corpus as tokens where `yeoul pretrain` will look for them."""
     from yeoul.commands.corpus import token_shards
     from yeoul.data.records import read_documents
+    from yeoul.files import replace_folder
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.text.training import TokenizerConfig, train_tokenizer
-    from yeoul.train.runstate import replace_folder
 
     plan = state["plan"]
     plan |= TEXT

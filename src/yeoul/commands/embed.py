@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from yeoul.errors import UserError
+from yeoul.files import new_file
 from yeoul.units import count
 
 if TYPE_CHECKING:
@@ -150,22 +151,21 @@ def _known(config: Config) -> tuple[list[str], np.ndarray | None]:
 
 
 def _write(file: Path, texts: list[str], vectors: np.ndarray) -> None:
-    """The file, beside and renamed."""
+    """The file, as a whole."""
     import numpy as np
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.stem}.tmp{file.suffix}")
     values = vectors.astype(np.float32)
-    if file.suffix == ".npy":
-        np.save(beside, values, allow_pickle=False)
-    else:
+    with new_file(file) as beside:
+        if file.suffix == ".npy":
+            with beside.open("wb") as opened:  # a name would get another suffix
+                np.save(opened, values, allow_pickle=False)
+            return
         pa, pq = _arrow(file)
         columns = {
             "text": texts,
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1]),
         }
         pq.write_table(pa.table(columns), beside)
-    beside.replace(file)
 
 
 def _arrow(file: Path) -> tuple[Any, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
@@ -68,7 +67,7 @@ def run(config: Config) -> int:
     from yeoul.text.gguf_vocabulary import Vocabulary, gguf_vocabulary
     from yeoul.text.tokenizer import Tokenizer
 
-    with _source(config) as folder:
+    with _source(config, out) as folder:
         described = load_config(folder)
         plan(described)  # refused before the weights are read
         if load_quantization(folder) is not None:
@@ -94,9 +93,9 @@ def _run_hf(config: Config, out: Path) -> int:
     import torch
 
     from yeoul.commands.corpus import save_folder
+    from yeoul.files import replace_folder
     from yeoul.safe_json import read_object
     from yeoul.text.tokenizer import Tokenizer
-    from yeoul.train.runstate import replace_folder
 
     dtypes = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
     if config.dtype == "q8_0":
@@ -104,7 +103,7 @@ def _run_hf(config: Config, out: Path) -> int:
     if out.is_file():
         raise UserError("this is a file, not a folder", f"--out {out}")
     _check_free(out, config.overwrite)
-    with _source(config) as folder:
+    with _source(config, out) as folder:
         if out.exists() and out.resolve() in (folder.resolve(), *folder.resolve().parents):
             raise UserError("the model itself is in this folder", f"--out {out}", "choose another --out")
         model = _model(config, folder, dtypes[config.dtype] if config.dtype else None)
@@ -166,7 +165,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _source(config: Config) -> Iterator[Path]:
+def _source(config: Config, out: Path) -> Iterator[Path]:
     """The folder of the model; with --unsafe-pickle a temporary one, with its weights as safetensors."""
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import model_folder
@@ -175,15 +174,13 @@ def _source(config: Config) -> Iterator[Path]:
     if not config.unsafe_pickle:
         yield folder
         return
+    from yeoul.files import disk_errors, scratch_folder
     from yeoul.model.pickles import to_safetensors
-    from yeoul.train.runstate import disk_errors
 
-    parent = (config.out or Path()).absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpickled-", dir=parent) as temporary:
-        with disk_errors(Path(temporary), Path(temporary), []):
-            to_safetensors(folder, Path(temporary))
-        yield Path(temporary)
+    with scratch_folder(out.absolute()) as temporary:
+        with disk_errors(out):
+            to_safetensors(folder, temporary)
+        yield temporary
 
 
 def _model(config: Config, folder: Path, dtype: torch.dtype | None = None) -> Decoder:

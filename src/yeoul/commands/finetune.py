@@ -315,7 +315,8 @@ class _Finetuning:
         """Validation of the model as it came, done once a run."""
         import torch
 
-        from yeoul.train.runstate import Checkpoints, write_json
+        from yeoul.files import write_json
+        from yeoul.train.runstate import Checkpoints
 
         path = self.config.out / "before.json"
         if Checkpoints(self.config.out / "checkpoints", 1).steps() and path.is_file():
@@ -358,7 +359,7 @@ class _Finetuning:
                 self.task.save(folder, self.saved)
 
     def _finish(self, result: TrainResult, before: dict[str, float]) -> None:
-        from yeoul.train.runstate import replace_folder, write_json
+        from yeoul.files import replace_folder, write_json
 
         config, folder = self.config, _result_folder(self.config)
         if result.resumed_from != result.step or not folder.is_dir():

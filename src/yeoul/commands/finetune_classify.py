@@ -178,7 +178,7 @@ class ClassifyTask(TextTask):
 
     def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
         """Scores of the validation, also as OUT/classification.json, and how to use the classifier."""
-        from yeoul.train.runstate import write_json
+        from yeoul.files import write_json
 
         lines = []
         if after and (validate := self.validate()) is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from yeoul.errors import UserError
+from yeoul.files import write_json
 from yeoul.safe_json import read_object
 
 if TYPE_CHECKING:
@@ -151,6 +151,4 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, pad_id: int) -> None:
         return
     values = read_object(file)
     values["pad_token"] = tokenizer.piece(pad_id)
-    beside = file.with_name(f".{file.name}.tmp")
-    beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(file)
+    write_json(file, values, indent=2)

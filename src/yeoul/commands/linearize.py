@@ -212,8 +212,8 @@ def run(config: Config) -> int:
     from yeoul.commands.recipe import plain, run_stages, weights_digest
     from yeoul.config import save_config
     from yeoul.data.loader import PackedLoader
+    from yeoul.files import replace_folder
     from yeoul.train.interrupt import Interrupted
-    from yeoul.train.runstate import replace_folder
 
     if config.out.exists() and not config.out.is_dir():
         raise UserError("this is a file, not a folder", f"--out {config.out}")

@@ -65,7 +65,8 @@ def check_run(config: Config | FinetuneConfig, preparation: dict[str, Any]) -> N
 def begin(config: Config | FinetuneConfig, preparation: dict[str, Any]) -> None:
     """Note in the run's folder what it is made of; forget an earlier run there when that is wanted."""
     from yeoul.config import save_config
-    from yeoul.train.runstate import forget_run, write_json
+    from yeoul.files import write_json
+    from yeoul.train.runstate import forget_run
 
     config.out.mkdir(parents=True, exist_ok=True)
     if config.overwrite:
@@ -97,9 +98,9 @@ def _read_record(path: Path) -> dict[str, Any]:
 def tokenizer_of(config: Config, preparation: dict[str, Any]) -> Tokenizer:
     """The tokenizer named, the one trained for this run before, or a new one trained on the data."""
     from yeoul.data.records import read_documents
+    from yeoul.files import replace_folder, write_json
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.text.training import TokenizerConfig, train_tokenizer
-    from yeoul.train.runstate import replace_folder, write_json
 
     if config.tokenizer is not None:
         return Tokenizer.load(config.tokenizer)

@@ -263,7 +263,7 @@ def _train(
 def _finish(config: Config, model: Decoder, tokenizer: Tokenizer, result: TrainResult) -> None:
     """Leave the finished model in OUT/model and say what can be done with it."""
     from yeoul.commands.corpus import save_folder
-    from yeoul.train.runstate import replace_folder
+    from yeoul.files import replace_folder
 
     folder = config.out / "model"
     if result.resumed_from != result.step or not (folder / "config.json").exists():

@@ -144,9 +144,9 @@ class _Work:
         from yeoul.adapt.quantize import quantize_model
         from yeoul.commands.corpus import save_folder
         from yeoul.evaluate.perplexity import autocast
+        from yeoul.files import replace_folder
         from yeoul.model.checkpoint import load_model
         from yeoul.model.quantized import refuse_quantized
-        from yeoul.train.runstate import replace_folder
 
         model = load_model(self.folder, self.device).requires_grad_(False)
         refuse_quantized(model, "quantized again")

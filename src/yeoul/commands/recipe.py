@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -30,6 +29,7 @@ from yeoul.adapt.lora_layers import LoraConfig, dense
 from yeoul.data.loader import PackedLoader
 from yeoul.errors import UserError
 from yeoul.evaluate.energy import Energy, Meter, stretched, total
+from yeoul.files import new_file, write_json
 from yeoul.model.checkpoint import stays_fp32
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.safe_json import read
@@ -38,7 +38,6 @@ from yeoul.train.distill import alignment_objective, distillation_objective
 from yeoul.train.loop import TrainResult, train
 from yeoul.train.loss import Objective, language_model_objective
 from yeoul.train.optim import Rates, trainable_parameters
-from yeoul.train.runstate import disk_errors, write_json
 
 Stage = Literal["align", "distil", "finetune"]
 Trained = Literal["maps", "attention", "all", "low-rank", "low-rank-all"]
@@ -345,12 +344,10 @@ def plain(model: Decoder, dtype: torch.dtype | None = None) -> Decoder:
 
 def _write_before(student: Decoder, run_dir: Path) -> Path:
     """The trained weights before the stage, on disk because a stage may train all of them."""
-    path, temporary = run_dir / "before.safetensors", run_dir / ".tmp-before.safetensors"
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with disk_errors(path, run_dir / ".tmp-before", []):
-        weights = {name: p.detach().contiguous() for name, p in trainable_parameters(student).items()}
-        save_file(weights, temporary)
-        os.replace(temporary, path)
+    path = run_dir / "before.safetensors"
+    weights = {name: p.detach().contiguous() for name, p in trainable_parameters(student).items()}
+    with new_file(path) as beside:
+        save_file(weights, beside)
     return path
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from yeoul.errors import UserError
+from yeoul.files import replace_folder, write_json
 from yeoul.safe_json import read_object
 
 FORMAT_VERSION = 1
@@ -139,20 +138,10 @@ class _Writer:
         self.bytes += num_bytes
 
     def finish(self, **meta: Any) -> None:
-        _sync_and_close(self.file)
-        with (self.folder / "offsets.npy").open("wb") as file:
-            np.save(file, np.asarray(self.ends, dtype=np.int64), allow_pickle=False)
-            _sync_and_close(file)
+        self.file.close()
+        np.save(self.folder / "offsets.npy", np.asarray(self.ends, dtype=np.int64), allow_pickle=False)
         values = ShardMeta(tokens=self.ends[-1], documents=len(self.ends) - 1, bytes=self.bytes, **meta)
-        with (self.folder / "meta.json").open("wb") as file:
-            file.write(json.dumps(asdict(values), indent=2).encode())
-            _sync_and_close(file)
-
-
-def _sync_and_close(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
+        write_json(self.folder / "meta.json", asdict(values), indent=2)
 
 
 def _draw(seed: int, index: int) -> float:
@@ -231,7 +220,7 @@ def build_shards(
 ) -> tuple[TokenShards, TokenShards | None]:
     """Encode documents into `folder/train` and `folder/val`, or reuse what lies there.
 
-    The folder appears whole or not at all: it is written beside, fsynced and renamed.
+    The folder appears whole or not at all, see `yeoul.files`.
 
     Args:
         documents: texts; not touched when the shards are reused.
@@ -249,7 +238,7 @@ def build_shards(
         training shards, and validation shards or None.
 
     Raises:
-        UserError: no text; the folder is in use for something else.
+        UserError: no text; the folder is in use for something else; the disk does not take it.
     """
     if not 0 <= val_fraction < 1:
         raise UserError(f"the share for validation is {val_fraction}, not from 0 to below 1", "val_fraction")
@@ -267,11 +256,10 @@ def build_shards(
         return found
     if folder.exists() and not _is_ours(folder):
         raise UserError("the folder for the tokens holds something else", folder, "name another folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        train = _Writer(partial / "train", _dtype(vocab_size))
-        val = _Writer(partial / "val", _dtype(vocab_size)) if val_fraction > 0 else None
+
+    def write(new: Path) -> None:
+        train = _Writer(new / "train", _dtype(vocab_size))
+        val = _Writer(new / "val", _dtype(vocab_size)) if val_fraction > 0 else None
         rows = _encoded(documents, encode_batch, eos_id, vocab_size, batch_documents)
         _write_splits(rows, train, val, val_fraction, seed, progress)
         train.finish(**meta)
@@ -280,13 +268,8 @@ def build_shards(
         elif val is not None:
             val.file.close()
             shutil.rmtree(val.folder)
-        _replace(partial, folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"cannot write the tokens: {error.strerror or error}", folder) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+
+    replace_folder(folder, write)
     return _open_splits(folder)
 
 
@@ -308,18 +291,3 @@ def _reusable(folder: Path, meta: dict[str, Any]) -> tuple[TokenShards, TokenSha
 def _is_ours(folder: Path) -> bool:
     """Whether nothing in the folder would be missed: it is empty or holds shards."""
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= {"train", "val"}
-
-
-def _replace(partial: Path, folder: Path) -> None:
-    """Rename a finished folder into its place; a rename over a full folder is not possible, so move it aside."""
-    aside = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if folder.exists():
-        folder.rename(aside)
-    partial.rename(folder)
-    handle = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    shutil.rmtree(aside, ignore_errors=True)

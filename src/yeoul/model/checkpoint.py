@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from yeoul.errors import UserError, shown
+from yeoul.files import new_file, write_json, write_text
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config, write_config
@@ -267,9 +268,7 @@ def save_model(model: Decoder, folder: Path | str, *, shard_bytes: int = SHARD_B
     plain = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     files = _save_tensors(to_published(to_stored(plain, model), config, family), folder, shard_bytes)
     for name, text in texts.items():
-        beside = folder / f".{name}.{os.getpid()}.tmp"
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(folder / name)
+        write_text(folder / name, text)
     for stale in [*folder.glob("model*.safetensors"), folder / INDEX, *folder.glob("modeling_yeoul.py")]:
         if stale.name not in {*files, *texts}:
             stale.unlink(missing_ok=True)
@@ -291,22 +290,14 @@ def _save_tensors(tensors: dict[str, Tensor], folder: Path, shard_bytes: int) ->
         room -= size
     many = len(shards) > 1
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" if many else SINGLE for i in range(1, len(shards) + 1)]
-    beside = [folder / f".{file}.{os.getpid()}.tmp" for file in files]
-    try:
-        for names, path in zip(shards, beside, strict=True):
+    with ExitStack() as stack:  # all are written before the first is renamed
+        for names, file in zip(shards, files, strict=True):
             part = {name: tensors[name].contiguous().cpu() for name in names}
-            save_file(part, path, metadata={"format": "pt"})
-        for path, file in zip(beside, files, strict=True):
-            path.replace(folder / file)
-    finally:
-        for path in beside:
-            path.unlink(missing_ok=True)
+            save_file(part, stack.enter_context(new_file(folder / file)), metadata={"format": "pt"})
     if not many:
         return set(files)
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     where = {name: file for names, file in zip(shards, files, strict=True) for name in names}
-    index = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}, indent=2)
-    temporary = folder / f".{INDEX}.{os.getpid()}.tmp"
-    temporary.write_text(index + "\n", encoding="utf-8")
-    temporary.replace(folder / INDEX)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    write_json(folder / INDEX, index, indent=2)
     return {*files, INDEX}

@@ -8,7 +8,6 @@ nothing reads them wrongly. A head that was trained with an adapter lies beside 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from yeoul.errors import UserError, shown
+from yeoul.files import new_file, write_json
 from yeoul.model.checkpoint import model_folder, stays_fp32
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
@@ -69,7 +69,7 @@ def save_classifier(model: SequenceClassifier, folder: Path | str, *, pad_id: in
     weights = {name: t.detach() for name, t in decoder.state_dict().items() if not name.startswith("lm_head.")}
     tensors = to_published(weights, config, family) | {SCORE: head.score.weight.detach().to(dtype)}
     _save_tensors(tensors, folder / SINGLE)
-    _save_json(description, folder / "config.json")
+    write_json(folder / "config.json", description, indent=2)
 
 
 def _label_fields(labels: list[str]) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def save_head(head: ClassificationHead, folder: Path | str) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _save_tensors({SCORE: head.score.weight.detach()}, folder / HEAD_WEIGHTS)
-    _save_json({"labels": head.labels, "pooling": head.pooling}, folder / HEAD_CONFIG)
+    write_json(folder / HEAD_CONFIG, {"labels": head.labels, "pooling": head.pooling}, indent=2)
 
 
 def load_head(folder: Path | str, decoder: Decoder) -> ClassificationHead:
@@ -204,12 +204,5 @@ def load_head(folder: Path | str, decoder: Decoder) -> ClassificationHead:
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    beside = file.with_name(f".{file.name}.tmp")
-    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, beside, metadata={"format": "pt"})
-    beside.replace(file)
-
-
-def _save_json(values: Mapping[str, Any], file: Path) -> None:
-    beside = file.with_name(f".{file.name}.tmp")
-    beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(file)
+    with new_file(file) as beside:
+        save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, beside, metadata={"format": "pt"})

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from yeoul.errors import UserError
+from yeoul.files import new_file
 from yeoul.model.decoder import Decoder
 from yeoul.model.gguf import Entry, Plan, entries, plan
 
@@ -42,7 +42,6 @@ def write_gguf(
     from gguf import GGUFWriter
 
     how = plan(model.config)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     writer = GGUFWriter(None, how.architecture)
     general = {"general.name": name, "general.file_type": FILE_TYPES[dtype]}
     general |= {"general.quantization_version": 2} if dtype == "q8_0" else {}
@@ -51,23 +50,12 @@ def write_gguf(
     todo = [(entry, _tensor_type(entry, dtype)) for entry in entries(model, how.architecture)]
     for entry, kind in todo:
         _announce(writer, entry, kind)
-    try:
+    with new_file(path) as beside, closing(writer):
         writer.write_header_to_file(beside)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for entry, kind in todo:
             writer.write_tensor_data(_encoded(entry, kind))
-        writer.flush()
-        assert writer.fout is not None
-        os.fsync(writer.fout[0].fileno())
-        writer.close()
-        beside.replace(path)
-    except OSError as error:
-        if error.errno is None:  # numpy's, which says only how much was written
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise
-    finally:
-        beside.unlink(missing_ok=True)
     return how
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from yeoul.errors import UserError
+from yeoul.files import write_json
 from yeoul.model.tensor_files import INDEX, SINGLE
 from yeoul.safe_json import read_object
 
@@ -57,7 +57,7 @@ def to_safetensors(folder: Path, target: Path) -> None:
         total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(target / INDEX, index, indent=2)
     for pattern in ("*.json", "*.model", "*.jinja", "*.txt", "README.md"):
         for file in folder.glob(pattern):
             if file.name not in (PICKLE_INDEX, INDEX) and file.is_file():

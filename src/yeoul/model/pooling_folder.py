@@ -9,8 +9,6 @@ the order.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from yeoul.errors import UserError, shown
+from yeoul.files import new_file, write_json
 from yeoul.model.config import ModelConfig
 from yeoul.model.heads import STATES, Activation, Dense, Pooling, States, TextVectors, Whitening
 from yeoul.safe_json import read, read_object
@@ -55,7 +54,7 @@ def save_vectors(folder: Path | str, config: ModelConfig, vectors: TextVectors, 
     described |= {flag: name == wanted for flag, name in _FLAGS.items()}
     if vectors.states != "last":
         described["states"] = vectors.states
-    _write(folder / FOLDER / "config.json", described)
+    write_json(folder / FOLDER / "config.json", described)
     kinds = [("Transformer", ""), ("Pooling", FOLDER)]
     for number, layer in enumerate(vectors.layers, start=2):
         kinds.append(("Dense", f"{number}_Dense"))
@@ -67,8 +66,8 @@ def save_vectors(folder: Path | str, config: ModelConfig, vectors: TextVectors, 
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (kind, path) in enumerate(kinds)
     ]
-    _write(folder / MODULES, listed)
-    _write(
+    write_json(folder / MODULES, listed)
+    write_json(
         folder / "sentence_bert_config.json",
         {"max_seq_length": config.max_position_embeddings, "do_lower_case": False},
     )
@@ -151,14 +150,13 @@ def _states(values: dict[str, Any], file: Path) -> States:
 def _save_dense(layer: Dense, folder: Path) -> None:
     linear = layer.linear
     activation = next(name for name, ours in _ACTIVATIONS.items() if ours == layer.activation)
-    _write(folder / "config.json", {
+    write_json(folder / "config.json", {
         "in_features": linear.in_features, "out_features": linear.out_features, "bias": linear.bias is not None,
         "activation_function": activation,
     })  # fmt: skip
-    beside = folder / f".{WEIGHTS}.tmp"
     tensors = {f"linear.{name}": p.detach().float().contiguous().cpu() for name, p in linear.named_parameters()}
-    save_file(tensors, beside, metadata={"format": "pt"})
-    beside.replace(folder / WEIGHTS)
+    with new_file(folder / WEIGHTS) as beside:
+        save_file(tensors, beside, metadata={"format": "pt"})
 
 
 def _load_dense(folder: Path, width: int) -> Dense:
@@ -184,10 +182,3 @@ def _load_dense(folder: Path, width: int) -> Dense:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the layer cannot be read: {reason}", folder / WEIGHTS) from None
     return layer
-
-
-def _write(file: Path, values: dict[str, Any] | Sequence[Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.tmp")
-    beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    beside.replace(file)

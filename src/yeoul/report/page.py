@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yeoul.files import replace_folder, write_text
 from yeoul.report import plots
 from yeoul.report.content import Command, ModelRow, Report
 from yeoul.report.plots import Plot
@@ -23,24 +23,20 @@ NO_PLOTS = "matplotlib is not installed, so this report has tables only; `pip in
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     """Write `report.html`, `report.md` and the plots in `report/`; returns the paths of the two pages.
 
-    Each file is written beside its place and renamed, so that an older report stays whole until then.
+    Each is replaced as a whole, so that an older report stays whole until then.
     """
     pictures = plots.all_plots(report) if plots.available() else []
-    images = folder / "report"
-    images.mkdir(parents=True, exist_ok=True)
-    for plot in pictures:
-        _write(images / f"{plot.name}.svg", plot.svg)
+
+    def write(images: Path) -> None:
+        for plot in pictures:
+            write_text(images / f"{plot.name}.svg", plot.svg)
+
+    replace_folder(folder / "report", write)
     page, notes = folder / "report.html", folder / "report.md"
     missing = "" if plots.available() else NO_PLOTS
-    _write(page, render_html(report, pictures, missing))
-    _write(notes, render_markdown(report, pictures, missing))
+    write_text(page, render_html(report, pictures, missing))
+    write_text(notes, render_markdown(report, pictures, missing))
     return page, notes
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def render_html(report: Report, pictures: Sequence[Plot], missing: str = "") -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from yeoul.errors import UserError
+from yeoul.files import replace_files
 from yeoul.plain_text import without_mark
 from yeoul.safe_json import read_bytes
 
@@ -52,23 +52,8 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write tokenizer files beside, fsync, rename; then remove what another tokenizer left here."""
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = {name: (folder / name).with_name(f".{Path(name).name}.{os.getpid()}.tmp") for name in files}
-    try:
-        for name, content in files.items():
-            beside[name].parent.mkdir(exist_ok=True)
-            with beside[name].open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in files:
-            beside[name].replace(folder / name)
-    finally:
-        for path in beside.values():
-            path.unlink(missing_ok=True)
+def put_tokenizer(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put the files of a tokenizer into a folder, and those of another out of it, all in one step."""
     left = [f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja")]
-    for name in (*VOCABULARIES, *COMPANIONS, *left):
-        if name not in files:
-            (folder / name).unlink(missing_ok=True)
+    stale = [name for name in (*VOCABULARIES, *COMPANIONS, *left) if name not in files]
+    replace_files(folder, files, stale)

@@ -15,7 +15,7 @@ from yeoul.safe_json import JSONError, parse_object
 from yeoul.text.added_tokens import CLASSES, ROLES, declared_tokens, named_token, special_texts, tokenizer_class
 from yeoul.text.backends import Backend, Decoding, JsonBackend, ModelBackend
 from yeoul.text.byte_level import byte_level_json
-from yeoul.text.files import GENERATION, PAIR, find_folder, read_files, replace_files
+from yeoul.text.files import GENERATION, PAIR, find_folder, put_tokenizer, read_files
 from yeoul.text.sentencepiece_model import SPACE
 from yeoul.text.short_pieces import short_pieces
 from yeoul.text.streaming import StreamDecoder, token_bytes
@@ -87,7 +87,7 @@ class Tokenizer:
 
         `generation_config.json` is among them: it names the tokens that end a text.
         """
-        replace_files(Path(folder), self._files)
+        put_tokenizer(Path(folder), self._files)
 
     def with_template(self, source: str) -> Tokenizer:
         """The same tokenizer with another chat template, which `save` writes as `chat_template.jinja`."""

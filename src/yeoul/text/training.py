@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from yeoul.errors import UserError
 from yeoul.text.chat import CHAT_TOKENS, DEFAULT_TEMPLATE
-from yeoul.text.files import replace_files
+from yeoul.text.files import put_tokenizer
 from yeoul.text.hf_export import tokenizer_config, tokenizer_json
 from yeoul.text.nfc import nfc_tsv
 from yeoul.text.sentencepiece_model import SPACE, Piece, PieceType, read_model, rewrite_model
@@ -135,7 +135,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: str |
             model_max_length=config.model_max_length,
         ).encode(),
     }
-    replace_files(Path(folder), files)
+    put_tokenizer(Path(folder), files)
     return Tokenizer.load(folder)
 
 

@@ -13,8 +13,8 @@ from typing import Any, TextIO
 
 import torch
 
+from yeoul.files import write_text
 from yeoul.safe_json import parse
-from yeoul.train.runstate import UNFINISHED
 from yeoul.units import duration, rate, size
 
 
@@ -45,13 +45,7 @@ class MetricsLog:
     def truncate(self, step: int) -> list[dict[str, Any]]:
         """Drop the lines past `step`, rewriting the file beside and renaming; returns those kept."""
         kept = [line for line in self.read() if line["step"] <= step]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{UNFINISHED}{self.path.name}")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         return kept
 
     def append(self, line: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from yeoul import runtime
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
+from yeoul.files import disk_error, disk_full, only_run
 from yeoul.train.compute import autocast_dtype, compile_model
 from yeoul.train.config import CHANGEABLE, TrainConfig
 from yeoul.train.interrupt import Interrupted, StopRequests
@@ -26,8 +27,6 @@ from yeoul.train.plateau import Plateau
 from yeoul.train.runstate import (
     Checkpoints,
     RunState,
-    disk_full,
-    only_writer,
     random_state,
     restore_random_state,
 )
@@ -114,7 +113,7 @@ def train(
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     shown = progress or Progress(name, config.steps)
-    with only_writer(run_dir):
+    with only_run(run_dir):
         run = _Run(model, loader, objective, config, run_dir, save_model, validate, dict(identity or {}), rates, shown)
         was_training = model.training
         try:
@@ -126,7 +125,7 @@ def train(
         except OSError as error:
             if not disk_full(error):
                 raise
-            raise UserError("the disk is full", where=run_dir, fix="free some space and run it again") from error
+            raise disk_error(error, run_dir) or error from error
         finally:
             run.close()
             model.train(was_training)

@@ -11,14 +11,10 @@ Layout of one checkpoint, `checkpoints/step-00000100/`:
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import random
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +26,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from yeoul.errors import UserError
+from yeoul.files import (
+    UNFINISHED,
+    delete,
+    disk_errors,
+    only_run,
+    put_in_place,
+    remove,
+    scratch_folder,
+    sync_tree,
+    write_json,
+)
 from yeoul.safe_json import read_object
 
 FORMAT = 1
 LARGEST_STATE = 2**28
 """Bytes of a checkpoint's trainer.json."""
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
-UNFINISHED = ".tmp-"
 _DAMAGED = "damaged-"
 
 
@@ -87,10 +93,10 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def clean(self) -> None:
-        """Remove what killed writers left."""
+        """Remove what killed writers left; who calls it holds the run's lock."""
         if self.folder.is_dir():
             for entry in self.folder.glob(f"{UNFINISHED}*"):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                delete(entry)
 
     def save(self, state: RunState, save_model: Callable[[Path], None]) -> Path:
         """Write a checkpoint and point `latest.json` at it; it is whole or it is not there.
@@ -98,18 +104,15 @@ class Checkpoints:
         Raises:
             UserError: the disk is full or cannot be written; earlier checkpoints are untouched.
         """
-        step = state.values["step"]
+        step, earlier = state.values["step"], self.steps()
         final = self.path(step)
-        temporary = self.folder / f"{UNFINISHED}{final.name}-{os.getpid()}"
-        with disk_errors(final, temporary, self.steps()):
-            (temporary / "state").mkdir(parents=True)
-            save_model(temporary / "model")
-            _write_state(state, temporary / "state")
-            sync_tree(temporary)
-            if final.exists():
-                self._remove(final)
-            os.rename(temporary, final)
-            _sync(self.folder)
+        kept = f"the checkpoint of step {earlier[-1]} is untouched" if earlier else ""
+        with disk_errors(final, kept), scratch_folder(final) as new:
+            (new / "state").mkdir()
+            save_model(new / "model")
+            _write_state(state, new / "state")
+            sync_tree(new)
+            put_in_place(new, final)
             write_json(self.folder / "latest.json", {"step": step, "folder": final.name})
         return final
 
@@ -153,21 +156,13 @@ class Checkpoints:
         """Remove all but the newest `keep_last` and the best."""
         for step in self.steps()[: -self.keep_last]:
             if step != best_step:
-                self._remove(self.path(step))
-
-    def _remove(self, folder: Path) -> None:
-        # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under a good
-        # name.
-        doomed = folder.with_name(f"{UNFINISHED}removed-{folder.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(folder, doomed)
-        shutil.rmtree(doomed)
+                remove(self.path(step))
 
     def _set_aside(self, folder: Path) -> None:
         # Out of the way of pruning, which would count it among the newest.
         target = folder.with_name(_DAMAGED + folder.name)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(folder, target)
+        remove(target)
+        folder.rename(target)
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -196,109 +191,11 @@ def restore_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> N
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside `path`, fsync it, and rename it into place."""
-    temporary = path.with_name(f"{UNFINISHED}{path.name}")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder beside `folder`, then put it in its place.
-
-    Raises:
-        UserError: the disk is full or cannot be written; the old folder stays.
-    """
-    temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
-    old = folder.with_name(f"{UNFINISHED}old-{folder.name}")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with disk_errors(folder, temporary, []):
-        temporary.mkdir(parents=True)
-        write(temporary)
-        sync_tree(temporary)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(temporary, folder)
-        _sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def disk_errors(target: Path, temporary: Path, earlier: list[int]) -> Iterator[None]:
-    """Whatever stops a write, remove `temporary`; a failing disk becomes a UserError of one sentence."""
-    try:
-        yield
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        kept = f", and the checkpoint of step {earlier[-1]} is untouched" if earlier else ""
-        if disk_full(error):
-            fix = f"free some space and run the same command again{kept}"
-            raise UserError("the disk is full", where=target, fix=fix) from error
-        if isinstance(error, OSError):
-            what = f"cannot write: {error.strerror or error}"
-            raise UserError(what, where=target, fix=f"mend that and run the same command again{kept}") from error
-        raise
-
-
-def disk_full(error: BaseException) -> bool:
-    """Whether an exception, of Python or of safetensors' Rust side, says that no space is left."""
-    codes = (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(error, OSError):
-        return error.errno in codes
-    text = str(error) if isinstance(error, SafetensorError) else ""
-    return any(f"os error {code}" in text or f"code: {code}," in text for code in codes)
-
-
-@contextmanager
-def only_writer(run_dir: Path) -> Iterator[None]:
-    """Hold the run's lock, which the system lets go of when the process ends, however it ends.
-
-    Raises:
-        UserError: another process trains in this folder.
-    """
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows
-        yield
-        return
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fix = "wait for it, or choose another --out"
-            raise UserError("another process is training in this folder", where=run_dir, fix=fix) from None
-        yield
-
-
 def forget_run(run_dir: Path) -> None:
     """Remove what training left in a folder: checkpoints, metrics, events."""
-    with only_writer(run_dir):
-        for name in ("checkpoints", "tensorboard"):
-            shutil.rmtree(run_dir / name, ignore_errors=True)
-        (run_dir / "metrics.jsonl").unlink(missing_ok=True)
-
-
-def sync_tree(folder: Path) -> None:
-    """fsync every file and folder below and including `folder`, and give files the usual permissions."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for parent, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            # safetensors makes its files private, whatever the user's umask says.
-            os.chmod(Path(parent) / name, 0o666 & ~mask)
-            _sync(Path(parent) / name)
-        _sync(Path(parent))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with only_run(run_dir):
+        for name in ("checkpoints", "tensorboard", "metrics.jsonl"):
+            remove(run_dir / name)
 
 
 def _write_state(state: RunState, folder: Path) -> None:
