@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -12,7 +16,7 @@ from cyclopts import Parameter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yeoul.config import flat_values, load_config, parse_flags, save_config
+from yeoul.config import Place, flat_values, load_config, parse_flags, save_config
 from yeoul.errors import UserError
 
 
@@ -278,3 +282,69 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in text
     # Also beside other arguments, even wrong ones.
     assert parse_flags(Config, ["m", "--lr", "--help"], program="yeoul try") is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    file: Path = Path("x")
+    """File."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Paths of every kind."""
+
+    model: Place
+    """Model."""
+    _: KW_ONLY
+    out: Path | None = None
+    """Result."""
+    models: tuple[Place, ...] = ()
+    """Several."""
+    many: tuple[Path, ...] = ()
+    """Several."""
+    words: str = ""
+    """No path."""
+    config: Path | None = None
+    """YAML file."""
+    nested: Annotated[Nested, Parameter(name="*")] = field(default_factory=Nested)
+    """Inside."""
+
+
+def test_home_is_found_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "r.yaml").write_text("out: ~/o\nmodels: [~/a, org/b]\nmany: ['~/c', d]\nwords: ~/e\nfile: ~/f\n")
+    config = parse_flags(Places, ["~/m, x~,~/n", "--config=~/r.yaml"], program="yeoul test")
+    assert config is not None and config.model == f"{tmp_path}/m,x~,{tmp_path}/n"
+    assert config.out == tmp_path / "o" and config.models == (f"{tmp_path}/a", "org/b")
+    assert config.many == (tmp_path / "c", Path("d")) and config.words == "~/e" and config.nested.file == tmp_path / "f"
+    config = parse_flags(Places, ["a, b", "--out=~/p", "--file", "~"], program="yeoul test")
+    assert config is not None and config.model == "a, b" and config.out == tmp_path / "p"
+    assert config.nested.file == tmp_path
+
+
+def _fields_of_all_verbs() -> Iterator[tuple[str, Any, str]]:
+    """(verb and field, its hint, its help) of every flag there is."""
+    from yeoul.cli import VERBS
+
+    for verb in VERBS:
+        try:
+            module = importlib.import_module(f"yeoul.commands.{verb}")
+        except ModuleNotFoundError:
+            continue  # planned
+        classes = [config for config, _ in getattr(module, "SUBCOMMANDS", {}).values()] or [module.Config]
+        while classes:
+            cls = classes.pop()
+            for name, hint in get_type_hints(cls, include_extras=True).items():
+                inner = [part for part in (hint, *get_args(hint)) if is_dataclass(part)]
+                classes += inner  # type: ignore[arg-type]
+                lines = inspect.getsource(cls).split(f"\n    {name}: ")
+                yield f"{verb}: {name}", hint, lines[-1].split('"""')[1] if len(lines) > 1 and not inner else ""
+
+
+def test_flags_that_are_paths_say_so() -> None:
+    found = [
+        (name, hint) for name, hint, text in _fields_of_all_verbs() if re.search(r"[Ff]older|\bfile|\bhub\b", text)
+    ]
+    texts = {name for name, hint in found if hint in (str, str | None, tuple[str, ...])}
+    assert len(found) > 40 and not texts, "a path is a Path or a Place"

@@ -8,12 +8,13 @@ the default); `save_config` and `load_config` write and read it as YAML. Nested 
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 from yeoul.errors import UserError
 from yeoul.files import write_text
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from cyclopts.argument import Argument
 
 T = TypeVar("T")
+_PLACE = object()
+Place = Annotated[str, _PLACE]
+"""The type of a field that names a folder, a file or what the hub calls so, or several with commas; `~` is the home
+folder in it, as in every `Path`."""
 FILE_FIELD = "config"
 """The field that names the YAML file; a property of the call, so it is never saved."""
 
@@ -50,7 +55,8 @@ def parse_flags(cls: type[T], argv: Sequence[str], *, program: str) -> T | None:
     values: dict[str, Any] = {}
     path = _flag_value(own, f"--{FILE_FIELD}") if any(f.name == FILE_FIELD for f in fields(cls)) else None  # type: ignore[arg-type]
     if path is not None:
-        values = _checked_values(read_yaml(Path(path)), arguments, Path(path))
+        file = Path(os.path.expanduser(path))
+        values = _checked_values(read_yaml(file), arguments, file)
     return _parse(cls, argv, program, values, str(path))
 
 
@@ -288,7 +294,34 @@ def _parse(cls: type[T], argv: Sequence[str], program: str, values: dict[str, An
     except CycloptsError as error:
         fix = f"see `{program} --help`" if program else None
         raise UserError(_sentence(error), program or source, fix) from None
+    _find_home(config)
     return config
+
+
+def _find_home(config: Any) -> None:
+    """Put the home folder where a path says `~`: no shell does it within a word or a YAML file."""
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            _find_home(value)
+        else:
+            object.__setattr__(config, field.name, _with_home(value, _is_place(hints[field.name])))
+
+
+def _is_place(hint: Any) -> bool:
+    return hint is _PLACE or any(map(_is_place, (*get_args(hint), *getattr(hint, "__metadata__", ()))))
+
+
+def _with_home(value: Any, is_place: bool) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_with_home(item, is_place) for item in value)
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))
+    if isinstance(value, str) and is_place and "~" in value:
+        parts = (part.strip() for part in value.split(",")) if "," in value else (value,)
+        return ",".join(map(os.path.expanduser, parts))
+    return value
 
 
 def _sentence(error: CycloptsError) -> str:

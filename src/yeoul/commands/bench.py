@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.files import write_text
 
@@ -23,7 +24,7 @@ class Config:
     model's own context length only speed is measured; what it would generate there is meaningless.
     """
 
-    models: tuple[str, ...]
+    models: tuple[Place, ...]
     """Models: Hugging Face folders, run folders, or ids on the hub."""
     _: KW_ONLY
     contexts: tuple[int, ...] = (512, 2048, 8192)

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from yeoul.commands.screen import ScreenFlags
 from yeoul.commands.terminal import checked_text, note, read_message, stopped_by_ctrl_c, with_history
+from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.files import write_text
 from yeoul.infer.params import SamplingParams
@@ -44,13 +45,13 @@ Screen = Callable[[list[Message], str | None], str | None]
 class Config:
     """Talk with a model. In the conversation, /help lists the commands."""
 
-    model: str
+    model: Place
     """Model folder, run folder, adapter folder, or id on the Hugging Face hub."""
     _: KW_ONLY
     system: str | None = None
     """System prompt: what the model is told before the conversation."""
     sampling: Annotated[SamplingParams, Parameter(name="*")] = field(default_factory=SamplingParams)
-    adapter: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = ()
+    adapter: Annotated[tuple[Place, ...], Parameter(consume_multiple=False)] = ()
     """LoRA adapter for the model: a folder, or an id on the Hugging Face hub. The flag can be repeated; the first
     adapter answers until /adapter selects another."""
     safety: Annotated[ScreenFlags, Parameter(name="*")] = field(default_factory=ScreenFlags)

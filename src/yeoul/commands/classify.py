@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.files import new_file, only_writer, write_text
 from yeoul.units import count
@@ -30,9 +31,9 @@ class Config:
     F1 and the confusion matrix are printed.
     """
 
-    model: str
+    model: Place
     """Classifier: a model folder, a run folder, an adapter with a classification head, or an id on the hub."""
-    data: str | None = None
+    data: Place | None = None
     """Texts: .txt with one per line, or a table with a text column; standard input when not given, or with "-"."""
     _: KW_ONLY
     text: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -67,11 +68,12 @@ def conclude(
         "judgement": judgement.as_dict() if judgement else None,
         "speed": [record.as_dict() for record in records],
         "machine": machine_facts(),
-        "command": " ".join(["yeoul", *sys.argv[1:]]),
+        "command": shlex.join(["yeoul", *sys.argv[1:]]),
     }
     write_json(config.out / "linearize.json", json.loads(json.dumps(result, default=str)))
     print(f"\nThe model is in {config.out / 'model'}, these figures in {config.out / 'linearize.json'}. Next:")
-    print(f'  yeoul generate {config.out} "옛날 옛적에"\n  yeoul chat {config.out}', flush=True)
+    run = shlex.quote(str(config.out))
+    print(f'  yeoul generate {run} "옛날 옛적에"\n  yeoul chat {run}', flush=True)
 
 
 def judge(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -366,19 +367,15 @@ def _report(config: Config, state: dict[str, Any], clock: Any) -> int:
 
 def _next_steps(config: Config) -> tuple[tuple[str, str], ...]:
     out = config.out
+    linear, pretrained = (shlex.quote(str(out / name)) for name in ("linear", "pretrain"))
+    more, mine = shlex.quote(f"{out}-30"), shlex.quote(str(out.parent / "mine"))
     return (
-        (f'yeoul generate {out}/linear "{PROMPTS[0]}" --temperature 0.7', "Let the linear-time model write"),
-        (f"yeoul chat {out}/linear", "Chat with it"),
-        (
-            f"yeoul bench {out}/pretrain {out}/linear --contexts 1024 4096 16384",
-            "See the gap at longer contexts",
-        ),
-        (f"yeoul evaluate {out}/linear --by-position", "Where in the text it predicts well"),
-        (f"yeoul demo --minutes 30 --out {out}-30", "The same with more time: better Korean"),
-        (
-            f"yeoul pretrain YOUR_TEXT --out {out.parent}/mine",
-            "Your own text: .txt, .jsonl, .csv, .parquet, a folder",
-        ),
+        (f'yeoul generate {linear} "{PROMPTS[0]}" --temperature 0.7', "Let the linear-time model write"),
+        (f"yeoul chat {linear}", "Chat with it"),
+        (f"yeoul bench {pretrained} {linear} --contexts 1024 4096 16384", "See the gap at longer contexts"),
+        (f"yeoul evaluate {linear} --by-position", "Where in the text it predicts well"),
+        (f"yeoul demo --minutes 30 --out {more}", "The same with more time: better Korean"),
+        (f"yeoul pretrain YOUR_TEXT --out {mine}", "Your own text: .txt, .jsonl, .csv, .parquet, a folder"),
     )
 
 

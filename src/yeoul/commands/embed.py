@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.files import new_file
 from yeoul.units import count
@@ -29,10 +30,10 @@ class Config:
     the vectors (float32). With --query, the data may be such a file; then only the query is computed.
     """
 
-    model: str
+    model: Place
     """Model folder, run folder, adapter folder, or id on the Hugging Face hub."""
     _: KW_ONLY
-    data: str = ""
+    data: Place = ""
     """Texts: .txt with one per line, or a table with a text column; with --query also a .parquet that embed wrote."""
     out: Path | None = None
     """File for the vectors: .npy or .parquet."""
@@ -52,7 +53,7 @@ class Config:
     """Texts at a time; the vectors do not depend on it."""
     context: int | None = None
     """Read at most this many tokens of each text; when not given, as many as the model allows."""
-    adapter: str | None = None
+    adapter: Place | None = None
     """LoRA adapter for the model: a folder, or an id on the Hugging Face hub."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""

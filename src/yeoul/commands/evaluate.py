@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from yeoul.config import Place
 from yeoul.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ class Config:
     distant text, of recall, and of free generation.
     """
 
-    model: str
+    model: Place
     """Model: a Hugging Face folder, a run's folder, or an id on the hub."""
     _: KW_ONLY
-    data: str | None = None
+    data: Place | None = None
     """Text: a file, a folder, a hub data set or "builtin"; when not given, the text that the run held out."""
     text_column: str | None = None
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
@@ -60,7 +61,7 @@ class Config:
     """Recall of pairs of words over a grid of pairs and distances (MQAR)."""
     needle: bool = False
     """Recall of one pair of words somewhere in a text."""
-    teacher: str | None = None
+    teacher: Place | None = None
     """Softmax model that MODEL was converted from; measures what MODEL kept, including --mqar and --needle."""
     window: int | None = None
     """Window that recall must reach beyond, and to which the teacher is cut; when not given, MODEL's own, or 64."""

@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.units import size
 
@@ -28,7 +29,7 @@ class Config:
     another number type, or made from a pickle.
     """
 
-    model: str
+    model: Place
     """Model: a Hugging Face folder, a run's folder, or an id on the hub; or an adapter, merged into its model."""
     _: KW_ONLY
     format: Literal["gguf", "hf"] = "gguf"
@@ -38,7 +39,7 @@ class Config:
     scale for every 32 numbers. Norms and biases stay f32 in gguf."""
     out: Path | None = None
     """The file or folder; when not given, MODEL-F16.gguf or MODEL-hf in the current folder, after the model's name."""
-    adapter: str | None = None
+    adapter: Place | None = None
     """LoRA adapter to merge into the weights: a folder or hub id."""
     unsafe_pickle: bool = False
     """Read weights stored as a pickle (.bin, .pt), with torch's loader for tensors only. Only for sources you trust."""

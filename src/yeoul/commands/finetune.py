@@ -18,6 +18,7 @@ from yeoul.commands.finetune_embed import EmbedFlags
 from yeoul.commands.finetune_flags import BITS, LoraFlags, Training, changed
 from yeoul.commands.finetune_start import Start, start_of
 from yeoul.commands.finetune_texts import TextFlags
+from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.safe_json import read_object
 from yeoul.train.config import CHANGEABLE
@@ -41,11 +42,11 @@ class Config:
     The same command again goes on where it was stopped.
     """
 
-    model: str
+    model: Place
     """Model: a Hugging Face folder, a run's folder, or an id on the hub; softmax or linearized. With --method lora also
     an adapter, which is trained further."""
     _: KW_ONLY
-    data: str = ""
+    data: Place = ""
     """Conversations, instructions or text: a file, a folder or a hub data set "org/name"; several with commas."""
     task: Literal["chat", "classify", "embed", "dpo"] = "chat"
     """What is learned: chat (conversations, instructions, text), classify, embed, or dpo (preferences)."""
@@ -67,7 +68,7 @@ class Config:
     text_column: str | None = None
     """Column of tables (key of JSON objects) with the text; with --task chat it is learned as plain text. When not
     given, it is looked up by its usual names."""
-    val_data: str | None = None
+    val_data: Place | None = None
     """Data for validation; when not given, a share of --data is held out."""
     val_fraction: float = 0.05
     """Share of the examples put aside for validation, equal ones together; 0 for none."""

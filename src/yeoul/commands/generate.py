@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.infer.params import SamplingParams
 from yeoul.units import count, duration, rate, size
@@ -27,7 +28,7 @@ class Config:
     The continuation of a single prompt is shown while it is generated, whole characters at a time.
     """
 
-    model: str
+    model: Place
     """Model folder, run folder, adapter folder, or id on the Hugging Face hub."""
     prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
     """The beginning of the text; without it, or with "-", standard input is the prompt."""
@@ -45,7 +46,7 @@ class Config:
     """Print speed and cache size on standard error."""
     json: bool = False
     """Print one JSON object per line: prompt, text, ids, finish_reason, prompt_tokens, seconds, ..."""
-    adapter: str | None = None
+    adapter: Place | None = None
     """LoRA adapter for the model: a folder, or an id on the Hugging Face hub."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""

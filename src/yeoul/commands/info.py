@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.units import count, size
 
@@ -37,7 +38,7 @@ BLOCKS = {"8-bit": 34, "4-bit": 18}
 class Config:
     """Show a model's architecture, parameters, memory, tokenizer and card, and what can be done with it."""
 
-    model: str
+    model: Place
     """Model: a Hugging Face folder, a run's folder, or an id on the hub, also as id@revision."""
     _: KW_ONLY
     context: int | None = None

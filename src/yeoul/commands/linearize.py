@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from yeoul.commands.linearize_choice import conversion, kept_layers, linear_part
+from yeoul.config import Place
 from yeoul.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ class Config:
     command again goes on where it was stopped.
     """
 
-    model: str
+    model: Place
     """Softmax model: a Hugging Face folder, a finished run, or a hub id."""
     _: KW_ONLY
-    data: str = "builtin"
+    data: Place = "builtin"
     """Text: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas."""
     tokens: int | None = None
     """Token budget of all stages together; 2,000,000, but at most four passes over the text, when not given."""
@@ -161,7 +162,7 @@ class Config:
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     join_by: str | None = None
     """Column by which records are joined: equal values make one document."""
-    val_data: str | None = None
+    val_data: Place | None = None
     """Text for validation; when not given, a share of --data is held out."""
     val_fraction: float = 0.01
     """Share of the documents held out for validation."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.train.config import TrainConfig
 
@@ -31,7 +33,7 @@ class Config:
     OUT/model as a Hugging Face folder. The same command again goes on where it was stopped.
     """
 
-    data: str = "builtin"
+    data: Place = "builtin"
     """Text: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas."""
     _: KW_ONLY
     out: Path = Path("runs/pretrain")
@@ -49,7 +51,7 @@ class Config:
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     join_by: str | None = None
     """Column by which records are joined: equal values make one document."""
-    val_data: str | None = None
+    val_data: Place | None = None
     """Text for validation; when not given, a share of --data is held out."""
     val_fraction: float = 0.01
     """Share of the documents held out for validation; 0 for none."""
@@ -272,8 +274,9 @@ def _finish(config: Config, model: Decoder, tokenizer: Tokenizer, result: TrainR
     if result.validation:
         print("Validation: " + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in result.validation.items()) + ".")
     print(f"The model is in {folder}. Next:")
-    print(f'  yeoul generate {config.out} "옛날 옛적에"')
-    columns = [f"--text-column {config.text_column}"] if config.text_column else []
-    columns += [f"--join-by {config.join_by}"] if config.join_by else []
-    data = " ".join([f"--data {config.data}", *columns])
-    print(f"  yeoul linearize {config.out} {data} --out {config.out}-dijiang", flush=True)
+    run = shlex.quote(str(config.out))
+    print(f'  yeoul generate {run} "옛날 옛적에"')
+    words = ["yeoul", "linearize", str(config.out), "--data", config.data]
+    words += ["--text-column", config.text_column] if config.text_column else []
+    words += ["--join-by", config.join_by] if config.join_by else []
+    print("  " + shlex.join([*words, "--out", f"{config.out}-dijiang"]), flush=True)

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from yeoul.config import Place
 from yeoul.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Config:
     them, linearized or written as GGUF.
     """
 
-    model: str
+    model: Place
     """Model: a Hugging Face folder, a run's folder, or an id on the hub; of any kind."""
     _: KW_ONLY
     bits: Literal[8, 4] = 8
@@ -48,7 +49,7 @@ class Config:
     method: Literal["gptq", "awq", "rtn"] = "gptq"
     """gptq: the error of each number is made good by those after it, on calibration text; awq: channels that matter are
     made large before rounding, by the same text; rtn: each number to the nearest, without text."""
-    data: str | None = None
+    data: Place | None = None
     """Calibration text: a file, a folder, a hub data set or "builtin"; what MODEL's run was trained on, or else
     "builtin", when not given."""
     text_column: str | None = None
@@ -64,7 +65,7 @@ class Config:
     """Folder of the result; MODEL-8bit or MODEL-4bit in the current folder, with the model's name, when not given."""
     overwrite: bool = False
     """Replace what is there."""
-    eval_data: str | None = None
+    eval_data: Place | None = None
     """Text to score before and after: as --data; what MODEL's run put aside, or else what follows the calibration text,
     when not given."""
     eval_tokens: int = 32_768

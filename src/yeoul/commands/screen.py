@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from yeoul.config import Place
 from yeoul.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ THRESHOLD = 0.5
 class ScreenFlags:
     """The safety screen."""
 
-    screen: str | None = None
+    screen: Place | None = None
     """Classifier that screens questions and answers: a model folder, a run folder, or an id on the hub."""
     screen_label: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = ()
     """Label of the classifier that is refused. The flag can be repeated; then the probabilities are added."""

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.units import count
 
@@ -27,7 +28,7 @@ class TrainConfig:
     Writes tokenizer.model, an equivalent tokenizer.json and tokenizer_config.json with a chat template.
     """
 
-    data: str = "builtin"
+    data: Place = "builtin"
     """Text: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas."""
     _: KW_ONLY
     out: Path = Path("runs/tokenizer")
@@ -64,12 +65,12 @@ class TrainConfig:
 class InspectConfig:
     """Show how a text is tokenized, or how well a tokenizer fits a corpus."""
 
-    tokenizer: str
+    tokenizer: Place
     """Folder of the tokenizer, of a model or of a run, or an id on the hub."""
     _: KW_ONLY
     text: str | None = None
     """Text whose pieces are shown, with ids and bytes."""
-    data: str | None = None
+    data: Place | None = None
     """Corpus to count over, given as in `yeoul tokenizer train`."""
     text_column: str | None = None
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
