@@ -1,11 +1,12 @@
 """The one place that writes results: beside, fsync, rename, fsync of the folder; one writer for a name at a time.
 
-What stands under a name is whole, the old or the new, whatever is killed at whatever moment. Three kinds of names
+What stands under a name is whole, the old or the new, whatever is killed at whatever moment. Some names
 belong to this module, and each begins with a dot, so that no reader of data or models takes it for one:
 
     .tmp-NAME-HOST-PID.N   a writer's own, before it is NAME; of a killed one, removed by the next writer of NAME
     .tmp-old-NAME          where two folders cannot be exchanged: the old one, for the moment between two renames
     .lock-NAME             held while NAME is being written; the system lets go of it when the process ends
+    .lock                  in a run's folder, held while a process trains there
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 from yeoul.errors import UserError
 
 UNFINISHED = ".tmp-"
+RUN_LOCK = ".lock"
 _OLD, _LOCK = f"{UNFINISHED}old-", ".lock-"
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _OWN = re.compile(rf"{re.escape(UNFINISHED)}(?P<name>.+)-(?P<host>[0-9a-f]{{8}})-(?P<pid>\d+)\.\d+", re.DOTALL)
@@ -96,7 +98,7 @@ def write_json(path: Path, value: Any, indent: int = 1) -> None:
 # -- folders
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None], kept: str = "") -> None:
+def replace_folder(folder: Path, write: Callable[[Path], object], kept: str = "") -> None:
     """Let `write` fill a new folder beside `folder`, then exchange the two in one step.
 
     Args:
@@ -246,17 +248,24 @@ def only_run(run_dir: Path) -> Iterator[None]:
         UserError: another process trains there, or the folder cannot be written.
     """
     run_dir = Path(os.path.realpath(run_dir))
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError("this is a file, not a folder", f"--out {run_dir}", "choose another --out")
 
-    def mend(alone: bool) -> None:
-        for name in {_named(entry) for entry in os.listdir(run_dir)}:
-            if name is not None:
-                _mend(run_dir / name, alone)
+    def mend(_: bool) -> None:
+        for name in {_named(entry) for entry in os.listdir(run_dir)} - {None}:
+            with suppress(UserError), only_writer(run_dir / str(name)):  # another verb may be writing it
+                pass
 
     with (
         _with_parents(run_dir),
-        _lock(run_dir / ".lock", "another process is training in this folder", run_dir, mend),
+        _lock(run_dir / RUN_LOCK, "another process is training in this folder", run_dir, mend),
     ):
         yield
+
+
+def is_own_run(folder: Path) -> bool:
+    """Whether this thread holds the right to train in the folder."""
+    return (os.getpid(), threading.get_ident(), Path(os.path.realpath(folder)) / RUN_LOCK) in _held
 
 
 @contextmanager
@@ -390,7 +399,7 @@ def _short(name: str) -> str:
 
 
 def _is_ours(name: str) -> bool:
-    return name == ".lock" or name.startswith((UNFINISHED, _LOCK))
+    return name == RUN_LOCK or name.startswith((UNFINISHED, _LOCK))
 
 
 def _is_special(path: Path) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yeoul.config import Place
 from yeoul.errors import UserError
-from yeoul.files import write_text
+from yeoul.files import only_writer, write_text
 
 if TYPE_CHECKING:
     from yeoul.model.decoder import Decoder
@@ -67,6 +68,11 @@ class Config:
 
 def run(config: Config) -> int:
     """Measure, and print a table or JSON."""
+    with nullcontext() if config.out is None else only_writer(config.out):
+        return _run(config)
+
+
+def _run(config: Config) -> int:
     from yeoul import runtime
     from yeoul.evaluate import speed
 

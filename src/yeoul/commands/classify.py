@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -75,6 +76,11 @@ def run(config: Config) -> int:
     from yeoul import runtime
 
     runtime.set_threads()
+    with nullcontext() if config.out is None else only_writer(config.out):
+        return _run(config)
+
+
+def _run(config: Config) -> int:
     if config.scores:
         text = _scores(config)
         if config.out is None:
@@ -87,7 +93,7 @@ def run(config: Config) -> int:
     if config.out is None:
         _write(config, classifier, texts, sys.stdout)
     else:
-        with only_writer(config.out), new_file(config.out) as beside, beside.open("w", encoding="utf-8") as file:
+        with new_file(config.out) as beside, beside.open("w", encoding="utf-8") as file:
             _write(config, classifier, texts, file)
     return 0
 

@@ -64,6 +64,13 @@ class Config:
 
 def run(config: Config) -> int:
     """Run or continue the demo; exit code 0, or 130 and 143 when stopped by a signal."""
+    from yeoul.files import only_run
+
+    with only_run(config.out):
+        return _run(config)
+
+
+def _run(config: Config) -> int:
     from yeoul import runtime
     from yeoul.commands.plan import Clock
 
@@ -106,15 +113,17 @@ def _begin(config: Config) -> dict[str, Any]:
     Raises:
         UserError: the folder holds something else, or a demo with other settings.
     """
+    from yeoul.commands.preparation import made_in
+    from yeoul.files import remove
+
     out, path = config.out, config.out / "demo.json"
-    if out.exists() and not out.is_dir():
-        raise UserError("this is a file, not a folder", f"--out {out}")
     ours = path.is_file()
-    if out.is_dir() and any(out.iterdir()) and not ours:
+    if made_in(out) and not ours:
         raise UserError("the folder is not a demo folder", f"--out {out}", "choose another folder")
     settings = {"minutes": config.minutes, "seed": config.seed}
     if ours and config.overwrite:
-        shutil.rmtree(out)
+        for entry in made_in(out):
+            remove(entry)
     elif ours:
         try:
             state = read_object(path, finite=False)
@@ -265,6 +274,7 @@ def _linearize(config: Config, state: dict[str, Any], clock: Any) -> int:
     from yeoul.commands.plan import plan_linearizing
     from yeoul.commands.results import linear_results
     from yeoul.evaluate import speed
+    from yeoul.files import replace_folder
 
     plan = state["plan"]
     if "linear_tokens" not in plan:
@@ -274,7 +284,8 @@ def _linearize(config: Config, state: dict[str, Any], clock: Any) -> int:
         print(f"      {plan['linear_tokens']:,} tokens; about {clock.left()} left", flush=True)
     target = config.out / "linear" / "data"
     if not target.exists():  # the same text and tokenizer: no need to do it twice
-        shutil.copytree(config.out / "pretrain" / "data", target)
+        made = config.out / "pretrain" / "data"
+        replace_folder(target, lambda new: shutil.copytree(made, new, dirs_exist_ok=True))
     with _logged(config):
         code = linearize.run(_linear_config(config, plan))
     if code:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +11,7 @@ from cyclopts import Parameter
 
 from yeoul.config import Place
 from yeoul.errors import UserError
-from yeoul.files import new_file
+from yeoul.files import new_file, only_writer
 from yeoul.units import count
 
 if TYPE_CHECKING:
@@ -79,6 +80,11 @@ def run(config: Config) -> int:
     from yeoul import runtime
 
     runtime.set_threads()
+    with nullcontext() if config.out is None else only_writer(config.out):
+        return _run(config)
+
+
+def _run(config: Config) -> int:
     texts, vectors = _known(config)
     embedder = load_embedder(
         config.model, pooling=config.pooling, normalize=config.normalize, adapter=config.adapter,

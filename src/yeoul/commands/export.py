@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from yeoul.config import Place
 from yeoul.errors import UserError
+from yeoul.files import only_writer
 from yeoul.units import size
 
 if TYPE_CHECKING:
@@ -53,10 +54,14 @@ def run(config: Config) -> int:
     """Write the file or folder and say what is in it."""
     name = model_name(config.model)
     config = _with_its_adapter(config)
-    if config.format == "hf":
-        return _run_hf(config, config.out or Path(f"{name}-hf"))
     dtype = config.dtype or "f16"
-    out = config.out or Path(f"{name}-{dtype.upper()}.gguf")
+    kind = f"{name}-hf" if config.format == "hf" else f"{name}-{dtype.upper()}.gguf"
+    out = config.out or Path(kind)
+    with only_writer(out):
+        return _run_hf(config, out) if config.format == "hf" else _run_gguf(config, out, name, dtype)
+
+
+def _run_gguf(config: Config, out: Path, name: str, dtype: str) -> int:
     if out.is_dir():
         raise UserError("this is a folder, not a file", f"--out {out}", f"give {out / f'{name}.gguf'}")
     _check_free(out, config.overwrite)
@@ -81,7 +86,6 @@ def run(config: Config) -> int:
         if Tokenizer.exists(own := _tokenizer_folder(config, folder)):
             ids = {"bos_id": described.bos_id, "eos_id": described.eos_id, "pad_id": described.pad_id}
             vocabulary = gguf_vocabulary(own, described.vocab_size, **ids)
-        out.parent.mkdir(parents=True, exist_ok=True)
         done = write_gguf(_model(config, folder), out, dtype=dtype, name=name, vocabulary=vocabulary.metadata)
     kind = vocabulary.metadata["tokenizer.ggml.model"]
     print(f"{out}: {done.architecture}, {dtype}, {size(out.stat().st_size)}, tokenizer {kind}")

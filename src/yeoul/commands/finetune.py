@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from yeoul.train.loop import TrainResult
     from yeoul.train.optim import Rates
 
+RECORD = "finetune.json"
+"""In the run's folder, written behind the result: what the run came to."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -118,9 +121,17 @@ class Config:
 
 def run(config: Config) -> int:
     """Fine-tune, and return the exit code: 0 done, 130 or 143 stopped by a signal with everything saved."""
+    from yeoul.files import only_run
+
+    with only_run(config.out):
+        return _run(config)
+
+
+def _run(config: Config) -> int:
     from yeoul import load, runtime
     from yeoul.commands.finetune_tasks import make_task
     from yeoul.commands.preparation import begin, check_run
+    from yeoul.files import remove
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.interrupt import Interrupted
 
@@ -141,8 +152,9 @@ def run(config: Config) -> int:
     task = make_task(config)
     run = _Finetuning(config, model, task, saved, start)
     run.prepare(tokenizer)
-    begin(config, preparation)
-    _forget_results(config)
+    begin(config, preparation, RECORD)
+    if config.overwrite:
+        remove(config.out / "before.json")
     try:
         run.train()
     except Interrupted as stop:
@@ -183,17 +195,6 @@ def _check_results(config: Config, start: Start) -> None:
             what = "an adapter" if "adapter" in name else "a model"
             fix = "choose another --out, or throw it away (--overwrite)"
             raise UserError(f"there is {what} in this folder already", config.out / name, fix)
-
-
-def _forget_results(config: Config) -> None:
-    """With --overwrite, what an earlier run left: `yeoul.load` must not find it beside the new one."""
-    import shutil
-
-    if config.overwrite:
-        for name in ("model", "adapter"):
-            shutil.rmtree(config.out / name, ignore_errors=True)
-        for name in ("before.json", "finetune.json"):
-            (config.out / name).unlink(missing_ok=True)
 
 
 def _dtypes(config: Config, folder: Path) -> tuple[torch.dtype, torch.dtype]:
@@ -360,12 +361,15 @@ class _Finetuning:
                 self.task.save(folder, self.saved)
 
     def _finish(self, result: TrainResult, before: dict[str, float]) -> None:
-        from yeoul.files import replace_folder, write_json
+        from yeoul.commands.preparation import is_left
+        from yeoul.files import remove, replace_folder, write_json
 
         config, folder = self.config, _result_folder(self.config)
-        if result.resumed_from != result.step or not folder.is_dir():
+        if not (is_left(config.out, RECORD, result) and folder.is_dir()):
             replace_folder(folder, self.save)
-        write_json(config.out / "finetune.json", {
+        # What a run that was overwritten left: `yeoul.load` must not find it beside the new one.
+        remove(config.out / ("adapter" if folder.name == "model" else "model"))
+        write_json(config.out / RECORD, {
             "task": config.task, "method": config.method, "parameters": self.total, "trained": self.trained,
             "steps": result.step, "tokens": result.tokens, "seconds": round(result.seconds, 3),
             "loss": result.loss, "before": before, "after": result.validation, "best": result.best,

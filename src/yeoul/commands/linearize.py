@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -204,6 +203,13 @@ class Config:
 
 def run(config: Config) -> int:
     """Linearize; the exit code is 0, or 130 or 143 where a signal stopped it with everything saved."""
+    from yeoul.files import only_run
+
+    with only_run(config.out):
+        return _run(config)
+
+
+def _run(config: Config) -> int:
     from yeoul import load, runtime
     from yeoul.adapt.calibrate import calibrate
     from yeoul.adapt.linearize import convert
@@ -213,11 +219,9 @@ def run(config: Config) -> int:
     from yeoul.commands.recipe import plain, run_stages, weights_digest
     from yeoul.config import save_config
     from yeoul.data.loader import PackedLoader
-    from yeoul.files import replace_folder
+    from yeoul.files import remove, replace_folder
     from yeoul.train.interrupt import Interrupted
 
-    if config.out.exists() and not config.out.is_dir():
-        raise UserError("this is a file, not a folder", f"--out {config.out}")
     runtime.set_threads()
     compute, held, saved = _dtypes(config)
     teacher, tokenizer = load(config.model, device=config.device, dtype=held)
@@ -244,7 +248,7 @@ def run(config: Config) -> int:
         )
         make_loader(0)  # too little text is said before anything is written
     if config.overwrite:
-        shutil.rmtree(config.out / "stages", ignore_errors=True)
+        remove(config.out / "stages")
     # Never saved as true: the file given back as --config must not throw the run away.
     save_config(replace(config, overwrite=False), config.out / "config.yaml")
     batches = held_out(val, batch_size=config.batch_size, context=context, max_tokens=config.val_tokens)
@@ -266,6 +270,7 @@ def run(config: Config) -> int:
     except Interrupted as stop:
         return stop.exit_code
     finished = plain(student, saved)
+    remove(config.out / "linearize.json")  # figures of another model
     replace_folder(config.out / "model", lambda folder: save_folder(finished, tokenizer, folder))
     student = plain(finished, held)  # what was saved, in the type that the teacher has
     conclude(config, teacher, student, tokenizer, batches, {name: stage.as_dict() for name, stage in stages.items()},

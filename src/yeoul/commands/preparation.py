@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
+from yeoul.files import RUN_LOCK, delete, remove
 from yeoul.safe_json import read_object
 from yeoul.train.config import CHANGEABLE
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from yeoul.commands.pretrain import Config
     from yeoul.data.shards import TokenShards
     from yeoul.text.tokenizer import Tokenizer
+    from yeoul.train.loop import TrainResult
 
 
 def preparation_of(config: Config) -> dict[str, Any]:
@@ -47,8 +48,6 @@ def check_run(config: Config | FinetuneConfig, preparation: dict[str, Any]) -> N
     from yeoul.train.runstate import Checkpoints
 
     out = config.out
-    if out.exists() and not out.is_dir():
-        raise UserError("this is a file, not a folder", where=f"--out {out}")
     if config.overwrite or not Checkpoints(out / "checkpoints", 1).steps():
         return
     if not config.resume:
@@ -62,13 +61,20 @@ def check_run(config: Config | FinetuneConfig, preparation: dict[str, Any]) -> N
         raise UserError(f"the run was started with other values of {names}", where=out, fix=fix)
 
 
-def begin(config: Config | FinetuneConfig, preparation: dict[str, Any]) -> None:
-    """Note in the run's folder what it is made of; forget an earlier run there when that is wanted."""
+def begin(config: Config | FinetuneConfig, preparation: dict[str, Any], record: str) -> None:
+    """Note in the run's folder what it is made of; forget an earlier run there when that is wanted.
+
+    The earlier result stays until the new one takes its place.
+
+    Args:
+        record: the file in the run's folder that is written behind the result, see `is_left`.
+    """
     from yeoul.config import save_config
     from yeoul.files import write_json
-    from yeoul.train.runstate import forget_run
+    from yeoul.train.runstate import Checkpoints, forget_run
 
-    config.out.mkdir(parents=True, exist_ok=True)
+    if config.overwrite or not Checkpoints(config.out / "checkpoints", 1).steps():
+        remove(config.out / record)  # first: it says of which run the result is
     if config.overwrite:
         forget_run(config.out)
     write_json(config.out / "prepared.json", preparation)
@@ -76,16 +82,27 @@ def begin(config: Config | FinetuneConfig, preparation: dict[str, Any]) -> None:
     save_config(replace(config, overwrite=False), config.out / "config.yaml")
 
 
+def is_left(out: Path, record: str, result: TrainResult) -> bool:
+    """Whether the result of a finished run lies in its folder already, and is not that of an earlier run."""
+    return result.resumed_from == result.step and _read_record(out / record).get("steps") == result.step
+
+
 @contextmanager
 def removed_on_user_error(out: Path) -> Iterator[None]:
     """Leave no half-made folder behind when the data or the tokenizer turn out to be unusable."""
-    is_new = not out.exists()
+    is_new = not made_in(out)
     try:
         yield
     except UserError:
         if is_new:
-            shutil.rmtree(out, ignore_errors=True)
+            for entry in made_in(out):
+                delete(entry)
         raise
+
+
+def made_in(out: Path) -> list[Path]:
+    """What lies in a run's folder, beside the lock of the run itself."""
+    return [entry for entry in out.iterdir() if entry.name != RUN_LOCK] if out.is_dir() else []
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.loop import TrainResult
 
+RECORD = "pretrain.json"
+"""In the run's folder, written behind the model: what the run came to."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -102,6 +105,13 @@ class Config:
 
 def run(config: Config) -> int:
     """Pretrain, and return the exit code: 0 done, 130 or 143 stopped by a signal with everything saved."""
+    from yeoul.files import only_run
+
+    with only_run(config.out):
+        return _run(config)
+
+
+def _run(config: Config) -> int:
     from yeoul import runtime
     from yeoul.commands.preparation import (
         begin,
@@ -123,7 +133,7 @@ def run(config: Config) -> int:
         tokenizer = tokenizer_of(config, preparation)
         shards, val_shards = shards_of(config, tokenizer)
         loader = _loader(config, shards)
-    begin(config, preparation)
+    begin(config, preparation, RECORD)
 
     runtime.seed_everything(config.train.seed)
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
@@ -265,11 +275,16 @@ def _train(
 def _finish(config: Config, model: Decoder, tokenizer: Tokenizer, result: TrainResult) -> None:
     """Leave the finished model in OUT/model and say what can be done with it."""
     from yeoul.commands.corpus import save_folder
-    from yeoul.files import replace_folder
+    from yeoul.commands.preparation import is_left
+    from yeoul.files import replace_folder, write_json
 
     folder = config.out / "model"
-    if result.resumed_from != result.step or not (folder / "config.json").exists():
+    if not (is_left(config.out, RECORD, result) and (folder / "config.json").exists()):
         replace_folder(folder, lambda target: save_folder(model, tokenizer, target))
+        write_json(config.out / RECORD, {
+            "steps": result.step, "tokens": result.tokens, "seconds": round(result.seconds, 3), "loss": result.loss,
+            "after": result.validation, "best": result.best,
+        })  # fmt: skip
     print(f"\nTraining loss {result.loss:.4f} after {result.tokens:,} tokens.")
     if result.validation:
         print("Validation: " + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in result.validation.items()) + ".")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from yeoul.config import Place
 from yeoul.errors import UserError
+from yeoul.files import only_writer
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +114,9 @@ def run(config: Config) -> int:
     if tokenizer is None and config.method != "rtn":
         raise UserError("the model has no tokenizer, so no text can calibrate it", config.model, "use --method rtn")
     work = _Work(config, top, folder, tokenizer)
-    values = work.run(out)
+    with only_writer(out):
+        _check_out(out, folder, config.overwrite)  # it may have been written meanwhile
+        values = work.run(out)
     print(json.dumps(values, ensure_ascii=False, indent=2) if config.json else describe(values))
     return 0
 

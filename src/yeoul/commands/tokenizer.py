@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from yeoul.config import Place
 from yeoul.errors import UserError
+from yeoul.files import only_writer
 from yeoul.units import count
 
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ class InspectConfig:
 
 def run_train(config: TrainConfig) -> int:
     """Train, save and say how the tokenizer fits its text."""
+    with only_writer(config.out):
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> int:
     from yeoul.data.records import read_documents
     from yeoul.text.inspection import corpus_fit
     from yeoul.text.tokenizer import Tokenizer
