@@ -96,9 +96,10 @@ def gaussian(d: int, sigma: float, samples: int, length: int) -> Sample:
 @torch.no_grad()
 def of_model(folder: Path, length: int, texts: int) -> Sample:
     """Queries (the first of each group), keys and values of every softmax head on `texts` pieces of validation text."""
-    model, _ = yeoul.load(str(folder), dtype="float32")
+    model, tokenizer = yeoul.load(str(folder), dtype="float32")
+    begin = tokenizer.framing.begin if tokenizer is not None else ()
     apart = folder / "val_data" / "train"
-    val = TokenShards.open(apart if apart.exists() else folder / "data" / "val")
+    val = TokenShards.open(apart if apart.exists() else folder / "data" / "val", begin)
     ids = []
     for batch in held_out(val, batch_size=1, context=length, max_tokens=10**9)():
         if batch.input_ids.shape[1] == length:

@@ -71,12 +71,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     runtime.set_threads()
-    teacher, _ = yeoul.load(str(arguments.model), dtype="float32")
+    teacher, tokenizer = yeoul.load(str(arguments.model), dtype="float32")
+    begin = tokenizer.framing.begin if tokenizer is not None else ()
     teacher.requires_grad_(False)
     context = teacher.config.max_position_embeddings
-    shards = TokenShards.open(arguments.model / "data" / "train")
+    shards = TokenShards.open(arguments.model / "data" / "train", begin)
     apart = arguments.model / "val_data" / "train"
-    val = TokenShards.open(apart if apart.exists() else arguments.model / "data" / "val")
+    val = TokenShards.open(apart if apart.exists() else arguments.model / "data" / "val", begin)
     batches = held_out(val, batch_size=2, context=context, max_tokens=arguments.val_tokens)
     rows = [{"map": "teacher", "loss": score(teacher, batches(), None).loss}]
     print(f"{runtime.cpu_name()}, torch {torch.__version__}, fp32; teacher {rows[0]['loss']:.4f} nats per token")

@@ -26,3 +26,19 @@ def write_small_folder(folder: Path, texts: list[str], *, vocab_size: int = 340,
     )  # fmt: skip
     save_model(Decoder(ModelConfig(**settings | changes)), folder)
     return folder
+
+
+def with_ends(folder: Path, *, before: str = "", after: str = "") -> Path:
+    """Gives the tokenizer of a folder a post-processor that puts special tokens around every text."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.processors import TemplateProcessing
+
+    file = str(folder / "tokenizer.json")
+    backend = Backend.from_file(file)
+    names = [name for name in (before, after) if name]
+    single = " ".join(part for part in (before, "$A", after) if part)
+    backend.post_processor = TemplateProcessing(
+        single=single, pair=f"{single} $B", special_tokens=[(name, backend.token_to_id(name)) for name in names]
+    )
+    backend.save(file)
+    return folder

@@ -127,7 +127,7 @@ def test_everything(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for words in ("apache-2.0", "ko, no", "writes Korean", "llama (LlamaForCausalLM), float32",
                   "at 1,000 tokens", "answers end with 421, 424", "in 4-bit",
-                  "texts begin with bos", "byte-level BPE", "rotary, up to 128, base 10000",
+                  "texts begin with <|begin_of_text|>", "byte-level BPE", "rotary, up to 128, base 10000",
                   *(row["command"] for row in report["commands"])):  # fmt: skip
         assert words in text
     assert "\x1b" not in text

@@ -10,6 +10,7 @@ from models import make
 from yeoul.errors import UserError
 from yeoul.evaluate.agreement import agreement, chrf, common_prefix, compared, distinct, style
 from yeoul.infer.engine import GenerationResult
+from yeoul.text.framing import Framing
 
 TEXTS = [
     ("강가에 작은 마을이 있었다.", "강가에 작은 집이 있었다."),
@@ -67,7 +68,7 @@ class Numbers:
     """A tokenizer whose text is the ids."""
 
     vocab_size, eos_id, bos_id, pad_id = 101, None, None, 0
-    stop_ids, add_bos = (), False
+    stop_ids, framing = (), Framing()
 
     def encode(self, text, *, bos=False, eos=False):
         return [int(number) for number in text.split()]

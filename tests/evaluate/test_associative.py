@@ -142,7 +142,7 @@ def test_needles_too(tokenizer, material):
 def test_pairs_come_twice_in_two_orders_with_text_between(tokenizer, material):
     (cell,) = mqar_questions(material, context=300, pairs=(4,), distances=(70,), window=64).cells
     line = material.newline
-    head = len(material.bos) + 4 + len(line)
+    head = len(material.begin) + 4 + len(line)
     for item in cell.items:
         ids = list(item.ids)
         assert len(ids) == cell.length

@@ -6,6 +6,7 @@ from yeoul.errors import UserError
 from yeoul.evaluate.recall import continuation_logprobs, score_recall
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.text.framing import Framing
 
 
 class Letters:
@@ -13,7 +14,7 @@ class Letters:
 
     alphabet = "abcdefghij ?."
     vocab_size, eos_id, bos_id, pad_id, unk_id = 14, 13, None, 0, None
-    stop_ids, add_bos = (13,), False
+    stop_ids, framing = (13,), Framing(separator=13)
 
     def token_bytes(self, token):
         return self.decode([token]).encode()

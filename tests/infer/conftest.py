@@ -10,6 +10,7 @@ import torch
 
 from yeoul.model.config import FeatureMapConfig, ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.text.framing import Framing
 
 
 class ByteStream:
@@ -33,7 +34,7 @@ class ByteTokenizer:
     """What the engine asks of a tokenizer: 256 bytes, <bos> 256, <eos> 257, <pad> 258."""
 
     vocab_size, bos_id, eos_id, pad_id, unk_id = 259, 256, 257, 258, None
-    stop_ids, add_bos = (257,), False
+    stop_ids, framing = (257,), Framing(separator=257)
 
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""

@@ -36,16 +36,17 @@ def token_shards(
     from yeoul.data.shards import build_shards
     from yeoul.data.sources import source_key
 
-    if tokenizer.eos_id is None:
+    if tokenizer.framing.separator is None:
         raise UserError("the tokenizer has no end-of-sequence token", fix="train another one")
     return build_shards(
         read_documents(data, text_column=text_column, join_by=join_by),
         tokenizer.encode_batch,
-        tokenizer.eos_id,
+        tokenizer.framing.separator,
         tokenizer.vocab_size,
         tokenizer.fingerprint,
         folder,
         val_fraction,
+        begin=tokenizer.framing.begin,
         source_key=source_key(data, text_column=text_column, join_by=join_by),
         progress=_report_tokens,
     )

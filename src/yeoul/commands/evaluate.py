@@ -116,7 +116,9 @@ def run(config: Config) -> int:
             judgement = _judgement(config, teacher, model, tokenizer, batches, context)
         elif config.mqar or config.needle:
             grids = _grids(config, model, tokenizer, batches, context)
-    values: dict[str, Any] = {"model": config.model, "data": name, "context": context, **result.as_dict()}
+    begin = tokenizer.spelled(tokenizer.framing.begin) or None
+    values: dict[str, Any] = {"model": config.model, "data": name, "context": context, "begins_with": begin}
+    values |= result.as_dict()
     if recall is not None:
         values["recall"] = recall.as_dict()
     if config.json:
@@ -125,7 +127,7 @@ def run(config: Config) -> int:
             values |= {"teacher": config.teacher, "judgement": judgement.as_dict()}
         print(json.dumps(values, ensure_ascii=False, indent=2))
         return 0
-    print(describe(values))
+    print(f"{describe(values)}\n{tokenizer.begins}")
     for grid in grids.values():
         print("\n" + _described(grid))
     if judgement is not None:
@@ -154,7 +156,7 @@ def _shards(config: Config, tokenizer: Tokenizer, folder: Path) -> tuple[TokenSh
     kept = Path(config.model) / "data" / "val"
     if not kept.is_dir():
         raise UserError("there is no text to score", "--data", 'give a file, a folder or "builtin"')
-    shards = TokenShards.open(kept)
+    shards = TokenShards.open(kept, tokenizer.framing.begin)
     if shards.meta.fingerprint != tokenizer.fingerprint:
         raise UserError("the held-out text was made with another tokenizer", kept, "give --data")
     return shards, str(kept)

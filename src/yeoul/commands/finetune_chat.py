@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -127,6 +127,7 @@ class ChatTask(Talking):
             lines.append(f"{self.dropped:,} examples have nothing to learn within that and are left out.")
         if material.conversations and self.given_template is None:
             lines.append("The model has no chat template; the default one is saved with it.")
+        lines.append(self.tokenizer.begins)
         return [*lines, marked(self.tokenizer, self.train[0].ids.tolist(), self.train[0].trained.tolist())]
 
     def loader(self) -> ExampleLoader:
@@ -197,14 +198,9 @@ class ChatTask(Talking):
         documents = read_documents([spec], text_column=self.config.text_column)
         while texts := list(islice(documents, ENCODED_TOGETHER)):
             for ids in self.tokenizer.encode_batch(texts):
-                whole = np.asarray(self._with_ends(ids), dtype=np.int32)
+                whole = np.asarray(self.tokenizer.framing.document(ids), dtype=np.int32)
                 material.examples.append(Example(whole, np.ones(len(whole), dtype=bool)))
             material.texts += len(texts)
-
-    def _with_ends(self, ids: list[int]) -> list[int]:
-        """Ids of a text with the tokens that begin and end one."""
-        begin = self.tokenizer.bos_id if self.tokenizer.add_bos else None
-        return [token for token in (begin, *ids, self.tokenizer.eos_id) if token is not None]
 
     def _read_records(self, spec: str, material: Material) -> None:
         """Conversations, and texts among them."""
@@ -217,7 +213,7 @@ class ChatTask(Talking):
         def encode(text: str) -> list[int]:
             nonlocal texts
             texts += 1
-            return self._with_ends(self.tokenizer.encode(text))
+            return self.tokenizer.framing.document(self.tokenizer.encode(text))
 
         records = read_conversations(
             spec, question_column=config.chat.question_column, answer_column=config.chat.answer_column,
@@ -244,23 +240,14 @@ class ChatTask(Talking):
 
     def _fitted(self, examples: list[Example], where: str) -> tuple[list[Example], int, int]:
         """Examples of at most `context` + 1 tokens, how many were cut, and how many had nothing left to learn."""
-        from yeoul.data.examples import fit_examples
+        from yeoul.data.examples import fit_examples, in_pieces
 
-        fitted = fit_examples(self._in_pieces(examples), self.context)
+        pieces = in_pieces(examples, self.context, self.tokenizer.framing.begin)
+        fitted = fit_examples(pieces, self.context)
         if not fitted.examples:
             what = f"none of {len(examples):,} examples has anything to learn within {self.context:,} tokens"
             raise UserError(what, where, "give a longer --context" if fitted.cut else "give examples with answers")
         return fitted.examples, fitted.cut, fitted.dropped
-
-    def _in_pieces(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """What is learned whole goes on in further pieces where it is longer than a row."""
-        from yeoul.data.examples import Example
-
-        for ids, trained in examples:
-            ends = range(0, max(1, len(ids) - 1), self.context) if trained.all() else (0,)
-            for start in ends:
-                end = start + self.context + 1 if len(ends) > 1 else len(ids)
-                yield Example(ids[start:end], trained[start:end])
 
     def _template_tokens(self) -> tuple[int, ...]:
         """Special tokens that the chat template writes into the examples, where their embeddings are to be trained."""

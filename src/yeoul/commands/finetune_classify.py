@@ -116,6 +116,11 @@ class ClassifyTask(TextTask):
             if text.label not in known:
                 raise UserError(f'no text to train on has the label "{text.label}"', text.where)
 
+    @property
+    def unread(self) -> int | None:
+        """The token for padding, which the classifier's folder names."""
+        return self.pad_id
+
     def introduce(self) -> list[str]:
         """Sizes, classes, and the first example."""
         from yeoul.commands.finetune_tasks import marked

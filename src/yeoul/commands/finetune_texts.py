@@ -105,7 +105,8 @@ class TextTask:
 
         from yeoul.infer.texts import encode_texts
 
-        rows, cut = encode_texts(self.tokenizer, [text for texts in examples for text in texts], limit)
+        plain = [text for texts in examples for text in texts]
+        rows, cut = encode_texts(self.tokenizer, plain, limit, unread=self.unread)
         arrays = iter([np.asarray(row, dtype=np.int32) for row in rows])
         return [tuple(next(arrays) for _ in texts) for texts in examples], cut
 
@@ -116,8 +117,19 @@ class TextTask:
         train = self.config.train
         return TextLoader(
             self.items, self.targets, batch_size=train.batch_size, seed=train.seed, pad_id=self.pad_id,
-            drop=self.config.texts.word_dropout, alike=self.alike,
+            drop=self.config.texts.word_dropout, alike=self.alike, ends=self._ends,
         )  # fmt: skip
+
+    @property
+    def unread(self) -> int | None:
+        """With which token no text ends; see `encode_texts`."""
+        return None
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        """How many tokens of a text stand before and behind what it says."""
+        framing = self.tokenizer.framing
+        return len(framing.begin), len(framing.end)
 
     def identity(self) -> dict[str, object]:
         """What the flags do not say: the tokens and targets themselves."""
@@ -140,6 +152,10 @@ class TextTask:
             lines.append(f"Left out: {skipped:,} records that cannot be used. The first: {complaint}")
         if self.cut:
             lines.append(f"{self.cut:,} texts are longer than {self.context:,} tokens and lose their ends.")
+        framing, spelled = self.tokenizer.framing, self.tokenizer.spelled
+        around = [("begins", framing.begin), ("ends", framing.end)]
+        if shown := [f"{verb} with {spelled(ids)}" for verb, ids in around if ids]:
+            lines.append(f"Each text {' and '.join(shown)}.")
         return lines
 
 

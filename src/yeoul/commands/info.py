@@ -198,6 +198,8 @@ def _tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
         "stop_ids": list(tokenizer.stop_ids),
         "special_tokens": len(tokenizer.special_tokens),
         "add_bos": tokenizer.add_bos,
+        "begins_with": tokenizer.spelled(tokenizer.framing.begin) or None,
+        "ends_with": tokenizer.spelled(tokenizer.framing.end) or None,
         "chat_template": tokenizer.chat_template is not None,
     }
 
@@ -370,7 +372,9 @@ def _tokenizer_rows(tokenizer: dict[str, Any] | None) -> list[tuple[str, str]]:
     if tokenizer is None:
         return [("tokenizer", "none in this folder")]
     special = ", ".join(f"{name} {tokenizer[f'{name}_id']}" for name in ("bos", "eos", "pad", "unk"))
-    begin = "texts begin with bos" if tokenizer["add_bos"] else "texts begin without bos"
+    begin = f"texts begin with {tokenizer['begins_with']}" if tokenizer["begins_with"] else "texts have no begin token"
+    if tokenizer["ends_with"]:
+        begin += f", those to embed or classify end with {tokenizer['ends_with']}"
     ends = ", ".join(map(str, tokenizer["stop_ids"])) or "none"
     template = "with" if tokenizer["chat_template"] else "without"
     rows = [

@@ -256,6 +256,7 @@ def _run(config: Config) -> int:
     kept = kept_layers(config, teacher, some, compute)
     student = convert(teacher, conversion(config, kept), share=True)
     print(_choices(config, kept, recipe, budget, shards.meta.tokens, context, compute), flush=True)
+    print(tokenizer.begins, flush=True)
     if config.calibrate:
         calibrate(teacher, student, some())
     try:
@@ -265,7 +266,8 @@ def _run(config: Config) -> int:
             validate=validation(student, batches, tokenizer, compute),
             identity={"teacher": weights_digest(teacher), "tokenizer": tokenizer.fingerprint,
                       "model": student.config.to_dict(), "calibrate": config.calibrate,
-                      "validation": [val.meta.tokens, config.val_tokens]},
+                      "validation": [val.meta.tokens, config.val_tokens],
+                      **({"begin": shards.begin} if shards.begin else {})},
         )  # fmt: skip
     except Interrupted as stop:
         return stop.exit_code

@@ -218,6 +218,7 @@ def _introduce(
         f"Training: {train.tokens:,} tokens ({epochs:.2f} times the data) in {train.steps:,} steps of "
         f"{train.tokens_per_step:,} tokens, context {train.context:,}."
     )
+    print(tokenizer.begins)
     print(
         f"First example, tokens between bars, those not trained in brackets:\n  {_example(batch, tokenizer)}",
         flush=True,
@@ -225,14 +226,19 @@ def _introduce(
 
 
 def _example(batch: Batch, tokenizer: Tokenizer, length: int = 40) -> str:
-    """The first `length` labels of a batch, piece by piece; what is not trained stands as [the input]."""
+    """The first `length` labels of a batch, piece by piece; what is not trained stands in brackets."""
     from yeoul.data.batch import IGNORE
 
-    inputs, labels = batch.input_ids[0, :length].tolist(), batch.labels[0, :length].tolist()
-    pieces = [
-        tokenizer.decode([label], skip_special=False) if label != IGNORE else f"[{tokenizer.decode([token])}]"
-        for token, label in zip(inputs, labels, strict=True)
-    ]
+    inputs, labels = batch.input_ids[0].tolist(), batch.labels[0, :length].tolist()
+    shown = lambda token: tokenizer.decode([token], skip_special=False)  # noqa: E731
+    pieces = [f"[{shown(token)}]" for token in inputs[:1] if token in tokenizer.framing.begin]
+    for place, label in enumerate(labels):
+        if label != IGNORE:
+            pieces.append(shown(label))
+        elif batch.seq_ids is None and place + 1 < len(inputs):
+            pieces.append(f"[{shown(inputs[place + 1])}]")
+        else:  # padding
+            pieces.append(f"[{tokenizer.decode([inputs[place]])}]")
     return "│".join(piece.replace("\n", "⏎") for piece in pieces) + " …"
 
 

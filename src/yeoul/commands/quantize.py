@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 
     from yeoul.adapt.quantize import QuantizationConfig
     from yeoul.data.batch import Batch
+    from yeoul.data.windows import TextStream
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
 
@@ -185,46 +184,64 @@ class _Work:
             "after": after | {"bytes": _bytes(out)} | speeds[1],
         }
 
-    def _texts(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Rows of ids (B, T) to calibrate with, and rows (B, T + 1) to score."""
+    def _texts(self) -> tuple[list[Tensor], list[Batch]]:
+        """Rows of ids (B, T) to calibrate with, and batches (B, T) to score; all begin as the model's texts do."""
         config, tokenizer, T = self.config, self.tokenizer, self.context
         if tokenizer is None:
             return [], []
-        wanted = 0 if config.method == "rtn" else config.calibration_tokens
+        wanted = 0 if config.method == "rtn" else -(-config.calibration_tokens // T)
+        counted = config.eval_tokens // T + 1 if config.eval_tokens else 0
         kept = {name: self.top / "data" / name for name in ("train", "val")}
-        ids = self._ids(config.data, kept["train"])
-        calibration = _rows(islice(ids, -(-wanted // T) * T), T)
-        if not config.eval_tokens:
+        apart = config.eval_data is not None or (config.data is None and kept["val"].is_dir())
+        most = wanted * T + (0 if apart else counted * (T + 1))
+        stream, place = self._stream(config.data, kept["train"], most), 0
+        rows, place = _rows(stream, place, T, wanted)
+        calibration = [ids for ids, _ in rows]
+        if not counted:
             return calibration, []
-        if config.eval_data is not None or (config.data is None and kept["val"].is_dir()):
-            ids = self._ids(config.eval_data, kept["val"])
-        scored = _rows(islice(ids, config.eval_tokens // T * (T + 1) + T + 1), T + 1)
-        if not scored:
+        if apart:
+            stream, place = self._stream(config.eval_data, kept["val"], counted * (T + 1)), 0
+        rows, _ = _rows(stream, place, T + 1, counted)
+        if not rows:
             raise UserError("there is no text left to score", fix="give --eval-data, or --eval-tokens 0")
-        return calibration, scored
+        _say(tokenizer.begins)
+        return calibration, [_batch(ids, given) for ids, given in rows]
 
-    def _ids(self, data: str | None, kept: Path) -> Iterator[int]:
-        """Ids of a text, or of what a run has kept of its own; of the built-in one where there is neither."""
+    def _stream(self, data: str | None, kept: Path, most: int) -> TextStream:
+        """At least `most` tokens, where there are so many, of a text or of what a run has kept of its own.
+
+        Of the built-in text where there is neither.
+        """
+        import numpy as np
+
         from yeoul.data.records import read_documents
         from yeoul.data.shards import TokenShards
+        from yeoul.data.windows import TextStream
 
         assert self.tokenizer is not None
+        framing = self.tokenizer.framing
         if data is None and kept.is_dir():
-            shards = TokenShards.open(kept)
+            shards = TokenShards.open(kept, framing.begin)
             if shards.meta.fingerprint == self.tokenizer.fingerprint:
-                yield from map(int, shards.tokens)
-                return
-        end = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
-        for document in read_documents(data or "builtin", text_column=self.config.text_column):
-            yield from [*self.tokenizer.encode(document), *end]
+                return shards.stream
+        end = [] if framing.separator is None else [framing.separator]
+        tokens, ends = list[int](), [0]
+        for document in read_documents(data or "builtin", text_column=self.config.text_column) if most else ():
+            tokens += [*self.tokenizer.encode(document), *end]
+            if len(tokens) > ends[-1]:
+                ends.append(len(tokens))
+            if len(tokens) >= most:
+                break
+        return TextStream(np.array(tokens, dtype=np.int64), np.array(ends, dtype=np.int64), framing.begin)
 
-    def _score(self, model: Decoder, rows: list[Tensor]) -> dict[str, Any]:
+    def _score(self, model: Decoder, rows: list[Batch]) -> dict[str, Any]:
+        from yeoul.data.batch import IGNORE
         from yeoul.evaluate.perplexity import score
 
         if not rows or self.tokenizer is None:
             return {}
-        _say(f"scoring {sum(batch[:, 1:].numel() for batch in rows):,} tokens")
-        found = score(model, map(_batch, rows), self.tokenizer.byte_lengths(), dtype=self.compute)
+        _say(f"scoring {sum(int((batch.labels != IGNORE).sum()) for batch in rows):,} tokens")
+        found = score(model, rows, self.tokenizer.byte_lengths(), dtype=self.compute)
         return {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte, "loss": found.loss}
 
     def _speeds(self, out: Path) -> tuple[dict[str, float], dict[str, float]]:
@@ -261,20 +278,34 @@ def to_dtype(model: Decoder, dtype: torch.dtype) -> None:
         table.dtype = dtype
 
 
-def _rows(ids: Iterator[int], length: int) -> list[Tensor]:
-    """Batches (B, length) of what there is; a remainder that fills no row is left out, unless there is no other."""
+def _rows(stream: TextStream, place: int, length: int, count: int) -> tuple[list[tuple[Tensor, Tensor]], int]:
+    """Up to `count` rows of a text from `place` on, and where they end.
+
+    A remainder that fills no row is left out, unless there is no other.
+
+    Returns:
+        ids (B, length) int64 and which of them are begin tokens (B, length) bool, `ROWS` rows together.
+    """
     import torch
 
-    tokens = torch.tensor(list(ids), dtype=torch.int64)
-    if tokens.numel() < length:
-        return [tokens[None]] if tokens.numel() > 1 else []
-    return list(tokens[: tokens.numel() // length * length].view(-1, length).split(ROWS))
+    found: list[tuple[Tensor, Tensor]] = []
+    text = length - len(stream.begin)
+    while len(found) < count and place < stream.size:
+        place = stream.text_at(place)
+        left = stream.size - place
+        if left < text and (found or left < 2):
+            break
+        ids, given = stream.row(place, min(length, left + length - text))
+        found.append((torch.from_numpy(ids), torch.from_numpy(given)))
+        place += min(text, left)
+    parts = [found[first : first + ROWS] for first in range(0, len(found), ROWS)]
+    return [(torch.stack([ids for ids, _ in part]), torch.stack([given for _, given in part])) for part in parts], place
 
 
-def _batch(rows: Tensor) -> Batch:
-    from yeoul.data.batch import Batch
+def _batch(ids: Tensor, given: Tensor) -> Batch:
+    from yeoul.data.batch import IGNORE, Batch
 
-    return Batch(input_ids=rows[:, :-1], labels=rows[:, 1:], positions=None, seq_ids=None)
+    return Batch(input_ids=ids[:, :-1], labels=ids.masked_fill(given, IGNORE)[:, 1:], positions=None, seq_ids=None)
 
 
 def _bytes(folder: Path) -> int:

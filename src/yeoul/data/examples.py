@@ -98,6 +98,29 @@ def fit_examples(examples: Iterable[Example], context: int) -> Fitted:
     return Fitted(kept, cut, dropped)
 
 
+def in_pieces(examples: Iterable[Example], context: int, begin: Sequence[int] = ()) -> Iterator[Example]:
+    """What is learned whole goes on in further pieces where it is longer than `context`.
+
+    Args:
+        begin: tokens that stand before every text: of an example that begins with them each piece does, too. The token
+            behind those that a piece was given is not learned, for texts do not begin with it.
+    """
+    lead = np.asarray(begin, dtype=np.int32)
+    for ids, trained in examples:
+        if len(ids) <= context + 1 or not trained.all():
+            yield Example(ids, trained)
+            continue
+        own = lead if np.array_equal(ids[: len(lead)], lead) else lead[:0]
+        yield Example(ids[: context + 1], trained[: context + 1])
+        step = max(1, context - len(own))
+        for start in range(context, len(ids) - 1, step):
+            piece = np.concatenate((own, ids[start : start + step + 1]))
+            marks = np.ones(len(piece), dtype=bool)
+            if len(own):
+                marks[: len(own) + 1] = False
+            yield Example(piece, marks)
+
+
 def _make_batch(examples: Sequence[Example], rows: list[list[Piece]], width: int, pad_id: int) -> Batch:
     """Rows of whole examples (`Piece.start` is their number) as tensors (len(rows), width)."""
     shape = (len(rows), width)

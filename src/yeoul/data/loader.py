@@ -12,6 +12,7 @@ import torch
 
 from yeoul.data.batch import IGNORE, Batch
 from yeoul.data.shards import TokenShards
+from yeoul.data.windows import TextStream
 from yeoul.errors import UserError
 
 OPEN_ROWS = 64
@@ -19,7 +20,10 @@ OPEN_ROWS = 64
 
 
 class Piece(NamedTuple):
-    """A run of tokens that is predicted as one sequence: `length` inputs from `start`, labels one further."""
+    """A run of tokens that is predicted as one sequence of `length` inputs, text from `start` on, labels one further.
+
+    Before the text stand the tokens that begin one, which count for the length; see `TextStream`.
+    """
 
     start: int
     length: int
@@ -59,13 +63,22 @@ def pack_rows(pieces: Iterable[Piece], context: int) -> Iterator[Row]:
 
 
 class _Pieces:
-    """Documents cut into pieces of at most `context` predicted tokens; piece numbers follow the documents."""
+    """Documents cut into pieces of at most `context` inputs; piece numbers follow the documents.
 
-    def __init__(self, shards: TokenShards, context: int) -> None:
-        self.context = context
-        self.offsets = np.asarray(shards.offsets)
-        predicted = np.maximum(np.diff(self.offsets) - 1, 0)
-        self.first = np.concatenate(([0], np.cumsum(-(-predicted // context))))
+    Args:
+        stream: the documents.
+        context: with the begin tokens that each piece gets.
+        foretold: the first token behind a piece's begin tokens is one of its labels, so that none is left out; see
+            `TextStream.window`.
+    """
+
+    def __init__(self, stream: TextStream, context: int, foretold: bool) -> None:
+        self.offsets, self.size = np.asarray(stream.offsets), len(stream.begin)
+        self.more = int(foretold and self.size > 0)
+        self.step = context - self.size + self.more
+        """Tokens of text by which two pieces of a document are apart."""
+        labels = np.maximum(np.diff(self.offsets) - self.size - 1 + self.more, 0)
+        self.first = np.concatenate(([0], np.cumsum(-(-labels // self.step))))
         """(num_documents + 1,): number of the first piece of each document."""
 
     def __len__(self) -> int:
@@ -73,23 +86,24 @@ class _Pieces:
 
     def __call__(self, number: int) -> Piece:
         document = int(np.searchsorted(self.first, number, side="right")) - 1
-        start = int(self.offsets[document]) + (number - int(self.first[document])) * self.context
-        return Piece(start, min(self.context, int(self.offsets[document + 1]) - 1 - start))
+        before = (number - int(self.first[document])) * self.step
+        start = int(self.offsets[document]) + self.size + before
+        left = int(self.offsets[document + 1]) - 1 + self.more - start
+        return Piece(start, self.size - self.more + min(self.step, left))
 
 
-def _batch(shards: TokenShards, rows: list[Row], context: int, isolated: bool) -> Batch:
+def _batch(stream: TextStream, rows: list[Row], context: int, isolated: bool, *, padding: int, foretold: bool) -> Batch:
     """Rows of pieces as tensors (len(rows), context); what no piece covers is padding."""
     shape = (len(rows), context)
-    input_ids = np.full(shape, shards.eos_id, dtype=np.int64)
+    input_ids = np.full(shape, padding, dtype=np.int64)
     labels = np.full(shape, IGNORE, dtype=np.int64)
     positions = np.zeros(shape, dtype=np.int64)
     seq_ids = np.full(shape, -1, dtype=np.int64)
     for b, row in enumerate(rows):
         column = 0
         for number, (start, length) in enumerate(row):
-            window = shards.tokens[start : start + length + 1]
             place = slice(column, column + length)
-            input_ids[b, place], labels[b, place] = window[:-1], window[1:]
+            input_ids[b, place], labels[b, place] = stream.window(start, length, foretold=foretold)
             positions[b, place], seq_ids[b, place] = np.arange(length), number
             column += length
     return Batch(
@@ -105,7 +119,8 @@ class PackedLoader:
 
     Without `isolate_documents` a row is a window of the token stream, documents follow one another in it, and windows
     start at another offset in each epoch. With it a row holds whole documents (long ones in pieces), each a sequence of
-    its own with positions from 0: no document sees another.
+    its own with positions from 0: no document sees another. Each row, document and piece begins as the model's texts
+    do, with `shards.begin`.
 
     Args:
         shards: tokens.
@@ -129,16 +144,18 @@ class PackedLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1 or context < 1:
+        if batch_size < 1:
             raise UserError(f"batch size {batch_size} and context {context} must be at least 1")
+        _check_context(shards, context)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
         self.shards, self.batch_size, self.context, self.seed = shards, batch_size, context, seed
         self.isolate_documents, self.rank, self.world_size = isolate_documents, rank, world_size
-        self._pieces = _Pieces(shards, context) if isolate_documents else None
-        if self._pieces is None and shards.num_tokens < context + 1:
+        self._stream = shards.stream
+        self._pieces = _Pieces(self._stream, context, foretold=False) if isolate_documents else None
+        if self._pieces is None and self._stream.size < context + 1:
             raise UserError(
-                f"the data has {shards.num_tokens:,} tokens, a context of {context:,} needs {context + 1:,}",
+                f"the data has {self._stream.size:,} tokens, a context of {context:,} needs {context + 1:,}",
                 shards.folder,
                 "give more text or a shorter context",
             )
@@ -153,10 +170,11 @@ class PackedLoader:
         if self._pieces is not None:
             order = generator.permutation(len(self._pieces))
             return pack_rows((self._pieces(number) for number in order), self.context)
-        spare = self.shards.num_tokens - 1 - self.context
-        shift = int(generator.integers(min(self.context, spare + 1)))
-        windows = generator.permutation((self.shards.num_tokens - 1 - shift) // self.context)
-        return ([Piece(shift + int(window) * self.context, self.context)] for window in windows)
+        stream, begin = self._stream, len(self.shards.begin)
+        step, spare = self.context - begin, stream.size - 1 - self.context
+        shift = int(generator.integers(min(step, spare + 1)))
+        windows = generator.permutation((stream.size - 1 - begin - shift) // step)
+        return ([Piece(stream.text_at(shift + int(window) * step), self.context)] for window in windows)
 
     def _next_row(self) -> Row:
         row = next(self._rows, None)
@@ -171,11 +189,15 @@ class PackedLoader:
         """The next batch; the epoch ends nowhere, a batch may reach into the next one."""
         rows = [self._next_row() for _ in range(self.batch_size * self.world_size)]
         mine = rows[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
-        return _batch(self.shards, mine, self.context, self.isolate_documents)
+        return _batch(
+            self._stream, mine, self.context, self.isolate_documents, padding=self.shards.eos_id, foretold=False
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, as values that JSON can hold."""
+        begin = {"begin": list(self.shards.begin)} if self.shards.begin else {}
         return {
+            **begin,
             "epoch": self.epoch,
             "index": self.index,
             "seed": self.seed,
@@ -190,6 +212,12 @@ class PackedLoader:
         Raises:
             UserError: the state belongs to other data or another context.
         """
+        if state.get("begin", []) != list(self.shards.begin):
+            raise UserError(
+                "the run was started with sequences that begin in another way than the texts of this tokenizer",
+                self.shards.folder,
+                "begin it again (--overwrite) or choose another --out",
+            )
         for key, value in self.state_dict().items():
             if key not in state:
                 raise UserError(f'the position in the data is damaged: "{key}" is missing')
@@ -213,6 +241,9 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Batches for scoring, in order: every token but the first (of each document, if isolated) is a label once.
 
+    Where texts begin with a token, each row (each document and each further piece of it, if isolated) begins with it.
+    It takes a place of the row and is no label, and the first token is scored, too: behind it.
+
     The last row may be padded (seq_ids -1, labels `IGNORE`) and the last batch may have fewer rows.
 
     Args:
@@ -221,32 +252,51 @@ def evaluation_batches(
     Raises:
         UserError: there is no token to score.
     """
+    _check_context(shards, context)
+    stream = shards.stream
     pieces: Iterable[Piece]
     if isolate_documents:
-        cut = _Pieces(shards, context)
+        cut = _Pieces(stream, context, foretold=True)
         pieces = (cut(number) for number in range(len(cut)))
     else:
-        last = shards.num_tokens - 1
-        pieces = (Piece(start, min(context, last - start)) for start in range(0, last, context))
-    rows = (
-        pack_rows(_limited(pieces, max_tokens), context)
-        if isolate_documents
-        else ([piece] for piece in _limited(pieces, max_tokens))
-    )
+        pieces = _in_order(stream, context)
+    pieces = _limited(pieces, max_tokens, max(0, len(shards.begin) - 1))
+    rows = pack_rows(pieces, context) if isolate_documents else ([piece] for piece in pieces)
     some = False
     while chunk := list(islice(rows, batch_size)):
         some = True
         padded = any(sum(piece.length for piece in row) < context for row in chunk)
-        yield _batch(shards, chunk, context, isolate_documents or padded)
+        yield _batch(stream, chunk, context, isolate_documents or padded, padding=shards.eos_id, foretold=True)
     if not some:
         raise UserError(f"the data has {shards.num_tokens} tokens, too few to score", shards.folder)
 
 
-def _limited(pieces: Iterable[Piece], max_tokens: int | None) -> Iterator[Piece]:
-    """Pieces up to a total length."""
+def _check_context(shards: TokenShards, context: int) -> None:
+    least = len(shards.begin) + 1
+    if context < least:
+        raise UserError(f"the context of {context} must be at least {least}")
+
+
+def _in_order(stream: TextStream, context: int) -> Iterator[Piece]:
+    """Pieces of which each token of text is a label once; without begin tokens, all but the first."""
+    begin = len(stream.begin)
+    if not begin:
+        last = stream.size - 1
+        yield from (Piece(start, min(context, last - start)) for start in range(0, last, context))
+        return
+    place = 0
+    while place < stream.size:
+        place = stream.text_at(place)
+        labels = min(context - begin + 1, stream.size - place)
+        yield Piece(place, begin - 1 + labels)
+        place += labels
+
+
+def _limited(pieces: Iterable[Piece], max_tokens: int | None, more: int) -> Iterator[Piece]:
+    """Pieces up to a total of labels; a piece has so many `more` inputs."""
     left = max_tokens
     for piece in pieces:
         if left is not None and left <= 0:
             return
-        yield piece if left is None else Piece(piece.start, min(piece.length, left))
-        left = None if left is None else left - piece.length
+        yield piece if left is None else Piece(piece.start, min(piece.length, left + more))
+        left = None if left is None else left - (piece.length - more)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from yeoul.data.windows import TextStream
 from yeoul.errors import UserError
 from yeoul.files import replace_folder, write_json
 from yeoul.safe_json import read_object
@@ -51,18 +52,28 @@ def _dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class TokenShards:
-    """Documents as token ids, each followed by the end-of-sequence id, memory-mapped read-only."""
+    """Documents as token ids, each followed by the end-of-sequence id, memory-mapped read-only.
 
-    def __init__(self, folder: Path, meta: ShardMeta, tokens: np.ndarray, offsets: np.ndarray) -> None:
-        self.folder, self.meta = folder, meta
+    Begin tokens are not stored, so that the files depend on nothing but text and vocabulary; `begin` is what the
+    sequences that are made of them begin with.
+    """
+
+    def __init__(
+        self, folder: Path, meta: ShardMeta, tokens: np.ndarray, offsets: np.ndarray, begin: Sequence[int] = ()
+    ) -> None:
+        self.folder, self.meta, self.begin = folder, meta, tuple(begin)
         self.tokens = tokens
         """(num_tokens,) uint16 or uint32."""
         self.offsets = offsets
         """(num_documents + 1,) int64: where each document begins, and the end."""
 
     @classmethod
-    def open(cls, folder: str | Path) -> TokenShards:
+    def open(cls, folder: str | Path, begin: Sequence[int] = ()) -> TokenShards:
         """Open a folder that `build_shards` wrote.
+
+        Args:
+            folder: with `tokens.bin`, `offsets.npy` and `meta.json`.
+            begin: tokens that stand before every text of the model, `Tokenizer.framing.begin`.
 
         Raises:
             UserError: not there, damaged, or cut off.
@@ -82,12 +93,17 @@ class TokenShards:
             raise UserError(f"the token folder is damaged: {error}", folder, _DAMAGED) from error
         if offsets.dtype != np.int64 or offsets.shape != (meta.documents + 1,) or offsets[-1] != meta.tokens:
             raise UserError("the table of documents does not fit the tokens", folder / "offsets.npy", _DAMAGED)
-        return cls(folder, meta, tokens, offsets)
+        return cls(folder, meta, tokens, offsets, begin)
 
     @property
     def num_tokens(self) -> int:
         """Tokens, the end-of-sequence token of each document included."""
         return self.meta.tokens
+
+    @property
+    def stream(self) -> TextStream:
+        """The documents as sequences are cut from them."""
+        return TextStream(self.tokens, self.offsets, self.begin)
 
     @property
     def num_bytes(self) -> int:
@@ -214,6 +230,7 @@ def build_shards(
     val_fraction: float = 0.0,
     *,
     seed: int = 0,
+    begin: Sequence[int] = (),
     source_key: str | None = None,
     progress: Progress | None = None,
     batch_documents: int = 1000,
@@ -231,6 +248,7 @@ def build_shards(
         folder: where to; replaced when it holds other shards.
         val_fraction: share of documents for validation, by a hash of the index with `seed`; above zero it gets at
             least one of two or more documents.
+        begin: as in `TokenShards.open`; not written.
         source_key: shards with an equal key, tokenizer and division are reused; None never reuses.
         progress: called every 1,000 documents and at the end with documents, tokens and bytes so far.
 
@@ -252,7 +270,7 @@ def build_shards(
         val_fraction=val_fraction,
         seed=seed,
     )
-    if source_key is not None and (found := _reusable(folder, meta)):
+    if source_key is not None and (found := _reusable(folder, meta, begin)):
         return found
     if folder.exists() and not _is_ours(folder):
         raise UserError("the folder for the tokens holds something else", folder, "name another folder")
@@ -270,17 +288,20 @@ def build_shards(
             shutil.rmtree(val.folder)
 
     replace_folder(folder, write)
-    return _open_splits(folder)
+    return _open_splits(folder, begin)
 
 
-def _open_splits(folder: Path) -> tuple[TokenShards, TokenShards | None]:
-    return TokenShards.open(folder / "train"), (TokenShards.open(folder / "val") if (folder / "val").exists() else None)
+def _open_splits(folder: Path, begin: Sequence[int]) -> tuple[TokenShards, TokenShards | None]:
+    val = TokenShards.open(folder / "val", begin) if (folder / "val").exists() else None
+    return TokenShards.open(folder / "train", begin), val
 
 
-def _reusable(folder: Path, meta: dict[str, Any]) -> tuple[TokenShards, TokenShards | None] | None:
+def _reusable(
+    folder: Path, meta: dict[str, Any], begin: Sequence[int]
+) -> tuple[TokenShards, TokenShards | None] | None:
     """The shards in the folder if they are whole and were made in the same way."""
     try:
-        train, val = _open_splits(folder)
+        train, val = _open_splits(folder, begin)
     except UserError:
         return None  # what is damaged is made again
     if val is None and train.num_documents > 1 and meta["val_fraction"] > 0:

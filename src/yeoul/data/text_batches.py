@@ -98,6 +98,7 @@ class TextLoader:
         seed: of the order, and of what is dropped.
         pad_id: as in `text_batch`.
         drop: each token is left out with this probability, but never all of a text.
+        ends: so many tokens at the beginning and at the end of a text are never left out.
         alike: examples of a batch are alike in length, which saves padding; without, batches are random, for losses
             that compare the examples of a batch.
     """
@@ -112,11 +113,12 @@ class TextLoader:
         pad_id: int,
         drop: float = 0.0,
         alike: bool = True,
+        ends: tuple[int, int] = (0, 0),
     ) -> None:
         if not items or batch_size < 1:
             raise UserError(f"{len(items)} examples in batches of {batch_size} are nothing to learn from")
         self.items, self.targets, self.batch_size = items, targets, batch_size
-        self.seed, self.pad_id, self.drop, self.alike = seed, pad_id, drop, alike
+        self.seed, self.pad_id, self.drop, self.alike, self.ends = seed, pad_id, drop, alike, ends
         self.lengths = np.array([max(len(text) for text in item) for item in items])
         self.epoch = self.index = 0
         self._digest = digest(items, targets)
@@ -149,7 +151,7 @@ class TextLoader:
         items = [self.items[number] for number in chosen]
         if self.drop:
             generator = self._generator(self.index)
-            items = [tuple(dropped(text, self.drop, generator) for text in item) for item in items]
+            items = [tuple(dropped(text, self.drop, generator, self.ends) for text in item) for item in items]
         self.index += 1
         batch = text_batch(items, None if self.targets is None else self.targets[chosen], self.pad_id)
         return replace(batch, numbers=torch.from_numpy(chosen))
@@ -177,9 +179,10 @@ class TextLoader:
         self._batches = self._epoch_batches()
 
 
-def dropped(text: Ids, share: float, generator: np.random.Generator) -> np.ndarray:
-    """The tokens of a text without a random share of them; one stays at least."""
+def dropped(text: Ids, share: float, generator: np.random.Generator, ends: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """The tokens of a text without a random share of them, but for those at its ends; one stays at least."""
     keep = generator.random(len(text)) >= share
+    keep[: ends[0]] = keep[len(text) - ends[1] :] = True
     if not keep.any():
         keep[generator.integers(len(text))] = True
     return np.asarray(text)[keep]

@@ -180,7 +180,7 @@ class Material:
         self.words = whole_words(tokenizer)
         self.text, self.lead = list(text), lead
         self.newline = line_break(tokenizer)
-        self.bos = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+        self.begin = list(tokenizer.framing.begin)
         if len(self.words) < 8:
             raise UserError(f"only {len(self.words)} pieces of the tokenizer are whole words, too few to ask for")
         if len(self.text) < lead:
@@ -221,7 +221,7 @@ def mqar_questions(
         seed: the same seed makes the same items.
     """
     cells, left_out = [], []
-    frame = len(material.bos) + material.lead + 2 * len(material.newline)
+    frame = len(material.begin) + material.lead + 2 * len(material.newline)
     for count in pairs:
         for distance in distances:
             length = frame + 4 * count + distance + (len(material.newline) if distance else 0)
@@ -250,7 +250,7 @@ def _mqar_item(material: Material, pairs: int, distance: int, rng: random.Random
     words = material.draw(2 * pairs, lead + filler, rng)
     stored = list(zip(words[::2], words[1::2], strict=True))
     asked = rng.sample(stored, pairs)
-    ids = [*material.bos, *lead, *material.newline, *words, *material.newline]
+    ids = [*material.begin, *lead, *material.newline, *words, *material.newline]
     if distance:
         ids += [*filler, *material.newline]
     first = len(ids)
@@ -284,7 +284,7 @@ def needle_questions(
         seed: the same seed makes the same items.
     """
     cells, left_out = [], []
-    frame = len(material.bos) + 3 * len(material.newline) + 3  # the line, the question, and no text
+    frame = len(material.begin) + 3 * len(material.newline) + 3  # the line, the question, and no text
     for length in lengths:
         text = length - frame
         if length > context:
@@ -296,7 +296,7 @@ def needle_questions(
                 rng = random.Random(f"needle {seed} {length} {depth}")
                 before = max(material.lead, round(depth * text))
                 made = tuple(_needle_item(material, text, before, rng) for _ in range(items))
-                distance = made[0].places[0] - (len(material.bos) + before + len(material.newline) + 1)
+                distance = made[0].places[0] - (len(material.begin) + before + len(material.newline) + 1)
                 cells.append(
                     Cell(
                         pairs=1, distance=distance, length=len(made[0].ids), depth=depth, items=made,
@@ -310,7 +310,7 @@ def _needle_item(material: Material, length: int, before: int, rng: random.Rando
     text = material.filler(length, rng)
     key, *values = material.draw(1 + min(CANDIDATES, len(material.words) - 1), text, rng)
     line = [*material.newline, key, values[0], *material.newline]
-    ids = [*material.bos, *text[:before], *line, *text[before:], *material.newline, key]
+    ids = [*material.begin, *text[:before], *line, *text[before:], *material.newline, key]
     return Item(ids=tuple(ids), places=(len(ids) - 1,), values=(values[0],), candidates=tuple(values))
 
 

@@ -261,10 +261,11 @@ class _Court:
         longest = min(reach for reach in reaches if reach is not None)
         new = min(budget.new_tokens, longest // 2)
         text = text_ids(self.tokenizer, self.batches(), TEXT_TOKENS)
-        length = min(budget.prompt_tokens, longest - new, len(text))
+        framing = self.tokenizer.framing
+        length = min(budget.prompt_tokens, max(1, longest - new - len(framing.begin)), len(text))
         count = min(budget.prompts, len(text) // length)
         starts = [i * (len(text) - length) // max(count - 1, 1) for i in range(count)]
-        prompts: list[str | list[int]] = [text[start : start + length] for start in starts]
+        prompts: list[str | list[int]] = [framing.prompt(text[start : start + length]) for start in starts]
         return agreement(self.teacher, self.converted, self.tokenizer, prompts, max_tokens=new)
 
     def speed(self) -> DecodeSpeeds | None:

@@ -118,8 +118,8 @@ def _joined(prompt: str, answer: str) -> str:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text, with the token that begins one where the tokenizer's configuration asks for it."""
-    return tokenizer.encode(text, bos=tokenizer.add_bos)
+    """Ids of a text, as the model's texts begin."""
+    return tokenizer.framing.prompt(tokenizer.encode(text))
 
 
 def continuation_logprobs(

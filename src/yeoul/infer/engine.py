@@ -107,14 +107,14 @@ class RowText:
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of a prompt, with the token that begins a text where the tokenizer's configuration asks for it.
+    """Ids of a prompt, begun as the model's texts are.
 
     An empty prompt becomes the token that stands before a text.
 
     Raises:
         UserError: empty, and the tokenizer has no such token.
     """
-    ids = tokenizer.encode(prompt, bos=tokenizer.add_bos)
+    ids = tokenizer.framing.prompt(tokenizer.encode(prompt))
     if ids:
         return ids
     for token in (tokenizer.bos_id, tokenizer.eos_id):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,18 +28,24 @@ def padding_id(tokenizer: Tokenizer, config: ModelConfig) -> int:
     return next(token for token in known if token is not None and 0 <= token < config.vocab_size)
 
 
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> tuple[list[list[int]], int]:
-    """Tokens of texts as the model's own texts begin, without an end token, and how many texts were cut.
+def encode_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], longest: int, *, unread: int | None = None
+) -> tuple[list[list[int]], int]:
+    """Tokens of texts with what stands around the model's texts, and how many texts were cut.
 
     A text without tokens becomes one end token, so that it has a result, too.
 
     Args:
-        longest: tokens that are kept of a text, from its beginning.
+        longest: tokens that are kept of a text, from its beginning; what stands around it is not cut.
+        unread: of a classifier, the token for padding. transformers' classifiers look at the last token that is not
+            this one, so that a text does not end with it here either.
     """
-    begin = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+    framing = tokenizer.framing
+    while framing.end and framing.end[-1] == unread:
+        framing = replace(framing, end=framing.end[:-1])
     nothing = [tokenizer.eos_id if tokenizer.eos_id is not None else 0]
-    rows = [begin + ids for ids in tokenizer.encode_batch(texts)]
-    return [row[:longest] or nothing for row in rows], sum(len(row) > longest for row in rows)
+    plain, room = tokenizer.encode_batch(texts), framing.room(longest)
+    return [framing.whole(ids, longest) or nothing for ids in plain], sum(len(ids) > room for ids in plain)
 
 
 def in_batches(
@@ -101,7 +107,11 @@ class TextClassifier:
             context: tokens that are read of a text, from its beginning; None: all that the model's length allows.
         """
         decoder = self.model.decoder
-        rows, _ = encode_texts(self.tokenizer, texts, _longest(decoder.config, context))
+        longest = _longest(decoder.config, context)
+        unread = decoder.config.pad_id
+        if unread is None:
+            unread = padding_id(self.tokenizer, decoder.config)
+        rows, _ = encode_texts(self.tokenizer, texts, longest, unread=unread)
         batches = in_batches(lambda batch: self.model(batch.input_ids, batch.mask), rows, batch_size, decoder.device)
         return _gathered(batches, len(rows), len(self.labels))
 

@@ -7,7 +7,6 @@ Neither ever turns text into a special token: whoever wants one puts its id.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -59,8 +58,8 @@ class Backend(Protocol):
         """Ids, and for each the index in `text` of its first character; `first` is False behind a special token."""
         ...
 
-    def prefix_ids(self) -> list[int] | None:
-        """Tokens that the vocabulary's own file puts before every text; None where it says nothing about that."""
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Tokens that the vocabulary's own file puts before and behind every text; None where it does not say."""
         ...
 
     def piece(self, token: int) -> str: ...
@@ -143,14 +142,17 @@ class JsonBackend:
         tokenizer.encode_special_tokens = True
         return tokenizer
 
-    def prefix_ids(self) -> list[int] | None:
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         steps = _steps(self.spec.get("post_processor"), "processors")
-        template = next((step for step in steps if step["type"] == "TemplateProcessing"), None)
-        if template is None:
+        if all(step["type"] == "ByteLevel" for step in steps):  # which only moves offsets
             return None
-        before = itertools.takewhile(lambda part: "SpecialToken" in part, template["single"])
-        names = [part["SpecialToken"]["id"] for part in before]
-        return [i for name in names for i in template["special_tokens"][name]["ids"]]
+        encoding = self._tokenizer.encode(PROBE, add_special_tokens=False)
+        ids = self._tokenizer.post_process(encoding, None, True).ids
+        plain, count = encoding.ids, len(encoding.ids)
+        place = next((i for i in range(len(ids) - count + 1) if ids[i : i + count] == plain), None)
+        if place is None:
+            raise ValueError("its post-processor changes the tokens of a text")
+        return tuple(ids[:place]), tuple(ids[place + count :])
 
     def piece(self, token: int) -> str:
         return self._tokenizer.id_to_token(token) or ""
@@ -362,7 +364,7 @@ class ModelBackend:
                 at = match.end()
         return ids, offsets
 
-    def prefix_ids(self) -> list[int] | None:
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         return None
 
     def piece(self, token: int) -> str:

@@ -113,7 +113,12 @@ def gguf_vocabulary(
     else:
         assert isinstance(backend, ModelBackend)
         pieces, metadata = _from_model(backend, place, notes)
-    metadata |= {"add_bos_token": tokenizer.add_bos, "add_eos_token": False}
+    framing = tokenizer.framing
+    ends = bool(framing.end) and framing.end == (tokenizer.eos_id,)
+    metadata |= {"add_bos_token": tokenizer.add_bos, "add_eos_token": ends}
+    if framing.end and not ends:
+        last = tokenizer.spelled(framing.end)
+        notes.append(f"llama.cpp leaves out {last} behind texts that are embedded or classified")
     if len(pieces.texts) > size:
         notes.append(f"{len(pieces.texts) - size} ids beyond the model's {size:,} tokens were left out")
     pieces.cut(size)

@@ -16,6 +16,7 @@ from yeoul.text.added_tokens import CLASSES, ROLES, declared_tokens, named_token
 from yeoul.text.backends import Backend, Decoding, JsonBackend, ModelBackend
 from yeoul.text.byte_level import byte_level_json
 from yeoul.text.files import GENERATION, PAIR, find_folder, put_tokenizer, read_files
+from yeoul.text.framing import Framing, frame
 from yeoul.text.sentencepiece_model import SPACE
 from yeoul.text.short_pieces import short_pieces
 from yeoul.text.streaming import StreamDecoder, token_bytes
@@ -56,7 +57,8 @@ class Tokenizer:
         )
         self._backend = self._loaded(self._source, self._load_backend)
         self._roles = self._loaded(self._source, lambda _: self._role_ids())
-        self._prefix_ids = self._loaded(self._source, lambda _: self._backend.prefix_ids())
+        self.framing: Framing = self._loaded(self._source, lambda _: self._framing())
+        """What stands around the texts of its model."""
         self._stops = self._generation_stops()
 
     @classmethod
@@ -157,6 +159,10 @@ class Tokenizer:
         """How the vocabulary writes an id; "" for an id beyond it."""
         return self._backend.piece(token)
 
+    def spelled(self, ids: Iterable[int]) -> str:
+        """Ids as the vocabulary writes them, special tokens too, for the screen."""
+        return "".join(c if c.isprintable() else "\ufffd" for c in "".join(map(self.piece, ids)))
+
     def token_id(self, piece: str) -> int | None:
         """Id of a piece or special token, None when it is not there."""
         return self._backend.token_id(piece)
@@ -184,18 +190,14 @@ class Tokenizer:
 
     @property
     def add_bos(self) -> bool:
-        """Whether texts of its model begin with the begin token.
+        """Whether texts of its model begin with the begin token; see `framing`."""
+        return self.bos_id is not None and self.framing.begin[:1] == (self.bos_id,)
 
-        As the post-processor of `tokenizer.json` says, else `add_bos_token` of the configuration, else, without a
-        `tokenizer.json`, the habit of the tokenizer's class.
-        """
-        if self.bos_id is None:
-            return False
-        if self._prefix_ids is not None:
-            return self._prefix_ids[:1] == [self.bos_id]
-        if isinstance(wanted := self._config.get("add_bos_token"), bool):
-            return wanted
-        return self._source != "tokenizer.json" and self._class is not None and self._class.add_bos
+    @property
+    def begins(self) -> str:
+        """A sentence that says how each sequence of its model begins."""
+        begin = self.spelled(self.framing.begin)
+        return f"Each sequence begins with {begin}." if begin else "No begin token stands before a sequence."
 
     @property
     def kind(self) -> str:
@@ -215,7 +217,7 @@ class Tokenizer:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids after which an answer is over: the end token, those of `generation_config.json`, the end of a turn."""
-        ends = [self.eos_id, *self._stops, *(self._special.get(text) for text in TURN_ENDS)]
+        ends = [self.eos_id, *self.framing.end, *self._stops, *(self._special.get(text) for text in TURN_ENDS)]
         return tuple(dict.fromkeys(token for token in ends if token is not None))
 
     @property
@@ -325,6 +327,19 @@ class Tokenizer:
             if known is not None:
                 roles[role] = known
         return roles
+
+    def _framing(self) -> Framing:
+        """As the post-processor of `tokenizer.json` says.
+
+        Where it says nothing, by `add_bos_token` and `add_eos_token` of the configuration, and without a
+        `tokenizer.json` by the habit of the tokenizer's class.
+        """
+        habit = self._source != "tokenizer.json" and self._class is not None and self._class.add_bos
+        wanted = (self._config.get(key) for key in ("add_bos_token", "add_eos_token"))
+        add_bos, add_eos = (
+            value if isinstance(value, bool) else usual for value, usual in zip(wanted, (habit, False), strict=True)
+        )
+        return frame(self._backend.around(), bos_id=self.bos_id, eos_id=self.eos_id, add_bos=add_bos, add_eos=add_eos)
 
     def _generation_stops(self) -> tuple[int, ...]:
         """The end tokens of `generation_config.json`, one or several."""
