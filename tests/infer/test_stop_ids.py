@@ -14,7 +14,7 @@ from infer.conftest import Scripted
 from infer.test_folder import sentences
 from yeoul.cli import main
 from yeoul.errors import UserError
-from yeoul.infer.engine import run
+from yeoul.infer.engine import end_ids, run
 from yeoul.infer.params import SamplingParams
 from yeoul.model.checkpoint import save_model
 from yeoul.text.tokenizer import Tokenizer
@@ -44,6 +44,22 @@ def test_an_answer_ends_at_any_of_the_end_tokens(folder: Path, tmp_path: Path) -
         SamplingParams(temperature=0, max_tokens=20),
     )  # type: ignore[arg-type]  # fmt: skip
     assert result.ids == [*first, 330, *second]
+
+
+@pytest.mark.parametrize("ends", [[3, 330, 331], [331, 330, 3], [330], 331])
+def test_each_end_token_of_config_json_counts_without_a_generation_config(
+    ends: Any, folder: Path, tmp_path: Path
+) -> None:
+    Tokenizer.load(folder).save(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    described = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(described | {"eos_token_id": ends}), encoding="utf-8")
+    model, tokenizer = yeoul.load(tmp_path, device="cpu")
+    assert tokenizer is not None and end_ids(model, tokenizer) >= set(ends if isinstance(ends, list) else [ends])
+    save_model(model, tmp_path / "again")
+    listed = json.loads((tmp_path / "again" / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    assert listed == ends or [listed] == ends
 
 
 def test_the_tokenizer_of_another_model(

@@ -238,10 +238,39 @@ def test_a_tokenizer_without_an_end_token_is_refused_unless_the_model_has_one(tm
     assert gguf_vocabulary(folder, 500, eos_id=0).metadata["tokenizer.ggml.eos_token_id"] == 0
 
 
-def test_ids_beyond_the_model_are_left_out_with_a_note(folder: Path) -> None:
-    vocabulary = gguf_vocabulary(folder, size_of(folder) - 2)
-    assert len(vocabulary.metadata["tokenizer.ggml.tokens"]) == size_of(folder) - 2
-    assert any("left out" in note for note in vocabulary.notes)
+def test_added_tokens_beyond_the_model_are_left_out_with_a_note(folder: Path, tmp_path: Path) -> None:
+    Ours.load(folder).save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    size = size_of(folder)
+    config["added_tokens_decoder"] = {str(size + i): {"content": f"<late-{i}>", "special": True} for i in range(2)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    vocabulary = gguf_vocabulary(tmp_path, size)
+    assert len(vocabulary.metadata["tokenizer.ggml.tokens"]) == size
+    assert any("2 ids beyond" in note and "left out" in note for note in vocabulary.notes)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "gpt-2", "llama-bpe"])
+def test_ordinary_pieces_beyond_the_model_are_refused(
+    kind: str, trained: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    """Without them llama.cpp would cut a text otherwise, or not at all."""
+    folder = variant(kind, trained, tmp_path)
+    size = Ours.load(folder).text_size
+    gguf_vocabulary(folder, size)
+    with pytest.raises(UserError, match=f"up to {size - 1:,} of text, but the model knows only {size - 1:,}"):
+        gguf_vocabulary(folder, size - 1)
+
+
+def test_every_end_token_of_the_model_that_there_is_room_for_is_named(folder: Path) -> None:
+    ours = Ours.load(folder)
+    turn, other = ours.token_id("<|end|>"), ours.token_id("<|user|>")
+    assert turn is not None and other is not None
+    size = size_of(folder)
+    plain = gguf_vocabulary(folder, size)
+    assert plain.metadata["tokenizer.ggml.eot_token_id"] == turn
+    more = gguf_vocabulary(folder, size, eos_id=ours.eos_id, end_ids=[ours.eos_id or 0, turn, other])
+    assert more.metadata["tokenizer.ggml.eot_token_id"] == turn
+    assert any("<|user|>" in note for note in more.notes) and not any("<|user|>" in note for note in plain.notes)
 
 
 def test_vocabulary_in_two_files(tmp_path: Path) -> None:

@@ -125,8 +125,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 def end_ids(model: Decoder, tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens that end a text: by the tokenizer, the end of a chat's turn included, and by the model."""
-    more = () if model.config.eos_id is None else (model.config.eos_id,)
-    return frozenset((*tokenizer.stop_ids, *more))
+    return frozenset((*tokenizer.stop_ids, *model.config.end_ids))
 
 
 def _start(

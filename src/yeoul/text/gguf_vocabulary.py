@@ -9,7 +9,7 @@ differs, a note says so.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,13 @@ class _Pieces:
 
 
 def gguf_vocabulary(
-    folder: Path, size: int, *, bos_id: int | None = None, eos_id: int | None = None, pad_id: int | None = None
+    folder: Path,
+    size: int,
+    *,
+    bos_id: int | None = None,
+    eos_id: int | None = None,
+    pad_id: int | None = None,
+    end_ids: Sequence[int] = (),
 ) -> Vocabulary:
     """The tokenizer of a folder for a model with `size` rows of embeddings.
 
@@ -97,11 +103,14 @@ def gguf_vocabulary(
         folder: with `tokenizer.json` or `tokenizer.model`.
         size: tokens of the model; missing ids are marked unused.
         bos_id: the model's own, where the tokenizer names none; `eos_id` and `pad_id` alike.
+        end_ids: further tokens that end a text, by the model; llama.cpp knows one beside `eos_id`.
 
     Raises:
-        UserError: no tokenizer, one of a kind that llama.cpp does not have, or without an end token.
+        UserError: no tokenizer, one of a kind that llama.cpp does not have, without an end token, or with ordinary
+            pieces beyond the model's tokens: without them a text would be cut otherwise, or not at all.
     """
     tokenizer = Tokenizer.load(folder)
+    tokenizer.check_fits(size)
     place = (find_folder(folder) or folder) / tokenizer.source
     backend = tokenizer._backend
     notes: list[str] = []
@@ -125,13 +134,18 @@ def gguf_vocabulary(
     ids = {
         "bos_token_id": _first(tokenizer.bos_id, bos_id),
         "eos_token_id": _first(tokenizer.eos_id, eos_id),
-        "eot_token_id": next((i for i in tokenizer.stop_ids if i != tokenizer.eos_id), None),
+        "eot_token_id": None,
         "unknown_token_id": tokenizer.unk_id,
         "padding_token_id": _first(tokenizer.pad_id, pad_id),
     }
     if ids["eos_token_id"] is None:
         fix = 'name it in tokenizer_config.json ("eos_token")'
         raise UserError("the tokenizer has no end token, and llama.cpp would take another for it", place, fix)
+    ends = [i for i in dict.fromkeys((*tokenizer.stop_ids, *end_ids)) if i != ids["eos_token_id"] and i < size]
+    ids["eot_token_id"] = _first(*ends)
+    if len(ends) > 1:
+        others = ", ".join(repr(pieces.texts[i]) for i in ends[1:])
+        notes.append(f"of the tokens that end a text, llama.cpp is told two; it is not told of {others}")
     metadata |= {key: i for key, i in ids.items() if i is not None and i < size}
     metadata |= {"tokens": pieces.texts, "scores": pieces.scores, "token_type": [int(t) for t in pieces.types]}
     result = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
