@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from models import make, rms_ratio
 from yeoul import cli
 from yeoul.adapt.lora import LoraConfig, add_lora, lora_layers, merge_and_unload, save_adapter
+from yeoul.errors import UserError
 from yeoul.model.checkpoint import load_model, save_model, stored_dtype
 
 IDS = torch.randint(0, 99, (1, 30), generator=torch.Generator().manual_seed(0))
@@ -106,3 +108,44 @@ def test_a_model_with_adapters_is_not_saved_as_a_folder(folder: Path, tmp_path: 
     add_lora(model, LoraConfig(r=2, target_modules=("q_proj",)))
     with pytest.raises(ValueError, match="merge_and_unload"):
         save_model(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["hf", "gguf"])
+def test_what_is_not_finite_is_named_and_nothing_is_written(
+    kind: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the model itself, and in an adapter that is merged into it."""
+    if kind == "gguf":
+        pytest.importorskip("gguf", reason="the extra [gguf] is not installed")
+    model = load_model(folder)
+    add_lora(model, LoraConfig(r=4, target_modules="all-linear"))
+    save_adapter(model, tmp_path / "adapter")
+    spoil(tmp_path / "adapter" / "adapter_model.safetensors", "layers.1.mlp.up_proj.lora_B.weight")
+    out, command = tmp_path / "out", ["export", str(folder), "--format", kind, "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--adapter", str(tmp_path / "adapter")]) == 2
+    assert "model.layers.1.mlp.up_proj.weight" in capsys.readouterr().err
+    spoil(folder / "model.safetensors", "layers.0.self_attn.k_proj.weight")
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert "model.layers.0.self_attn.k_proj.weight" in error and "not finite" in error and error.count("\n") == 1
+    assert not out.exists()
+    with pytest.raises(UserError, match="not finite"):
+        broken = load_model(folder)
+        add_lora(broken, LoraConfig(r=4, target_modules="all-linear"))
+        next(iter(lora_layers(broken).values())).adapters["default"].B.data.fill_(float("nan"))
+        save_adapter(broken, tmp_path / "other")
+
+
+def test_numbers_beyond_float16_are_refused_in_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(folder / "model.safetensors", "layers.0.self_attn.k_proj.weight", 1e5)
+    assert export(folder, "--dtype", "f16", "--out", tmp_path / "half") == 2
+    assert "f16 cannot hold" in capsys.readouterr().err and not (tmp_path / "half").exists()
+    assert export(folder, "--dtype", "bf16", "--out", tmp_path / "half") == 0
+
+
+def spoil(file: Path, ending: str, value: float = float("nan")) -> None:
+    tensors = load_file(file)
+    next(tensor for name, tensor in tensors.items() if name.endswith(ending))[0, 0] = value
+    save_file(tensors, file, metadata={"format": "pt"})

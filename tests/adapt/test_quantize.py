@@ -160,6 +160,35 @@ def test_what_cannot_be_is_said_in_a_sentence(tmp_path: Path) -> None:
         convert(model, Conversion(window=4))
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+def test_weights_that_are_not_finite_are_named_before_anything_is_changed(method: str) -> None:
+    model = make("softmax")
+    with torch.no_grad():
+        model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    config = QuantizationConfig(bits=8, method=method)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"model.layers.0.mlp.up_proj.weight.* not finite.* quantized"):
+        quantize_model(model, config, [torch.randint(0, 90, (2, 16))])
+    assert next(quantized_modules(model), None) is None
+
+
+@torch.no_grad()
+def test_a_text_that_overflows_is_told_from_a_broken_model() -> None:
+    model = make("softmax")
+    for block in model.layers:
+        block.mlp.up_proj.weight.mul_(1e25)
+        block.mlp.gate_proj.weight.mul_(1e25)
+    with pytest.raises(UserError, match=r"not finite in front of mlp.down_proj.*rtn"):
+        quantize_model(model, QuantizationConfig(bits=8, method="gptq"), [torch.randint(0, 90, (2, 16))])
+
+
+def test_gptq_survives_inputs_that_say_almost_nothing() -> None:
+    """Moments that are not positive definite in any precision: rounding goes on with more damping."""
+    weight = torch.randn(8, 32)
+    hessian = torch.full((32, 32), 1.0) - 1.5 * torch.eye(32)
+    q, scale = gptq(weight, hessian, 8, 0)
+    assert rms_ratio(q.float() * scale.float(), weight) < 0.1
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = ["강물은 천천히 흐른다. 여울은 빠르게 흐른다.", "오늘은 비가 온다. 내일은 맑다."] * 20

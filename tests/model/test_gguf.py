@@ -353,3 +353,17 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "hybrid" in error and error.count("\n") == 1 and not Path("linear-F16.gguf").exists()
     (tmp_path / "linear" / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     assert main(["export", "linear"]) == 2
+
+
+def test_weights_that_a_type_cannot_hold_or_that_are_not_finite_make_no_file(tmp_path: Path) -> None:
+    model, file = make("softmax"), tmp_path / "x.gguf"
+    weight = model.layers[1].mlp.down_proj.weight
+    for value, dtype, said in (
+        (float("nan"), "f32", "not finite"), (float("inf"), "q8_0", "not finite"), (1e5, "f16", "f16 cannot hold"),
+        (3.4e38, "bf16", "bf16 cannot hold"), (1e7, "q8_0", "q8_0 cannot hold"),
+    ):  # fmt: skip
+        with torch.no_grad():
+            weight[0, 0] = value
+        with pytest.raises(UserError, match=f"blk.1.ffn_down.weight has numbers that (are )?{said}"):
+            write_gguf(model, file, dtype=dtype, name="tiny")
+        assert not list(tmp_path.iterdir())

@@ -76,6 +76,8 @@ class Walk:
                 hooks.callback(handle.remove)
             for x, layout in zip(self.states, self.layouts, strict=True):
                 block(x, layout)
+        for path, sums in found.items():
+            _check_finite(sums, path)
         return found
 
     def step(self, block: Block) -> None:
@@ -88,7 +90,17 @@ class Walk:
         found = torch.zeros(self.model.config.hidden_size, self.model.config.hidden_size, device=self.model.device)
         for x in self.states:
             _add(found, self.model.model.norm(x))
+        _check_finite(found, "the output projection")
         return found
+
+
+def _check_finite(moments: Tensor, path: str) -> None:
+    """A UserError where the text made numbers that are not finite: nothing can be calibrated by them."""
+    if not bool(torch.isfinite(moments).all()):
+        raise UserError(
+            f"the calibration text makes numbers that are not finite in front of {path}",
+            fix="use --method rtn, or give another --data",
+        )  # fmt: skip
 
 
 def output_moments(model: Decoder, batches: Iterable[Tensor]) -> Tensor:
@@ -96,6 +108,7 @@ def output_moments(model: Decoder, batches: Iterable[Tensor]) -> Tensor:
     found = torch.zeros(model.config.hidden_size, model.config.hidden_size, device=model.device)
     for ids in batches:
         _add(found, model.hidden(ids.to(model.device)))
+    _check_finite(found, "the output projection")
     return found
 
 
@@ -120,6 +133,7 @@ def input_moments(model: Decoder, batches: Sequence[Tensor]) -> Tensor:
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, drawn, reduction="sum"), first)
         _add(found, gradient)
+    _check_finite(found, "the embeddings")
     return found
 
 

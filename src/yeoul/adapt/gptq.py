@@ -50,10 +50,22 @@ def gptq(
     steps = scale.float().repeat_interleave(group or K, dim=1)  # (N, K)
     order = torch.argsort(importance, descending=True) if ordered else torch.arange(K, device=weight.device)
     back = torch.argsort(order)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(H[order][:, order]))
-    U = torch.linalg.cholesky(inverse, upper=True).float()
+    U = _factor(H[order][:, order]).float()
     q = _rounded(weight.float()[:, order], steps[:, order], U, bits)
     return q[:, back], scale
+
+
+def _factor(H: Tensor) -> Tensor:
+    """U (K, K) fp64, upper triangular with U^T U = H^-1; the diagonal grows until H has one in this precision."""
+    mean = H.diagonal().mean()
+    for more in (0.0, 0.1, 1.0, 10.0):
+        damped = H + more * mean * torch.eye(len(H), dtype=H.dtype, device=H.device) if more else H
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                return upper
+    return torch.eye(len(H), dtype=H.dtype, device=H.device)  # no input makes good for another: to the nearest
 
 
 def _rounded(W: Tensor, steps: Tensor, U: Tensor, bits: int) -> Tensor:

@@ -47,6 +47,7 @@ from yeoul.adapt.lora_tokens import new_rows, take_rows
 from yeoul.errors import UserError
 from yeoul.files import new_file, write_json
 from yeoul.model.decoder import Decoder
+from yeoul.model.finite import first_not_finite
 from yeoul.model.quantized import replace_module
 
 
@@ -222,7 +223,7 @@ def save_adapter(model: Decoder, folder: Path | str, name: str = "default") -> N
     fused B holds theirs in blocks: the same function at a higher rank. The files are written in place.
 
     Raises:
-        UserError: no adapter has this name.
+        UserError: no adapter has this name, or a number of it is NaN or infinite; then nothing is written.
     """
     modules = {path: module for path, module in adapted(model).items() if name in module.adapters}
     if not modules:
@@ -243,6 +244,8 @@ def save_adapter(model: Decoder, folder: Path | str, name: str = "default") -> N
         ranks[path] = len(found["A"])
     tables = tables_to_save(model, family, name)
     tensors, ranks, scalings = tensors | tables.tensors, ranks | tables.ranks, scalings | tables.scalings
+    if (wrong := first_not_finite(tensors)) is not None:
+        raise UserError(f"tensor {wrong!r} has numbers that are not finite, so it is not saved", folder)
     roots = {path: math.sqrt(rank) if config.rslora else rank for path, rank in ranks.items()}
     alphas = {path: _alpha(scalings[path] * roots[path], config) for path in ranks}
     r, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]

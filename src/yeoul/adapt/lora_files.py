@@ -12,6 +12,7 @@ from torch import Tensor
 from yeoul.adapt.lora_layers import CONFIG, LoraConfig
 from yeoul.errors import UserError
 from yeoul.hub import local_folder
+from yeoul.model.tensor_files import unreadable
 from yeoul.safe_json import read_object
 from yeoul.text.tokenizer import Tokenizer
 
@@ -98,7 +99,9 @@ def read_tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
         raise UserError(f"no {WEIGHTS} in this folder", folder)
     try:
         loaded = load_file(file)
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise unreadable(error, file) from None
+    except SafetensorError as error:
         raise UserError(f"damaged or truncated weights: {error}", file) from error
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in loaded.items():

@@ -15,6 +15,7 @@ from yeoul.adapt.gptq import gptq
 from yeoul.adapt.rounding import round_to_nearest
 from yeoul.errors import UserError
 from yeoul.model.decoder import Decoder
+from yeoul.model.finite import check_finite
 from yeoul.model.quantized import (
     GROUP_SIZES,
     QuantizedEmbedding,
@@ -93,9 +94,11 @@ def quantize_model(
         progress: is told what is being done.
 
     Raises:
-        UserError: the model is quantized already, or its layers do not fit the groups; then nothing is changed.
+        UserError: the model is quantized already, a weight is NaN or infinite, or its layers do not fit the groups;
+            then nothing is changed.
     """
     refuse_quantized(model, "quantized again")
+    check_finite(model, None, "quantized")
     wanted = targets(model, config)
     for path in wanted:
         check_shape(_weight(model, path).shape[1], *config.scheme(path))

@@ -85,7 +85,7 @@ def _run_gguf(config: Config, out: Path, name: str, dtype: str) -> int:
         )
         if Tokenizer.exists(own := _tokenizer_folder(config, folder)):
             ids = {"bos_id": described.bos_id, "eos_id": described.eos_id, "pad_id": described.pad_id}
-            vocabulary = gguf_vocabulary(own, described.vocab_size, **ids)
+            vocabulary = gguf_vocabulary(own, described.vocab_size, end_ids=described.end_ids, **ids)
         done = write_gguf(_model(config, folder), out, dtype=dtype, name=name, vocabulary=vocabulary.metadata)
     kind = vocabulary.metadata["tokenizer.ggml.model"]
     print(f"{out}: {done.architecture}, {dtype}, {size(out.stat().st_size)}, tokenizer {kind}")
@@ -190,14 +190,28 @@ def _source(config: Config, out: Path) -> Iterator[Path]:
 
 def _model(config: Config, folder: Path, dtype: torch.dtype | None = None) -> Decoder:
     from yeoul.model.checkpoint import load_model
+    from yeoul.model.finite import check_finite
 
     model = load_model(folder, dtype=dtype)
-    if config.adapter is None:
-        return model
-    from yeoul.adapt.lora import load_adapter, merge_and_unload
+    if config.adapter is not None:
+        from yeoul.adapt.lora import load_adapter, merge_and_unload
 
-    load_adapter(model, config.adapter)
-    return merge_and_unload(model)
+        check_finite(model, folder, "merged")
+        load_adapter(model, config.adapter)
+        model = merge_and_unload(model)
+    if config.dtype == "f16" and config.format == "hf":
+        _check_half(model, folder)
+    check_finite(model, folder if config.adapter is None else config.adapter, "exported")
+    return model
+
+
+def _check_half(model: Decoder, folder: Path) -> None:
+    """A UserError where weights became infinite in float16, which holds numbers up to 65,504."""
+    import torch
+
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype == torch.float16 and bool(torch.isinf(tensor).any()):
+            raise UserError(f"tensor {name} has numbers that f16 cannot hold", folder, "use --dtype bf16 or f32")
 
 
 def model_name(model: str) -> str:

@@ -220,6 +220,7 @@ def _run(config: Config) -> int:
     from yeoul.config import save_config
     from yeoul.data.loader import PackedLoader
     from yeoul.files import remove, replace_folder
+    from yeoul.model.finite import check_finite
     from yeoul.train.interrupt import Interrupted
 
     runtime.set_threads()
@@ -235,6 +236,7 @@ def _run(config: Config) -> int:
     if config.keep_softmax.isdecimal() and int(config.keep_softmax) >= max(1, layers):
         raise UserError(f"none of the {layers} softmax layers would be linearized", "--keep-softmax", "keep fewer")
     teacher.requires_grad_(False)
+    check_finite(teacher, config.model, "linearized")
     student = convert(teacher, conversion(config), share=True)
     recipe_of(config, context, student)  # what cannot be is said before the text is read
     with removed_on_user_error(config.out):

@@ -17,6 +17,7 @@ from yeoul.files import new_file, write_json, write_text
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config, write_config
+from yeoul.model.finite import first_not_finite
 from yeoul.model.quantized import QuantizedEmbedding, QuantizedLinear, quantized_modules
 from yeoul.model.quantized_folder import (
     FIELD,
@@ -38,7 +39,7 @@ from yeoul.model.tensor_files import (
     stored_tensors,
     weight_files,
 )
-from yeoul.model.tensor_names import count_layers, names_of, published_name, to_ours, to_published
+from yeoul.model.tensor_names import count_layers, names_of, published_name, stored_name, to_ours, to_published
 from yeoul.safe_json import read_object
 
 __all__ = [
@@ -71,12 +72,39 @@ def load_quantization(path: Path | str) -> Quantization | None:
 
 
 def stored_dtype(path: Path | str) -> torch.dtype:
-    """The type of most of a folder's weights, those of few bits and their scales aside."""
+    """The type of a folder's weights, those of few bits and their scales aside; of several as `one_dtype` chooses."""
+    folder = model_folder(path)
+    sizes = _sizes(stored_tensors(folder))
+    return _chosen(sizes, read_object(folder / "config.json")) if sizes else torch.float32
+
+
+def one_dtype(stored: Mapping[str, Stored], described: Mapping[str, Any]) -> torch.dtype | None:
+    """The type that weights of several types are brought to; None where they have one already.
+
+    That which config.json names, as in transformers, or else that of most bytes: the products of a layer take one type.
+
+    Args:
+        stored: tensors by their published names.
+        described: config.json.
+    """
+    sizes = _sizes(stored)
+    return _chosen(sizes, described) if len(sizes) > 1 else None
+
+
+def _sizes(stored: Mapping[str, Stored]) -> dict[torch.dtype, int]:
+    """Bytes of each type, without what keeps a type of its own."""
     sizes: dict[torch.dtype, int] = {}
-    for name, place in stored_tensors(model_folder(path)).items():
-        if place.dtype.is_floating_point and not name.endswith(".weight_scale"):
+    for name, place in stored.items():
+        if place.dtype.is_floating_point and not name.endswith(".weight_scale") and not stays_fp32(name):
             sizes[place.dtype] = sizes.get(place.dtype, 0) + place.nbytes
-    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else torch.float32
+    return sizes
+
+
+def _chosen(sizes: Mapping[torch.dtype, int], described: Mapping[str, Any]) -> torch.dtype:
+    named = str(described.get("dtype") or described.get("torch_dtype")).removeprefix("torch.")
+    return next(
+        (dtype for dtype in sizes if str(dtype) == f"torch.{named}"), max(sizes, key=lambda dtype: sizes[dtype])
+    )
 
 
 class _Folder(NamedTuple):
@@ -86,6 +114,7 @@ class _Folder(NamedTuple):
     config: ModelConfig
     quantization: Quantization | None
     stored: dict[str, Stored]
+    mixed: torch.dtype | None  # what weights of several types are brought to
 
 
 def _read_quantization(folder: Path) -> Quantization | None:
@@ -96,13 +125,16 @@ def _read_quantization(folder: Path) -> Quantization | None:
 
 
 def _examine(folder: Path) -> _Folder:
-    """A folder whose parts agree with one another; nothing is allocated."""
+    """A folder whose parts agree with one another; nothing is allocated. A head that differs from the embeddings to
+    which config.json ties it is a head of its own, as in transformers."""
     stored = stored_tensors(folder)
     published = read_object(folder / "config.json")
     try:
         family, config = read_config(published, frozenset(stored))
     except UserError as error:
         raise UserError(error.what, folder / "config.json", error.fix) from None
+    if config.tie_embeddings and not _is_tied(stored, family):
+        config = config.with_(tie_embeddings=False)
     quantization = _read_quantization(folder)
     layers = count_layers(stored, family)
     if config.num_layers != layers:  # told apart from wrong shapes, and before a list of so many layers is made
@@ -115,7 +147,24 @@ def _examine(folder: Path) -> _Folder:
     if missing := set(expected).difference(name for pairs in given.values() for name, _ in pairs):
         name = published_name(min(missing), family)
         raise UserError(f"tensor {shown(name)} of the model that config.json describes is missing", folder)
-    return _Folder(family, config, quantization, {name: stored[name] for name, pairs in given.items() if pairs})
+    used = {name: stored[name] for name, pairs in given.items() if pairs}
+    return _Folder(family, config, quantization, used, one_dtype(used, published))
+
+
+def _is_tied(stored: Mapping[str, Stored], family: str) -> bool:
+    """Whether a folder has no output projection, or one that is its embeddings once more, number for number."""
+    head, table = (stored_name(stored, name, family) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+    if head is None:
+        return not any(name.startswith("lm_head.weight_") for name in stored)
+    if table is None or stored[head].shape != stored[table].shape:
+        return False
+    both = dict(read_tensors({name: stored[name] for name in (head, table)}))
+    pieces = (both[name].split(PIECE) for name in (head, table))
+    return all(bool((one == other).all()) for one, other in zip(*pieces, strict=True))
+
+
+PIECE = 4096
+"""Rows that are compared at a time: their pages are in memory together."""
 
 
 def _skeleton(config: ModelConfig, folder: Path, quantization: Quantization | None) -> Decoder:
@@ -173,15 +222,15 @@ def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torc
     Args:
         path: Hugging Face folder, or a run's folder with `model/` inside.
         device: where it goes.
-        dtype: of the weights; None keeps the file's. Feature maps and decays stay fp32, weights of few bits and
-            their scales as they are.
+        dtype: of the weights; None keeps the file's, or of several `one_dtype`. Feature maps and decays stay fp32,
+            weights of few bits and their scales as they are.
 
     Raises:
         UserError: a missing, damaged or unknown folder; tensors that are missing, superfluous or of another shape.
     """
     folder, target = model_folder(path), torch.device(device)
-    family, config, quantization, stored = _examine(folder)
-
+    family, config, quantization, stored, mixed = _examine(folder)
+    dtype = dtype or mixed
     model = _skeleton(config, folder, quantization)
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     low = dict(quantized_modules(model))
@@ -246,6 +295,9 @@ def save_model(model: Decoder, folder: Path | str, *, shard_bytes: int = SHARD_B
         model: on any device.
         folder: target.
         shard_bytes: a larger model is cut into files of at most this size, with an index.
+
+    Raises:
+        UserError: a weight is NaN or infinite; nothing is written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -266,7 +318,10 @@ def save_model(model: Decoder, folder: Path | str, *, shard_bytes: int = SHARD_B
     for name, value in (("config.json", description), ("generation_config.json", generation)):
         texts[name] = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     plain = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    files = _save_tensors(to_published(to_stored(plain, model), config, family), folder, shard_bytes)
+    if (wrong := first_not_finite(stored := to_stored(plain, model))) is not None:
+        what = f"tensor {shown(published_name(wrong, family))} has numbers that are not finite, so it is not saved"
+        raise UserError(what, folder)
+    files = _save_tensors(to_published(stored, config, family), folder, shard_bytes)
     for name, text in texts.items():
         write_text(folder / name, text)
     for stale in [*folder.glob("model*.safetensors"), folder / INDEX, *folder.glob("modeling_yeoul.py")]:

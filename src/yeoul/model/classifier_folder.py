@@ -19,7 +19,7 @@ from torch import Tensor
 
 from yeoul.errors import UserError, shown
 from yeoul.files import new_file, write_json
-from yeoul.model.checkpoint import model_folder, stays_fp32
+from yeoul.model.checkpoint import model_folder, one_dtype, stays_fp32
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config, write_config
@@ -90,7 +90,7 @@ def load_sequence_classifier(
     Args:
         path: the folder, or that of a run.
         device: where it goes.
-        dtype: of the weights; None keeps the file's.
+        dtype: of the weights; None keeps the file's, or of several `one_dtype`.
 
     Raises:
         UserError: no classifier, damaged or unknown; tensors that are missing, superfluous or of another shape.
@@ -110,7 +110,7 @@ def load_sequence_classifier(
         head = ClassificationHead(config.hidden_size, labels, described.get("pooling", "last"))
     decoder = skeleton(config)
     trained = {name: p.requires_grad for name, p in decoder.named_parameters()}
-    tensors = _tensors(stored, config, family, torch.device(device), dtype)
+    tensors = _tensors(stored, config, family, torch.device(device), dtype or one_dtype(stored, described))
     head.load_state_dict({SCORE: tensors.pop(SCORE)}, assign=True)
     _check(tensors, dict(decoder.state_dict()), folder)
     decoder.load_state_dict(tensors, assign=True)

@@ -353,6 +353,11 @@ class ModelConfig:
         """(H, G, D): query heads, key-value heads, head size."""
         return self.num_heads, self.num_kv_heads, self.head_dim  # type: ignore[return-value]
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Every token that ends a text, as config.json lists them."""
+        return tuple(token for token in (self.eos_id, *self.other_eos_ids) if token is not None)
+
     @functools.cached_property
     def ropes(self) -> tuple[Rope, ...]:
         """The different rotations of the layers: at most two, that of "sliding" layers and that of the others."""

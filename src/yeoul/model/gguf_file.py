@@ -13,6 +13,7 @@ import torch
 from yeoul.errors import UserError
 from yeoul.files import new_file
 from yeoul.model.decoder import Decoder
+from yeoul.model.finite import is_finite
 from yeoul.model.gguf import Entry, Plan, entries, plan
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 """Types of matrices, and `general.file_type` of the GGUF specification."""
+
+
+LARGEST_Q8_0 = 127 * 65504.0
+"""Its scales are f16."""
 
 
 def write_gguf(
@@ -37,7 +42,7 @@ def write_gguf(
         vocabulary: `tokenizer.*` metadata; None makes a file that takes and gives ids only.
 
     Raises:
-        UserError: llama.cpp cannot say this model, or f16 cannot hold its weights.
+        UserError: llama.cpp cannot say this model, a weight is NaN or infinite, or `dtype` cannot hold one.
     """
     from gguf import GGUFWriter
 
@@ -91,11 +96,19 @@ def _encoded(entry: Entry, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
     from gguf import quants
 
     values = entry.make().cpu().contiguous()
-    if kind.name == "F16":
-        half = values.half()
-        if any(extreme.isinf() for extreme in torch.aminmax(half)):
-            raise UserError(f"tensor {entry.name} has numbers that f16 cannot hold", "--dtype", "use bf16 or f32")
-        return half.numpy()
-    if kind.name == "BF16":  # numpy has no such type
-        return values.bfloat16().view(torch.int16).numpy()
+    if not is_finite(values):
+        raise UserError(f"tensor {entry.name} has numbers that are not finite, so it is not written")
+    if kind.name in ("F16", "BF16"):
+        narrow = values.to(torch.float16 if kind.name == "F16" else torch.bfloat16)
+        if not is_finite(narrow):
+            raise _too_large(entry, kind)
+        return narrow.view(torch.int16).numpy() if kind.name == "BF16" else narrow.numpy()  # numpy has no bfloat16
+    if kind.name == "Q8_0" and values.numel() and float(values.abs().max()) > LARGEST_Q8_0:
+        raise _too_large(entry, kind)
     return quants.quantize(values.numpy(), kind)
+
+
+def _too_large(entry: Entry, kind: GGMLQuantizationType) -> UserError:
+    name = kind.name.lower()
+    fix = "use bf16 or f32" if kind.name != "BF16" else "use f32"
+    return UserError(f"tensor {entry.name} has numbers that {name} cannot hold", "--dtype", fix)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import math
+import mmap
+import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,7 +125,7 @@ def _header(file: Path) -> dict[str, Stored]:
     except JSONError as error:
         raise UserError(f"the header {error.reason}", file, DAMAGED) from None
     except OSError as error:
-        raise UserError(f"the file cannot be read: {error.strerror}", file) from None
+        raise unreadable(error, file) from None
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UserError(f"damaged weights: __metadata__ of the header is {shown(metadata)}", file, DAMAGED)
@@ -135,9 +140,11 @@ def _header(file: Path) -> dict[str, Stored]:
         what = f"the file should be {end:,} bytes long, but has {size:,}"
         raise UserError(f"damaged or truncated weights: {what}", file, DAMAGED)
     try:
-        with safe_open(file, framework="pt"):  # reads the same header once more, and by its own rules
+        with safe_open(file, framework="np"):  # reads the same header once more, and by its own rules
             pass
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise unreadable(error, file) from None
+    except SafetensorError as error:
         raise UserError(f"damaged weights: {' '.join(str(error).split())[:200]}", file, DAMAGED) from None
     return found
 
@@ -176,17 +183,53 @@ def _is_count(value: object, limit: int) -> bool:
 
 
 def read_tensors(stored: dict[str, Stored]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors on the CPU, file by file in the order of their bytes.
+    """The tensors on the CPU, file by file in the order of their bytes. Each file is opened and mapped once.
 
     Each is a private view of the mapped file: its pages come when they are used and go with the tensor, and writing to
-    it changes no file.
+    it changes no file. Where numbers do not lie as the processor wants those of their type, they are copied.
     """
-    for name, place in sorted(stored.items(), key=lambda item: (item[1].file, item[1].start)):
-        if not place.nbytes:
-            yield name, torch.empty(place.shape, dtype=place.dtype)
-            continue
-        try:
-            mapped = np.memmap(place.file, dtype=np.uint8, mode="c", offset=place.start, shape=(place.nbytes,))
-        except (OSError, ValueError) as error:
-            raise UserError(f"the file cannot be mapped: {error}", place.file, DAMAGED) from None
-        yield name, torch.from_numpy(mapped).view(place.dtype).view(place.shape)
+    ordered = sorted(stored.items(), key=lambda item: (item[1].file, item[1].start))
+    for file, places in itertools.groupby(ordered, key=lambda item: item[1].file):
+        mapped = None
+        for name, place in places:
+            if not place.nbytes:
+                yield name, torch.empty(place.shape, dtype=place.dtype)
+                continue
+            mapped = mapped or _mapped(file)
+            yield name, _view(mapped, place)
+
+
+def _view(mapped: mmap.mmap, place: Stored) -> Tensor:
+    octets = np.frombuffer(mapped, dtype=np.uint8, count=place.nbytes, offset=place.start)
+    if octets.ctypes.data % place.dtype.itemsize:
+        octets = octets.copy()
+    elif hasattr(mapped, "madvise"):
+        weakref.finalize(octets, _let_go, mapped, place.start, place.start + place.nbytes).atexit = False
+    return torch.from_numpy(octets).view(place.dtype).view(place.shape)
+
+
+def _let_go(mapped: mmap.mmap, start: int, end: int) -> None:
+    """Gives back the pages that a tensor which is no more had for itself."""
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def _mapped(file: Path) -> mmap.mmap:
+    """A file as private memory."""
+    more: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}  # needs no descriptor then
+    try:
+        with file.open("rb") as opened:
+            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY, **more)
+    except (OSError, ValueError) as error:
+        raise unreadable(error, file) from None
+
+
+def unreadable(error: Exception, file: Path) -> UserError:
+    """What to say of a file that could not be opened or mapped: too many open files are no damage."""
+    many = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+    if many or f"os error {errno.EMFILE}" in str(error):
+        what = "the file cannot be opened because this process has too many open files"
+        return UserError(what, file, "allow more of them (ulimit -n 4096) and start again")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return UserError(f"the file cannot be read: {' '.join(reason.split())[:200]}", file)

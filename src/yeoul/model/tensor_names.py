@@ -170,6 +170,12 @@ def to_published(tensors: Mapping[str, Tensor], config: ModelConfig, family: str
     return out
 
 
+def stored_name(stored: Iterable[str], name: str, family: str) -> str | None:
+    """What our tensor is called among the names of a folder, which may lack the family's prefix; None if not there."""
+    usual, prefix = published_name(name, family), names_of(family).prefix
+    return next((one for one in (usual, usual.removeprefix(prefix), prefix + usual) if one in stored), None)
+
+
 def published_name(name: str, family: str) -> str:
     """What a family calls our tensor, or the one that ours is a part of."""
     names = names_of(family)
