@@ -168,3 +168,23 @@ def test_no_folder_is_written_of_weights_that_are_not_finite(value: float, tmp_p
     with pytest.raises(UserError, match=r"model.layers.1.mlp.down_proj.weight.* not finite"):
         save_model(model, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_every_writer_of_tensors_refuses_them(tmp_path: Path) -> None:
+    from yeoul.model.classifier_folder import save_head
+    from yeoul.model.finite import check_finite
+    from yeoul.model.heads import ClassificationHead
+
+    head = ClassificationHead(16, ["a", "b"], "last")
+    head.score.weight.data[1, 3] = float("nan")
+    with pytest.raises(UserError, match="score.weight.* not finite"):
+        save_head(head, tmp_path / "head")
+    fused = Decoder(ModelConfig(
+        vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, norm="layernorm", positions="learned", mlp="gelu",
+        attention_bias=True, mlp_bias=True, family="gpt2",
+    ))  # fmt: skip
+    fused.layers[0].self_attn.q_proj.weight.data[0, 0] = float("inf")
+    with pytest.raises(UserError, match="transformer.h.0.attn.c_attn.weight.* merged"):
+        check_finite(fused, tmp_path, "merged")
+    with pytest.raises(UserError, match="transformer.h.0.attn.c_attn.weight.* not saved"):
+        save_model(fused, tmp_path / "fused")

@@ -47,7 +47,7 @@ from yeoul.adapt.lora_tokens import new_rows, take_rows
 from yeoul.errors import UserError
 from yeoul.files import new_file, write_json
 from yeoul.model.decoder import Decoder
-from yeoul.model.finite import first_not_finite
+from yeoul.model.finite import check_to_save
 from yeoul.model.quantized import replace_module
 
 
@@ -244,8 +244,7 @@ def save_adapter(model: Decoder, folder: Path | str, name: str = "default") -> N
         ranks[path] = len(found["A"])
     tables = tables_to_save(model, family, name)
     tensors, ranks, scalings = tensors | tables.tensors, ranks | tables.ranks, scalings | tables.scalings
-    if (wrong := first_not_finite(tensors)) is not None:
-        raise UserError(f"tensor {wrong!r} has numbers that are not finite, so it is not saved", folder)
+    check_to_save(tensors.items(), folder)
     roots = {path: math.sqrt(rank) if config.rslora else rank for path, rank in ranks.items()}
     alphas = {path: _alpha(scalings[path] * roots[path], config) for path in ranks}
     r, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]

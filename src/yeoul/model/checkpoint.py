@@ -17,7 +17,7 @@ from yeoul.files import new_file, write_json, write_text
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config, write_config
-from yeoul.model.finite import first_not_finite
+from yeoul.model.finite import check_to_save
 from yeoul.model.quantized import QuantizedEmbedding, QuantizedLinear, quantized_modules
 from yeoul.model.quantized_folder import (
     FIELD,
@@ -318,9 +318,8 @@ def save_model(model: Decoder, folder: Path | str, *, shard_bytes: int = SHARD_B
     for name, value in (("config.json", description), ("generation_config.json", generation)):
         texts[name] = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     plain = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if (wrong := first_not_finite(stored := to_stored(plain, model))) is not None:
-        what = f"tensor {shown(published_name(wrong, family))} has numbers that are not finite, so it is not saved"
-        raise UserError(what, folder)
+    stored = to_stored(plain, model)
+    check_to_save(((published_name(name, family), tensor) for name, tensor in stored.items()), folder)
     files = _save_tensors(to_published(stored, config, family), folder, shard_bytes)
     for name, text in texts.items():
         write_text(folder / name, text)

@@ -23,6 +23,7 @@ from yeoul.model.checkpoint import model_folder, one_dtype, stays_fp32
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config, write_config
+from yeoul.model.finite import check_to_save
 from yeoul.model.heads import POOLINGS, ClassificationHead, SequenceClassifier
 from yeoul.model.tensor_files import SINGLE, Stored, read_tensors, stored_tensors
 from yeoul.model.tensor_names import count_layers, to_ours, to_published
@@ -204,5 +205,6 @@ def load_head(folder: Path | str, decoder: Decoder) -> ClassificationHead:
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    check_to_save(tensors.items(), file.parent)
     with new_file(file) as beside:
         save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, beside, metadata={"format": "pt"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -24,10 +24,14 @@ def is_finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(piece).all()) for piece in tensor.detach().reshape(-1).split(PIECE))
 
 
-def first_not_finite(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of a tensor that holds NaN or an infinity; None where there is none."""
-    pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
-    return next((name for name, tensor in pairs if not is_finite(tensor)), None)
+def _first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    return next((name for name, tensor in tensors if not is_finite(tensor)), None)
+
+
+def check_to_save(tensors: Iterable[tuple[str, Tensor]], where: Path | str) -> None:
+    """A UserError that names the first tensor that holds NaN or an infinity; each comes with its published name."""
+    if (name := _first_not_finite(tensors)) is not None:
+        raise UserError(f"tensor {shown(name)} has numbers that are not finite, so it is not saved", where)
 
 
 def check_finite(model: Decoder, where: Path | str | None, deed: str) -> None:
@@ -41,7 +45,7 @@ def check_finite(model: Decoder, where: Path | str | None, deed: str) -> None:
     Raises:
         UserError: a weight is NaN or infinite; it says which one, by the name that it has in the folder.
     """
-    name = first_not_finite(to_stored(dict(model.state_dict()), model))
+    name = _first_not_finite(to_stored(dict(model.state_dict()), model).items())
     if name is not None:
         published = published_name(name, model.config.family or "yeoul")
         raise UserError(

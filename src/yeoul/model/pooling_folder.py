@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from yeoul.errors import UserError, shown
 from yeoul.files import new_file, write_json
 from yeoul.model.config import ModelConfig
+from yeoul.model.finite import check_to_save
 from yeoul.model.heads import STATES, Activation, Dense, Pooling, States, TextVectors, Whitening
 from yeoul.safe_json import read, read_object
 
@@ -155,6 +156,7 @@ def _save_dense(layer: Dense, folder: Path) -> None:
         "activation_function": activation,
     })  # fmt: skip
     tensors = {f"linear.{name}": p.detach().float().contiguous().cpu() for name, p in linear.named_parameters()}
+    check_to_save(tensors.items(), folder)
     with new_file(folder / WEIGHTS) as beside:
         save_file(tensors, beside, metadata={"format": "pt"})
 
