@@ -141,10 +141,10 @@ def gguf_vocabulary(
     if ids["eos_token_id"] is None:
         fix = 'name it in tokenizer_config.json ("eos_token")'
         raise UserError("the tokenizer has no end token, and llama.cpp would take another for it", place, fix)
-    ends = [i for i in dict.fromkeys((*tokenizer.stop_ids, *end_ids)) if i != ids["eos_token_id"] and i < size]
-    ids["eot_token_id"] = _first(*ends)
-    if len(ends) > 1:
-        others = ", ".join(repr(pieces.texts[i]) for i in ends[1:])
+    over = [i for i in dict.fromkeys((*tokenizer.stop_ids, *end_ids)) if i != ids["eos_token_id"] and i < size]
+    ids["eot_token_id"] = _first(*over)
+    if len(over) > 1:
+        others = ", ".join(repr(pieces.texts[i]) for i in over[1:])
         notes.append(f"of the tokens that end a text, llama.cpp is told two; it is not told of {others}")
     metadata |= {key: i for key, i in ids.items() if i is not None and i < size}
     metadata |= {"tokens": pieces.texts, "scores": pieces.scores, "token_type": [int(t) for t in pieces.types]}
