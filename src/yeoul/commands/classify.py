@@ -74,8 +74,10 @@ class Config:
 def run(config: Config) -> int:
     """Classify, and print."""
     from yeoul import runtime
+    from yeoul.data.made import refuse_inside
 
     runtime.set_threads()
+    refuse_inside(config.out, config.data)
     with nullcontext() if config.out is None else only_writer(config.out):
         return _run(config)
 

@@ -78,8 +78,10 @@ class Config:
 def run(config: Config) -> int:
     """Embed, write, search."""
     from yeoul import runtime
+    from yeoul.data.made import refuse_inside
 
     runtime.set_threads()
+    refuse_inside(config.out, config.data)
     with nullcontext() if config.out is None else only_writer(config.out):
         return _run(config)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from yeoul.data.made import is_made, refuse_made
 from yeoul.data.streams import COMPRESSED
 from yeoul.errors import UserError
 
@@ -54,10 +55,10 @@ def _kinds() -> str:
 
 
 def _folder_files(folder: Path) -> tuple[tuple[Path, str], ...]:
-    """Readable files below a folder, sorted by path; names that begin with a dot are passed over."""
+    """Readable files below a folder, sorted by path; what begins with a dot or is a result of ours is passed over."""
     found = []
     for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not is_made(Path(root, name))]
         found += [Path(root, name) for name in names if not name.startswith(".")]
     files = [(path, format_of(path)) for path in sorted(found, key=lambda path: path.relative_to(folder).parts)]
     readable = tuple((path, kind) for path, kind in files if kind is not None)
@@ -99,6 +100,7 @@ def _resolve_one(part: str, revision: str | None) -> Source:
         raise UserError("this size is not understood", part, "write for example builtin:5MB")
     path = Path(part).expanduser()
     if path.is_dir():
+        refuse_made(path)
         return Source(name=part, files=_folder_files(path))
     if path.exists():
         kind = format_of(path)
