@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from train.toy import ToyLoader, toy_config, toy_model, untimed
 from yeoul.errors import UserError
@@ -195,6 +195,57 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, victim, damag
     said = capsys.readouterr().err
     assert result.resumed_from == 8 and victim in said and "damaged" in said
     assert newest.is_dir() and (tmp_path / "checkpoints" / "damaged-step-00000010").is_dir()
+
+
+def _spoil(folder: Path, what: str) -> None:
+    """Change one thing of a checkpoint's state so that it can still be read."""
+    file = folder / "state" / "trainer.json"
+    values = json.loads(file.read_text())
+    numbers = values["rng"]["python"][1]
+    changes = {
+        "python": lambda: numbers.pop(), "python index": lambda: numbers.__setitem__(-1, 625),
+        "numpy": lambda: values["rng"]["numpy"][1].append(1),
+        "numpy position": lambda: values["rng"]["numpy"].__setitem__(2, 9999),
+        "numpy none": lambda: values["rng"].update(numpy=None), "no rng": lambda: values.pop("rng"),
+        "plateau": lambda: values["plateau"].update(now=None),
+        "plateau pair": lambda: values["plateau"].update(before=[1]),
+        "plateau end": lambda: values["plateau"].update(end="x"), "plateau kind": lambda: values.update(plateau=[1]),
+        "step": lambda: values.update(step=None), "pending": lambda: values.update(pending={"loss": "x"}),
+        "best": lambda: values.update(best={"step": 2}), "loader": lambda: values["loader"].update(index=-1),
+        "identity": lambda: values.update(identity=None),
+    }  # fmt: skip
+    if what in changes:
+        changes[what]()
+        file.write_text(json.dumps(values))
+        return
+    name, _, change = what.partition(" ")
+    path = folder / "state" / f"{name}.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in tensors if tensors[key].numel() > 1)
+    tensors[key] = {"short": tensors[key][:-1], "float": tensors[key].double(), "zero": tensors[key] * 0}.get(change)
+    if tensors[key] is None:
+        del tensors[key]
+    save_file(tensors, path)
+    values["files"][path.name] = path.stat().st_size
+    file.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("what", [
+    "python", "python index", "numpy", "numpy position", "numpy none", "no rng", "plateau", "plateau pair",
+    "plateau end", "plateau kind", "step", "pending", "best", "loader", "identity", "rng short", "rng float",
+    "rng zero", "rng none", "optimizer short", "optimizer none",
+])  # fmt: skip
+def test_state_that_cannot_be_gone_on_with_is_damaged_too(tmp_path, what, capsys):
+    changes = {"tokens": 10 * 24, "patience": 2}
+    _train(tmp_path, **changes)
+    _spoil(tmp_path / "checkpoints" / "step-00000010", what)
+    result = _train(tmp_path, **changes)
+    assert result.resumed_from == 8 and "Checkpoint of step 10 is damaged" in capsys.readouterr().err
+    for folder in tmp_path.glob("checkpoints/step-*"):
+        _spoil(folder, what)
+    with pytest.raises(UserError, match="no checkpoint can be resumed") as error:
+        _train(tmp_path, **changes)
+    assert "\n" not in str(error.value)
 
 
 def test_all_checkpoints_damaged_is_one_sentence(tmp_path):

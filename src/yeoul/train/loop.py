@@ -26,6 +26,7 @@ from yeoul.train.optim import Optimizer, Rates, trainable_parameters
 from yeoul.train.plateau import Plateau
 from yeoul.train.runstate import (
     Checkpoints,
+    DamagedCheckpoint,
     RunState,
     random_state,
     restore_random_state,
@@ -175,7 +176,7 @@ class _Run:
         self.checkpoints.clean()
         if not resume and self.checkpoints.steps():
             raise UserError("there is a run already", self.run_dir, "resume it, choose another folder, or overwrite it")
-        state = self.checkpoints.load_newest(self.progress.say)
+        state = self.checkpoints.load_newest(self.progress.say, self._check)
         if state is None:
             torch.manual_seed(self.config.seed)
             self.metrics.truncate(0)
@@ -184,13 +185,20 @@ class _Run:
         if self.config.tensorboard:
             self.board = TensorBoard(self.run_dir / "tensorboard", self.step)
 
+    def _check(self, state: RunState) -> None:
+        """DamagedCheckpoint where the optimizer's state does not fit the weights beside it."""
+        if shapes_of(trainable_parameters(self.model)) == shapes_of(state.weights):
+            try:
+                self.optimizer.check_state_tensors(state.optimizer)
+            except ValueError as error:
+                raise DamagedCheckpoint(f"optimizer.safetensors: {error}") from None
+
     def _restore(self, state: RunState) -> None:
         values = state.values
         self._require_same("setting", values["config"], _plain(asdict(self.config)))
         self._require_same("part of the run", values["identity"], _plain(self.identity))
         parameters = trainable_parameters(self.model)
-        shapes = {key: tuple(p.shape) for key, p in parameters.items()}
-        if shapes != {key: tuple(t.shape) for key, t in state.weights.items()}:
+        if shapes_of(parameters) != shapes_of(state.weights):
             raise UserError("the run trains other parameters", where=self.run_dir, fix="choose another folder")
         with torch.no_grad():
             for key, parameter in parameters.items():
@@ -402,6 +410,11 @@ class _Run:
             self.board.close()
         self.optimizer.zero_grad()
         self.uncompile()
+
+
+def shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

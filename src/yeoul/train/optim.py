@@ -145,6 +145,21 @@ class Optimizer:
             for group in optimizer.param_groups
         ]
 
+    def check_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """ValueError where a tensor is missing, is of no trained parameter, or has another shape than its parameter."""
+        keys: dict[int, dict[str, set[str]]] = {}  # optimizer -> parameter -> names of its tensors
+        for full_name, tensor in tensors.items():
+            name, _, key = full_name.rpartition("|")
+            if name not in self._parameters:
+                raise ValueError(f"a state of {name!r}, which is not trained here")
+            if tensor.numel() != 1 and tensor.shape != self._parameters[name].shape:
+                raise ValueError(f"the state {key!r} of {name!r} has the shape {tuple(tensor.shape)}")
+            keys.setdefault(id(self._owner[id(self._parameters[name])]), {}).setdefault(name, set()).add(key)
+        for own in keys.values():  # a parameter that never had a gradient has none
+            for name, found in own.items():
+                if found != set().union(*own.values()):
+                    raise ValueError(f"a state of {name!r} is missing")
+
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_tensors` gave.
 

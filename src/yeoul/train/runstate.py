@@ -44,6 +44,8 @@ LARGEST_STATE = 2**28
 """Bytes of a checkpoint's trainer.json."""
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _DAMAGED = "damaged-"
+_UNREADABLE = (UserError, AttributeError, LookupError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
+"""What is raised for values that are not as they were written."""
 
 
 class DamagedCheckpoint(Exception):
@@ -116,11 +118,17 @@ class Checkpoints:
             write_json(self.folder / "latest.json", {"step": step, "folder": final.name})
         return final
 
-    def load_newest(self, report: Callable[[str], None]) -> RunState | None:
+    def load_newest(
+        self, report: Callable[[str], None], check: Callable[[RunState], None] = lambda state: None
+    ) -> RunState | None:
         """The newest whole checkpoint, or None when there is none at all.
 
         A damaged one is reported in a sentence and set aside under another name, and the one before it is
         taken.
+
+        Args:
+            report: shows the sentence.
+            check: raises DamagedCheckpoint for a state that its run cannot go on with.
 
         Raises:
             UserError: there are checkpoints, and all are damaged.
@@ -129,6 +137,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 state = _read_state(self.path(step) / "state")
+                check(state)
             except DamagedCheckpoint as error:
                 problem = str(error)
                 report(f"Checkpoint of step {step} is damaged ({problem}); trying the one before it.")
@@ -224,8 +233,56 @@ def _read_state(folder: Path) -> RunState:
             if path.stat().st_size != values["files"][path.name]:
                 raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, not {values['files'][path.name]}")
             tensors[name] = load_file(path)
+        path = folder / "rng.safetensors"
+        _check_random_state(tensors["rng"], values["rng"])
+        path = folder / "trainer.json"
+        _check_values(values)
         return RunState(values=values, plain_rng=values["rng"], **tensors)
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{path} is missing") from None
-    except (UserError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+    except (*_UNREADABLE, SafetensorError) as error:
         raise DamagedCheckpoint(f"{path} cannot be read: {error}") from error
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    """ValueError where a value of trainer.json is not what `yeoul.train.loop` wrote there."""
+    for name in ("step", "tokens", "seconds"):
+        _require(_is_number(values[name]) and values[name] >= 0, name)
+    _require(isinstance(values["step"], int) and isinstance(values["tokens"], int), "step")
+    for name in ("config", "identity", "loader", "pending"):
+        _require(isinstance(values[name], dict), name)
+    _require(
+        all(map(_is_number, values["pending"].values())) and {"count", "loss"} <= values["pending"].keys(), "pending"
+    )
+    for name in values["loader"].keys() & {"epoch", "index", "seed"}:
+        _require(isinstance(values["loader"][name], int) and values["loader"][name] >= 0, f"loader {name}")
+    best = values["best"]
+    _require(best is None or (isinstance(best["step"], int) and _is_number(best["loss"])), "best")
+    if (plateau := values.get("plateau")) is not None:
+        before = plateau["before"]
+        _require(before is None or (len(before) == 2 and all(map(_is_number, before))), "plateau before")
+        _require(isinstance(plateau["now"], list) and all(map(_is_number, plateau["now"])), "plateau now")
+        for name in ("end", "found_at"):
+            _require(isinstance(plateau[name], int) and plateau[name] >= 0, f"plateau {name}")
+        _require(_is_number(plateau["rate"]) and plateau["end"] >= values["step"], "plateau rate")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require(ok: bool, name: str) -> None:
+    if not ok:
+        raise ValueError(f"the value of {name} is damaged")
+
+
+def _check_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+    """Raises one of many errors where `restore_random_state` would, or a generator would read beyond its state."""
+    for name, state in tensors.items():
+        if name == "cpu" or torch.cuda.is_available():
+            torch.Generator(name.partition(":")[0]).set_state(state)
+    version, numbers, gauss_next = plain["python"]
+    random.Random().setstate((version, tuple(numbers), gauss_next))
+    kind, keys, position, has_gauss, gauss = plain["numpy"]
+    np.random.RandomState().set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    _require("cpu" in tensors and 0 <= position <= len(keys) == 624, "the random state")
