@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,3 +99,18 @@ def test_every_sequence_begins_as_the_model_expects(
     printed = capsys.readouterr()
     if verb.split()[0].rstrip(",") in ("pretrain", "linearize", "quantize", "finetune"):
         assert "begins with <s>." in printed.out + printed.err
+
+
+def test_a_chat_template_without_the_begin_token_is_told(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it writes is what is trained."""
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    model = tmp_path / "model"
+    shutil.copytree(home / "MODEL", model)
+    (model / "chat_template.jinja").write_text(template, encoding="utf-8")
+    talk = {"messages": [{"role": "user", "content": "안녕"}, {"role": "assistant", "content": "그래"}]}
+    (tmp_path / "talks.jsonl").write_text((json.dumps(talk) + "\n") * 8, encoding="utf-8")
+    command = ["finetune", str(model), "--data", str(tmp_path / "talks.jsonl"), "--epochs", "1", "--val-fraction", "0"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "8 of 8 sequences lack <s>, because the chat template leaves it out." in capsys.readouterr().out

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from folders import with_ends, write_small_folder
 from yeoul import cli
@@ -70,3 +71,21 @@ def test_losses_are_those_of_transformers(
     assert cli.main(["evaluate", str(folder), *flags]) == 0
     said = "Each sequence begins with <s>." if begins else "No begin token stands before a sequence."
     assert said in capsys.readouterr().out
+
+
+def test_float32_is_float32_where_bfloat16_is_native(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder in bfloat16 keeps its type there, unless products in float32 are asked for."""
+    from yeoul import runtime
+
+    write_small_folder(tmp_path / "model", DOCUMENTS, initializer_range=0.4)
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    halves = {name: value.bfloat16() for name, value in weights.items()}
+    save_file(halves, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "text.txt").write_text(" ".join(DOCUMENTS), "utf-8")
+    monkeypatch.setattr(runtime, "computes_natively", lambda dtype, device: True)
+    flags = ["--data", str(tmp_path / "text.txt"), "--context", str(CONTEXT), "--dtype", "float32", "--json"]
+    assert cli.main(["evaluate", str(tmp_path / "model"), *flags]) == 0
+    loss, _ = theirs(tmp_path / "model", [" ".join(DOCUMENTS)])
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(loss, rel=1e-5)

@@ -101,7 +101,7 @@ def run(config: Config) -> int:
     from yeoul import runtime
 
     runtime.set_threads()
-    model, tokenizer = yeoul.load(config.model, device=config.device)
+    model, tokenizer = yeoul.load(config.model, device=config.device, dtype=_held(config))
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so no text can be scored", config.model)
     context = _context(config, model)
@@ -133,6 +133,11 @@ def run(config: Config) -> int:
     if judgement is not None:
         print("\n" + judgement.table())
     return 0
+
+
+def _held(config: Config) -> str:
+    """Type of the weights: products in float32 want them so, too."""
+    return "float32" if config.dtype == "float32" else "auto"
 
 
 def _context(config: Config, model: Decoder) -> int:
@@ -194,7 +199,7 @@ def _teacher(config: Config, name: str, tokenizer: Tokenizer, context: int) -> D
     """The teacher, which must read the same tokens as the model."""
     import yeoul
 
-    teacher, own = yeoul.load(name, device=config.device)
+    teacher, own = yeoul.load(name, device=config.device, dtype=_held(config))
     if own is not None and own.fingerprint != tokenizer.fingerprint:
         raise UserError(
             "the teacher and the model have different tokenizers",

@@ -127,8 +127,17 @@ class ChatTask(Talking):
             lines.append(f"{self.dropped:,} examples have nothing to learn within that and are left out.")
         if material.conversations and self.given_template is None:
             lines.append("The model has no chat template; the default one is saved with it.")
-        lines.append(self.tokenizer.begins)
+        lines.append(self._begins())
         return [*lines, marked(self.tokenizer, self.train[0].ids.tolist(), self.train[0].trained.tolist())]
+
+    def _begins(self) -> str:
+        """How the sequences begin, which is the chat template's to decide for conversations."""
+        begin = list(self.tokenizer.framing.begin)
+        without = sum(example.ids[: len(begin)].tolist() != begin for example in self.train)
+        if not without:
+            return self.tokenizer.begins
+        shown = self.tokenizer.spelled(begin)
+        return f"{without:,} of {len(self.train):,} sequences lack {shown}, because the chat template leaves it out."
 
     def loader(self) -> ExampleLoader:
         """From the beginning of the first epoch."""
