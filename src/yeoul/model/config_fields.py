@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,22 +15,52 @@ Json = Mapping[str, Any]
 
 NEUTRAL = frozenset(
     """
-    architectures model_type transformers_version _name_or_path auto_map dtype torch_dtype use_cache tie_encoder_decoder
-    attn_implementation _attn_implementation _attn_implementation_autoset attn_implementation_internal
-    attention_dropout hidden_dropout classifier_dropout resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj
-    summary_activation summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn initializer_range
-    gradient_checkpointing use_bfloat16 pretraining_tp cache_implementation hybrid_cache sep_token_id
-    decoder_start_token_id task_specific_params problem_type id2label label2id num_labels finetuning_task
-    return_dict output_hidden_states output_attentions output_scores return_dict_in_generate torchscript
-    chunk_size_feed_forward prefix do_sample temperature top_k top_p typical_p repetition_penalty length_penalty
-    no_repeat_ngram_size
-    encoder_no_repeat_ngram_size bad_words_ids min_length max_length num_beams num_beam_groups diversity_penalty
-    early_stopping num_return_sequences remove_invalid_values exponential_decay_length_penalty suppress_tokens
-    begin_suppress_tokens forced_bos_token_id forced_eos_token_id tf_legacy_loss n_ctx is_decoder tokenizer_class
-    yeoul_version author created_date license
+    architectures model_type auto_map dtype torch_dtype is_decoder tie_encoder_decoder finetuning_task
+    attn_implementation attn_implementation_internal experts_implementation cache_implementation hybrid_cache
+    chunk_size_feed_forward reorder_and_upcast_attn pretraining_tp initializer_range gradient_checkpointing
+    neftune_noise_alpha layerdrop use_bfloat16 fp16 bf16 torchscript torch_compile tf_legacy_loss seed
+    return_dict output_hidden_states output_attentions output_logits output_scores return_dict_in_generate
+    summary_type summary_use_proj summary_activation summary_proj_to_labels problem_type task_specific_params
+    id2label label2id num_labels classifier_bias
+    n_ctx model_max_length max_sequence_length max_seq_length max_seq_len seq_length
+    padding_side truncation_side prefix chat_template
+    author authors license license_name language languages tags base_model datasets created_date
     """.split()
 )
-"""Fields of config.json that change no logits: dropout, training, generation, labels, provenance."""
+"""Fields of config.json that change no logits, of transformers' class for every model and of what trained them:
+training, the way to compute, labels, lengths of texts while training, provenance."""
+GENERATION = frozenset(
+    """
+    assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind bad_words_ids
+    begin_suppress_tokens cache_config compile_config constraints continuous_batching_config disable_compile
+    diversity_penalty do_sample dola_layers early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty
+    epsilon_cutoff eta_cutoff exponential_decay_length_penalty force_words_ids generation_config guidance_scale
+    is_assistant length_penalty low_memory max_cache_len max_length max_matching_ngram_size max_new_tokens max_time
+    min_length min_new_tokens min_p no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule
+    num_beam_groups num_beams num_return_sequences penalty_alpha prefill_chunk_size prompt_lookup_num_tokens
+    remove_invalid_values renormalize_logits repetition_penalty sequence_bias speculation_type stop_strings
+    suppress_tokens target_lookbehind temperature token_healing top_h top_k top_p typical_p use_cache use_mtp
+    watermarking_config
+    """.split()
+)
+"""Fields of transformers' GenerationConfig, which older versions wrote into config.json: how tokens are drawn."""
+NEUTRAL_KINDS = re.compile(
+    r"""
+    .*_token_(id|ids|index)            # of a token: unk_token_id, image_token_index
+    | (bos|eos|pad|unk|sep|cls|mask)_token  # its text
+    | .*_(dropout|pdrop)               # while training, without dropout of whole layers
+    | .*_(name|name_or_path|version|revision|date|url|license)  # where it came from
+    | tokenizer_.* | (use_)?flash_attn.* | use_flash_attention.* | use_sdpa.* | (fsdp|deepspeed)_.* | unsloth.*
+    """,
+    re.VERBOSE,
+)
+"""And kinds of such fields, by their names."""
+
+
+def is_neutral(name: str) -> bool:
+    """Whether a field of this name changes nothing that is computed, whatever it holds. Those that begin with an
+    underscore are transformers' own notes about an object."""
+    return name in NEUTRAL | GENERATION or name.startswith("_") or NEUTRAL_KINDS.fullmatch(name) is not None
 
 
 SIZES = frozenset(
@@ -96,9 +127,10 @@ class Fields:
                 raise UserError(f"{shown(name)} of config.json is not supported: it changes what the model computes")
 
     def finish(self) -> None:
-        """A UserError that names a field which nobody has read and which is not null, false or 0."""
-        for name in sorted(self.unread - NEUTRAL):
-            if self.values[name] in (None, False, 0) or name.startswith(("_", "unsloth")):
+        """A UserError that names a field which nobody has read and which says something: null, false, 0 and what is
+        empty do not."""
+        for name in sorted(self.unread):
+            if is_neutral(name) or self.values[name] in (None, False, 0, "", [], {}):
                 continue
             kind = shown(self.values.get("model_type"))
             raise UserError(
@@ -135,7 +167,10 @@ def read_activation(c: Fields, name: str, default: str, known: Mapping[str, str]
 
 SILU = {"silu": "silu", "swish": "silu"}
 GELU = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-TANH = {"gelu": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}  # Gemma's "gelu" has always meant the approximation
+TANH = {
+    "gelu": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}  # the hidden_act of Gemma 1 was published so, and meant so
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What differs between published model families: how `config.json` reads and is written.
 
 Every family is one row of `FAMILIES`. A reader takes fields out of `Fields`, which knows what nobody has read: such a
-field is an error that names it, unless it is known to change nothing that is computed (`NEUTRAL`). What the tensors
+field is an error that names it, unless it is known to change nothing that is computed (`is_neutral`). What the tensors
 are called is in `tensor_names`.
 """
 
@@ -118,14 +118,16 @@ def _read_gemma(c: Fields, names: frozenset[str], *, generation: int) -> ModelCo
     """Gemma 1, 2 and 3 (text)."""
     field_name = "hidden_activation" if generation > 1 or c.get("hidden_activation") else "hidden_act"
     c.get("hidden_act")
-    activation = read_activation(c, field_name, "gelu_pytorch_tanh", TANH)
+    known = TANH if field_name == "hidden_act" else GELU
+    activation = read_activation(c, field_name, "gelu_pytorch_tanh", known)
     if c.get("use_bidirectional_attention"):
         raise UserError("use_bidirectional_attention of config.json is not supported: the model is no decoder")
     shape = read_shape(c, max_positions=131_072 if generation == 3 else 8192, heads=(16, 4, 4)[generation - 1])
     layers = shape["num_layers"]
     differences: dict[str, Any] = {}
     if generation > 1:
-        pattern = c.get("sliding_window_pattern", 6) if generation == 3 else 2
+        # transformers writes it with an underscore, and without one in older versions
+        pattern = c.get("sliding_window_pattern", c.get("_sliding_window_pattern", 6)) if generation == 3 else 2
         if not is_whole(pattern, 1):
             raise UserError(f"sliding_window_pattern of config.json cannot be {shown(pattern)}")
         scalar = c.get("query_pre_attn_scalar", 256) or 256
@@ -162,7 +164,10 @@ def _read_gemma(c: Fields, names: frozenset[str], *, generation: int) -> ModelCo
 def _write_gemma(config: ModelConfig, *, generation: int) -> dict[str, Any]:
     name = ("Gemma", "Gemma2", "Gemma3")[generation - 1]
     out = {"architectures": [f"{name}ForCausalLM"], **write_shape(config), "attention_bias": config.attention_bias}
-    out |= {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+    activation = "gelu_pytorch_tanh" if config.activation == "gelu_tanh" else "gelu"
+    if generation == 1 and activation == "gelu":
+        raise UserError("the first Gemma has no exact activation: its 'gelu' is the approximation")
+    out |= {"hidden_act": activation, "hidden_activation": activation}
     if generation == 1:
         return out
     assert config.head_dim is not None
