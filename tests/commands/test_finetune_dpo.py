@@ -119,7 +119,7 @@ def test_an_adapter_learns_preferences_further(home: Path, tmp_path: Path) -> No
     """Its reference is the model with the adapter as it came."""
     first = ["--method", "lora", "--lr", "2e-2"]
     assert finetune(home, "hybrid", tmp_path / "first", *first) == 0
-    command = QUICK | {"--method": "lora", "--lr": "2e-2", "--epochs": "1", "--out": str(tmp_path / "second")}
+    command = QUICK | {"--method": "lora", "--lr": "1e-3", "--epochs": "1", "--out": str(tmp_path / "second")}
     words = [word for pair in command.items() for word in pair]
     assert main(["finetune", str(tmp_path / "first"), "--data", str(home / "pairs.jsonl"), *words]) == 0
     report = json.loads((tmp_path / "second" / "finetune.json").read_text())

@@ -25,10 +25,12 @@ from yeoul.train.config import CHANGEABLE
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from yeoul.commands.finetune_tasks import Task
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
+    from yeoul.train.kept import Kept
     from yeoul.train.loop import TrainResult
     from yeoul.train.optim import Rates
 
@@ -256,6 +258,10 @@ class _Finetuning:
         self.settings = config.train.settings(config.task, config.method, width, task.context, task.epoch_batches)
         if config.train.lr is None and (rate := getattr(task, "rate", None)) is not None:
             self.settings = replace(self.settings, lr=rate)
+        self.extra_rate = config.texts.head_lr
+        if self.extra_rate is None and hasattr(task, "extra_rate"):
+            self.extra_rate = task.extra_rate(self.settings.lr)
+        self.identity["extra_rate"] = self.extra_rate
 
     def _tokens(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
         """Tokens whose rows are trained, of the embedding and of an output layer of its own."""
@@ -273,6 +279,7 @@ class _Finetuning:
 
     def train(self) -> None:
         """Validates, trains, validates, and leaves the result in the run's folder."""
+        from yeoul.train.kept import keep_best
         from yeoul.train.loop import train
 
         config, task = self.config, self.task
@@ -280,18 +287,41 @@ class _Finetuning:
         validate = task.validate()
         before = self._before(validate)
         with self._extra(True):
+            start = self._starting_weights()
             result = train(
                 self.model, task.loader(), task.objective(), self.settings, config.out, save_model=self.save,
                 validate=validate, name="finetune", resume=config.resume, identity=self.identity, rates=self._rates(),
             )  # fmt: skip
-        self._finish(result, before)
+            # A new head knows nothing: then the state before the training is no result.
+            kept = keep_best(self.model, result, before if self.guess is None else None, start)
+        self._finish(result, before, kept)
+
+    @property
+    def guess(self) -> float | None:
+        """Validation loss of guessing, of a task that begins with nothing."""
+        return getattr(self.task, "guess", None)
+
+    def _starting_weights(self) -> Callable[[], dict[str, Tensor]]:
+        """Gives the trained parameters as they are now: small ones copied, those of a whole model in its files."""
+        from yeoul import load
+        from yeoul.train.optim import trainable_parameters
+
+        names = trainable_parameters(self.model)
+        small = {n: p.detach().clone() for n, p in names.items() if self.with_adapter or n.startswith("extra.")}
+
+        def start() -> dict[str, Tensor]:
+            if len(small) == len(names):
+                return small
+            model, _ = load(self.start.model, device="cpu", dtype=self.model.dtype)
+            return dict(model.named_parameters()) | small
+
+        return start
 
     def _rates(self) -> Rates | None:
         """What is trained beside the model may have a learning rate of its own."""
-        head = self.config.texts.head_lr
-        if head is None:
+        if self.extra_rate is None:
             return None
-        rate = head / self.settings.lr
+        rate = self.extra_rate / self.settings.lr
         return lambda name: rate if name.startswith("extra.") else 1.0
 
     def _introduce(self) -> None:
@@ -306,10 +336,11 @@ class _Finetuning:
         kinds = "/".join(dict.fromkeys(self.model.config.attention))
         share = f"{self.trained:,} of them trained ({self.trained / self.total:.2%})"
         print(f"Model: {self.total:,} parameters ({kinds}), {share}: {what}.")
+        beside = "" if self.extra_rate is None else f" ({self.extra_rate:.3g} of what is trained on top)"
         print(
             f"Training: {config.train.epochs:g} epochs in {settings.steps:,} steps of {settings.batch_size} x "
-            f"{settings.accumulate} examples of at most {settings.context:,} tokens, learning rate {settings.lr:g}, "
-            f"on {self.model.device}."
+            f"{settings.accumulate} examples of at most {settings.context:,} tokens, learning rate {settings.lr:.3g}"
+            f"{beside}, on {self.model.device}."
         )
         print("\n".join(self.task.introduce()), flush=True)
 
@@ -360,8 +391,9 @@ class _Finetuning:
             else:
                 self.task.save(folder, self.saved)
 
-    def _finish(self, result: TrainResult, before: dict[str, float]) -> None:
+    def _finish(self, result: TrainResult, before: dict[str, float], kept: Kept) -> None:
         from yeoul.commands.preparation import is_left
+        from yeoul.commands.verdict import verdict
         from yeoul.files import remove, replace_folder, write_json
 
         config, folder = self.config, _result_folder(self.config)
@@ -372,13 +404,14 @@ class _Finetuning:
         write_json(config.out / RECORD, {
             "task": config.task, "method": config.method, "parameters": self.total, "trained": self.trained,
             "steps": result.step, "tokens": result.tokens, "seconds": round(result.seconds, 3),
-            "loss": result.loss, "before": before, "after": result.validation, "best": result.best,
+            "loss": result.loss, "before": before, "after": kept.validation, "last": result.validation,
+            "best": result.best, "kept": kept.step,
         })  # fmt: skip
-        print(f"\nTraining loss {result.loss:.4f} after {result.tokens:,} tokens.")
-        if result.best is not None and result.best["step"] != result.step:
-            place = result.checkpoint.with_name(f"step-{result.best['step']:08d}")
-            print(f"The validation loss was lowest at step {result.best['step']:,}: {place}.")
-        print("\n".join([*self.task.finish(config.out, before, result.validation), *self._next()]), flush=True)
+        came = "the adapter is as it came" if self.start.adapter is not None else "the adapter changes nothing"
+        unchanged = came if self.with_adapter else "the result is the model as it came"
+        lines = verdict(result, kept, before, rate=self.settings.lr, guess=self.guess, unchanged=unchanged)
+        print("\n".join(["", *lines, f"Training loss {result.loss:.4f} after {result.tokens:,} tokens."]))
+        print("\n".join([*self.task.finish(config.out, before, kept.validation), *self._next()]), flush=True)
 
     def _next(self) -> list[str]:
         """Where the result is, and how it is merged."""

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.loss import Objective
 
+HEAD_STEP = 0.2
+"""By how much one step of the head may change a text's logits: AdamW moves each weight by about the learning rate, so
+with the rate r they change by r times the sum of the pooled state's absolute values. Those sums differ more than a
+hundredfold between models (wide ones, Gemma's large states), and a rate that suits one throws another about."""
+MEASURED = 32
+"""Texts of which that sum is the mean."""
 FEW_LABELS = 10
 """So many labels are never too many for the texts."""
 SHOWN_LABELS = 12
@@ -80,7 +86,35 @@ class ClassifyTask(TextTask):
         self.extra = ClassificationHead(
             model.config.hidden_size, self.labels, pooling, self.config.classify.head_dropout
         ).to(model.device)
+        self._measure()
         self.scored: tuple[dict[str, float], ClassificationScores] | None = None
+
+    def _measure(self) -> None:
+        """How large the pooled states are, for the head's beginning and its rate; what guessing costs."""
+        import numpy as np
+        import torch
+
+        from yeoul.model.heads import TextVectors
+        from yeoul.train.texts import pooled_items
+
+        chosen = np.linspace(0, len(self.items) - 1, min(MEASURED, len(self.items)), dtype=int)
+        vectors = TextVectors(self.extra.pooling)
+        states = pooled_items(
+            self.model, vectors, [self.items[n] for n in chosen], batch_size=8, dtype=self.compute_dtype()
+        )
+        self.state_sum = float(states.abs().sum(-1).mean())
+        with torch.no_grad():  # logits begin near 0, however large the states are
+            self.extra.score.weight.div_(max(1.0, float(states.square().mean().sqrt())))
+        self.guess: float | None = None
+        if self.val:
+            assert self.targets is not None and self.val_targets is not None
+            shares = np.bincount(self.targets, minlength=len(self.labels)) / len(self.targets)
+            self.guess = float(-np.log(shares[self.val_targets]).mean())
+
+    def extra_rate(self, rate: float) -> float:
+        """Peak learning rate of the head, where none is given and the model's is this."""
+        steady = float(f"{HEAD_STEP / max(self.state_sum, 1e-9):.2g}")
+        return steady if self.config.method != "full" else min(rate, steady)
 
     def _read(self, spec: str) -> Table[LabelledText]:
         from yeoul.data.labelled import read_labelled

@@ -26,6 +26,8 @@ LORA_RATE, LARGEST_LORA_RATE = 10, 2e-3
 """Adapters take ten times that (Schulman 2025, "LoRA Without Regret"), at most 2e-3."""
 PREFERENCE_RATES = {"full": 5e-6, "lora": 5e-5, "qlora": 5e-5}
 """Those of --task dpo, which moves a model that can already answer."""
+MOST_VALIDATIONS = 20
+"""Of a run, because of short epochs: each keeps a checkpoint, too."""
 TABLES = {"embed_tokens", "lm_head"}
 """What --target-modules calls the embedding and the output layer."""
 BITS = 4
@@ -56,7 +58,8 @@ class Training(TrainHabits, FinetuneBudget):
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices; embeddings, norms and biases have none."""
     eval_every: int = 200
-    """Steps between two validations; 0 validates only at the end."""
+    """Most steps between two validations; there is one after each epoch, too, but at most twenty of them. 0 validates
+    only at the end. The state with the lowest validation loss is the result."""
     save_every: int = 200
     """Steps between two checkpoints; 0 saves only at validations and at the end."""
 
@@ -78,11 +81,14 @@ class Training(TrainHabits, FinetuneBudget):
         whole = RATE_TIMES_WIDTH / width
         rates = {"full": min(LARGEST_RATE, whole), "lora": min(LARGEST_LORA_RATE, LORA_RATE * whole)}
         rates = PREFERENCE_RATES if task == "dpo" else rates | {"qlora": rates["lora"]}
+        epoch = max(1, epoch_batches // self.accumulate)
+        habits = {f.name: getattr(self, f.name) for f in fields(TrainHabits)}
+        habits["eval_every"] = min(self.eval_every, max(epoch, math.ceil(steps / MOST_VALIDATIONS)))
         return TrainConfig(
             tokens=steps * self.batch_size * context * self.accumulate,
             context=context,
             lr=rates[method] if self.lr is None else self.lr,
-            **{f.name: getattr(self, f.name) for f in fields(TrainHabits)},
+            **habits,
         )
 
 

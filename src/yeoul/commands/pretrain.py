@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from yeoul.model.config import ModelConfig
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
+    from yeoul.train.kept import Kept
     from yeoul.train.loop import TrainResult
 
 RECORD = "pretrain.json"
@@ -123,6 +124,7 @@ def _run(config: Config) -> int:
     )
     from yeoul.model.decoder import Decoder
     from yeoul.train.interrupt import Interrupted
+    from yeoul.train.kept import keep_best
 
     model_config(config, vocab_size=config.vocab_size)  # its errors come before anything is written
     device = runtime.resolve_device(config.device)
@@ -145,7 +147,7 @@ def _run(config: Config) -> int:
         result = _train(config, model, loader, val_shards, tokenizer, dtype)
     except Interrupted as stop:
         return stop.exit_code
-    _finish(config, model, tokenizer, result)
+    _finish(config, model, tokenizer, result, keep_best(model, result))
     return 0
 
 
@@ -278,10 +280,11 @@ def _train(
     )
 
 
-def _finish(config: Config, model: Decoder, tokenizer: Tokenizer, result: TrainResult) -> None:
-    """Leave the finished model in OUT/model and say what can be done with it."""
+def _finish(config: Config, model: Decoder, tokenizer: Tokenizer, result: TrainResult, kept: Kept) -> None:
+    """Leave the model, in the state with the lowest validation loss, in OUT/model and say what can be done with it."""
     from yeoul.commands.corpus import save_folder
     from yeoul.commands.preparation import is_left
+    from yeoul.commands.verdict import verdict
     from yeoul.files import replace_folder, write_json
 
     folder = config.out / "model"
@@ -289,11 +292,12 @@ def _finish(config: Config, model: Decoder, tokenizer: Tokenizer, result: TrainR
         replace_folder(folder, lambda target: save_folder(model, tokenizer, target))
         write_json(config.out / RECORD, {
             "steps": result.step, "tokens": result.tokens, "seconds": round(result.seconds, 3), "loss": result.loss,
-            "after": result.validation, "best": result.best,
+            "after": kept.validation, "last": result.validation, "best": result.best, "kept": kept.step,
         })  # fmt: skip
-    print(f"\nTraining loss {result.loss:.4f} after {result.tokens:,} tokens.")
-    if result.validation:
-        print("Validation: " + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in result.validation.items()) + ".")
+    lines = verdict(result, kept, {}, rate=config.train.lr)
+    print("\n".join(["", *lines, f"Training loss {result.loss:.4f} after {result.tokens:,} tokens."]))
+    if kept.validation:
+        print("Validation: " + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in kept.validation.items()) + ".")
     print(f"The model is in {folder}. Next:")
     run = shlex.quote(str(config.out))
     print(f'  yeoul generate {run} "옛날 옛적에"')

@@ -35,6 +35,7 @@ from yeoul.model.decoder import Decoder, skeleton
 from yeoul.safe_json import read
 from yeoul.train.config import TrainConfig
 from yeoul.train.distill import alignment_objective, distillation_objective
+from yeoul.train.kept import put_weights
 from yeoul.train.loop import TrainResult, train
 from yeoul.train.loss import Objective, language_model_objective
 from yeoul.train.optim import Rates, trainable_parameters
@@ -361,21 +362,13 @@ def _take_best(
     """
     best = result.best
     if best is None:  # no validation of it was finite
-        _load(student, before)
+        put_weights(student, load_file(before))
         return False, result.validation
     values = result.validation if best["step"] == result.step else {"loss": best["loss"]}
     if math.isfinite(loss_before) and best["loss"] > loss_before:
-        _load(student, before)
+        put_weights(student, load_file(before))
         return False, values
     if best["step"] != result.step:
         folder = result.checkpoint.with_name(f"step-{best['step']:08d}")
-        _load(student, folder / "state" / "weights.safetensors")
+        put_weights(student, load_file(folder / "state" / "weights.safetensors"))
     return True, values
-
-
-@torch.no_grad()
-def _load(student: Decoder, file: Path) -> None:
-    """Trained weights from a file."""
-    tensors = load_file(file)
-    for name, parameter in trainable_parameters(student).items():
-        parameter.copy_(tensors[name])

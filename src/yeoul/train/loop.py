@@ -97,7 +97,8 @@ def train(
         loader: endless; drawn from `config.accumulate` times a step.
         objective: loss of one micro-batch as a sum, see `yeoul.train.loss`.
         run_dir: gets `metrics.jsonl` and `checkpoints/`.
-        save_model: writes the model into the folder it is given; called for each checkpoint.
+        save_model: writes the model into the folder it is given; called for each checkpoint, and once before the first
+            step, so that what cannot be saved is known before anything is trained.
         validate: called without gradients and with the model in eval mode; needs the key "loss" to find the
             best.
         name: first word of the progress line.
@@ -178,6 +179,7 @@ class _Run:
             raise UserError("there is a run already", self.run_dir, "resume it, choose another folder, or overwrite it")
         state = self.checkpoints.load_newest(self.progress.say, self._check)
         if state is None:
+            self.checkpoints.rehearse(self.save_model)
             torch.manual_seed(self.config.seed)
             self.metrics.truncate(0)
         else:

@@ -118,6 +118,15 @@ class Checkpoints:
             write_json(self.folder / "latest.json", {"step": step, "folder": final.name})
         return final
 
+    def rehearse(self, save_model: Callable[[Path], None]) -> None:
+        """Write the model once and throw it away, so that what cannot be saved is known before anything is trained.
+
+        Raises:
+            UserError: the disk is full or cannot be written; and whatever `save_model` raises.
+        """
+        with disk_errors(self.folder), scratch_folder(self.path(0)) as new:
+            save_model(new / "model")
+
     def load_newest(
         self, report: Callable[[str], None], check: Callable[[RunState], None] = lambda state: None
     ) -> RunState | None:
