@@ -22,6 +22,7 @@ from yeoul.model.classifier_folder import (
     save_head,
 )
 from yeoul.model.heads import (
+    HEAD_POOLINGS,
     POOLINGS,
     STATES,
     ClassificationHead,
@@ -68,6 +69,13 @@ def test_pooling_by_hand() -> None:
     mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
     assert pool(hidden, mask, "last").tolist() == [[2, 3], [10, 11]]
     assert pool(hidden, mask, "mean").tolist() == [[1, 2], [9, 10]]
+    assert pool(hidden, mask, "cls").tolist() == [[0, 1], [8, 9]]
+    assert pool(hidden, mask, "max").tolist() == [[2, 3], [10, 11]]
+    assert torch.allclose(pool(hidden, mask, "mean_sqrt_len"), torch.tensor([[2.0, 4], [18, 20]]) / 2**0.5)
+    assert torch.allclose(pool(hidden, mask, "weightedmean"), torch.tensor([[4.0, 7], [28, 31]]) / 3)
+    for pooling in ("mean", "last", "max", "weightedmean", "mean_sqrt_len"):  # but for a prompt of one token
+        assert torch.equal(pool(hidden, mask, pooling, 1), torch.tensor([[2.0, 3], [10, 11]])), pooling
+    assert pool(hidden, mask, "mean", 2).tolist() == pool(hidden, mask, "last", 2).tolist() == [[0, 0], [0, 0]]
     poisoned = torch.where(mask[..., None].bool(), hidden, torch.nan)  # what stands in padding takes no part
     assert torch.equal(pool(poisoned, mask, "mean"), pool(hidden, mask, "mean"))
 
@@ -138,7 +146,7 @@ def test_transformers_classifiers_are_read_and_written(name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["softmax", "classic", "learned", "dijiang-decay", "hybrid-sinks", "delta-hybrid"])
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", HEAD_POOLINGS)
 @torch.no_grad()
 def test_a_classifier_comes_back_as_it_was(kind: str, pooling: Pooling, tmp_path: Path) -> None:
     model = SequenceClassifier(make(kind), ClassificationHead(64, LABELS, pooling)).eval()
@@ -197,22 +205,22 @@ def test_pooling_of_a_folder(tmp_path: Path) -> None:
     assert load_vectors(tmp_path, 64) is None
     config = make("softmax").config
 
-    def pooling_of(folder: Path) -> str:
+    def pooling_of(folder: Path) -> tuple[str, ...]:
         found = load_vectors(folder, 64)
         assert found is not None and found.states == "last" and found.width(64) == 64
         return found.pooling
 
     for pooling in POOLINGS:
         save_vectors(tmp_path, config, TextVectors(pooling), modules=True)
-        assert pooling_of(tmp_path) == pooling
+        assert pooling_of(tmp_path) == (pooling,)
     file = tmp_path / "1_Pooling" / "config.json"
     file.write_text(json.dumps({"embedding_dimension": 64, "pooling_mode": "mean", "include_prompt": True}))
-    assert pooling_of(tmp_path) == "mean"
-    file.write_text(json.dumps({"word_embedding_dimension": 64, "pooling_mode_cls_token": True}))
-    with pytest.raises(UserError, match=r"'cls'.*--pooling"):
+    assert pooling_of(tmp_path) == ("mean",)
+    file.write_text(json.dumps({"word_embedding_dimension": 64, "pooling_mode": "median"}))
+    with pytest.raises(UserError, match=r"'median'.*--pooling"):
         load_vectors(tmp_path, 64)
     chosen = load_vectors(tmp_path, 64, "last")
-    assert chosen is not None and chosen.pooling == "last"
+    assert chosen is not None and chosen.pooling == ("last",)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "learned", "hybrid"])
@@ -262,7 +270,7 @@ def test_a_whitening_is_saved_as_one_layer(tmp_path: Path) -> None:
     vectors = TextVectors("last", "both", [layer])
     save_vectors(tmp_path, config, vectors, modules=True)
     again = load_vectors(tmp_path, 64)
-    assert again is not None and (again.pooling, again.states, again.width(64)) == ("last", "both", 128)
+    assert again is not None and (again.pooling, again.states, again.width(64)) == (("last",), "both", 128)
     assert rms_ratio(again(pooled), vectors(pooled)) < 1e-5
     assert not (tmp_path / "modules.json").exists()  # sentence-transformers has no such states
     with pytest.raises(UserError, match="goes from 128 to 128 numbers, but gets 64"):
@@ -316,12 +324,12 @@ def test_layers_of_sentence_transformers(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=match):
             load_vectors(tmp_path, 64)
 
-    refused("'CNN' is not supported", their_module(tmp_path, 9, "CNN"))
-    refused("behind Normalize is not supported", modules[4], modules[2])
+    refused("'CNN' in place 2 is not supported", their_module(tmp_path, 9, "CNN"))
     refused("leads out of the folder", modules[2] | {"path": "../x"})
     refused("gets 64", modules[3])
-    gelu = first | {"activation_function": "torch.nn.modules.activation.GELU"}
-    refused("GELU' is not supported", their_module(tmp_path, 5, "Dense", **gelu))
+    prelu = first | {"activation_function": "torch.nn.modules.activation.PReLU"}
+    refused("PReLU' is not supported", their_module(tmp_path, 5, "Dense", **prelu))
+    refused("setting 'init' of the layer", their_module(tmp_path, 8, "Dense", **first, init=1))
     refused(r"no model\.safetensors", their_module(tmp_path, 6, "Dense", **first))
     (tmp_path / "7_Dense").mkdir()
     save_file({"linear.weight": W2}, tmp_path / "7_Dense" / "model.safetensors")

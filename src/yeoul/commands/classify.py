@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from yeoul.config import Place
 from yeoul.errors import UserError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from yeoul.infer.texts import Prediction, TextClassifier
+    from yeoul.model.heads import Meaning
 
 TOGETHER = 4096
 """Texts that are sorted by length together; results appear after so many."""
@@ -49,6 +50,8 @@ class Config:
     """Print one JSON object per line: text, label, probability, probabilities; with --scores one object."""
     out: Path | None = None
     """Write the result to this file instead of the screen."""
+    threshold: float | None = None
+    """Probability from which on a label holds, where a text may have several labels or none; 0.5 when not given."""
     batch_size: int = 32
     """Texts at a time."""
     context: int | None = None
@@ -63,6 +66,8 @@ class Config:
             raise UserError(f"--batch-size is {self.batch_size}, but must be at least 1")
         if self.context is not None and self.context < 1:
             raise UserError(f"--context is {self.context}, but must be at least 1")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise UserError(f"{self.threshold:g} is no probability", "--threshold", "give one between 0 and 1")
         if self.text and self.data is not None:
             raise UserError("both DATA and --text are given", fix="leave one of them out")
         if self.scores and self.data in (None, "-"):
@@ -155,19 +160,45 @@ def _texts(config: Config) -> list[str]:
 
 
 def _write(config: Config, classifier: TextClassifier, texts: Sequence[str], file: TextIO) -> None:
+    meaning = classifier.model.meaning
+    _check_threshold(config, classifier)
     for text, found in _predictions(config, classifier, texts):
         if config.json:
-            values = {"text": text, "label": found.label, "probability": round(found.probability, 6)}
-            rounded = {name: round(value, 6) for name, value in found.probabilities.items()}
-            print(json.dumps(values | {"probabilities": rounded}, ensure_ascii=False), file=file)
-        else:
-            print(f"{found.label}\t{found.probability:.4f}\t{' '.join(text.split())}", file=file)
+            print(json.dumps({"text": text, **_values(found, meaning)}, ensure_ascii=False), file=file)
+            continue
+        label = found.label if meaning == "one" else ", ".join(found.labels) or "-"
+        number = f"{found.probability:.4f}"
+        if meaning == "values":
+            label, number = ", ".join(classifier.labels), ", ".join(f"{v:.4f}" for v in found.probabilities.values())
+        print(f"{label}\t{number}\t{' '.join(text.split())}", file=file)
+
+
+def _values(found: Prediction, meaning: Meaning) -> dict[str, Any]:
+    """A prediction as JSON."""
+    rounded = {name: round(value, 6) for name, value in found.probabilities.items()}
+    if meaning == "values":
+        return {"values": rounded}
+    if meaning == "several":
+        return {"labels": list(found.labels), "probabilities": rounded}
+    return {"label": found.label, "probability": round(found.probability, 6), "probabilities": rounded}
+
+
+def _check_threshold(config: Config, classifier: TextClassifier) -> None:
+    if config.threshold is not None and classifier.model.meaning != "several":
+        what = "the classifier's labels exclude one another: the most probable one holds"
+        if classifier.model.meaning == "values":
+            what = "the classifier gives values and has no labels that could hold"
+        raise UserError(what, "--threshold", "leave it out")
 
 
 def _predictions(config: Config, classifier: TextClassifier, texts: Sequence[str]) -> Iterator[tuple[str, Prediction]]:
+    from yeoul.infer.texts import THRESHOLD
+
     for start in range(0, len(texts), TOGETHER):
         part = texts[start : start + TOGETHER]
-        found = classifier.classify(part, batch_size=config.batch_size, context=config.context)
+        found = classifier.classify(
+            part, batch_size=config.batch_size, context=config.context, threshold=config.threshold or THRESHOLD
+        )
         yield from zip(part, found, strict=True)
 
 
@@ -177,6 +208,9 @@ def _scores(config: Config) -> str:
 
     records = read_labelled(str(config.data), text_column=config.text_column, label_column=config.label_column).records
     classifier = load_classifier(config.model, device=config.device, dtype=config.dtype)
+    if classifier.model.meaning != "one":
+        what = "scores compare one label of each text, but this classifier gives several labels, or values"
+        raise UserError(what, "--scores", "leave it out")
     numbers = {name: number for number, name in enumerate(classifier.labels)}
     for record in records:
         if record.label not in numbers:

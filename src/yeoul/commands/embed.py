@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from yeoul.config import Place
-from yeoul.errors import UserError
+from yeoul.errors import UserError, shown
 from yeoul.files import new_file, only_writer
 from yeoul.units import count
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from yeoul.infer.texts import TextEmbedder
+    from yeoul.model.heads import Pooling
 
 KINDS = (".npy", ".parquet")
 
@@ -46,10 +48,19 @@ class Config:
     """Number of nearest texts to print."""
     vectors: Path | None = None
     """Vectors of --data that embed wrote as .npy, to be searched by --query."""
-    pooling: Literal["mean", "last"] | None = None
-    """Pooling over tokens: mean of all, or the last one; when not given, as the folder says, else mean."""
-    normalize: bool = True
-    """Scale vectors to length 1, so that their products are cosines."""
+    pooling: Literal["mean", "last", "cls", "max", "mean_sqrt_len", "weightedmean"] | None = None
+    """Pooling over tokens: mean of all, the last one, or another way of sentence-transformers; when not given, as the
+    folder says, else mean."""
+    normalize: bool | None = None
+    """Scale vectors to length 1, so that their products are cosines; when not given, as the folder says, else yes."""
+    prompt_name: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
+    """Which of the folder's prompts to put before each text of --data; "" for none. When not given, its default prompt;
+    with --query, its prompt for documents."""
+    prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
+    """Text to put before each text of --data, instead of one of the folder's prompts."""
+    query_prompt_name: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
+    """Which of the folder's prompts to put before --query; "" for none. When not given, the one named query, else its
+    default prompt."""
     batch_size: int = 32
     """Texts at a time; the vectors do not depend on it."""
     context: int | None = None
@@ -70,6 +81,10 @@ class Config:
             raise UserError(f"vectors are written as {' or '.join(KINDS)} files", f"--out {self.out}")
         if self.vectors is not None and (self.query is None or self.vectors.suffix != ".npy"):
             raise UserError("--vectors must be a .npy file, and needs --query", str(self.vectors))
+        if self.prompt is not None and self.prompt_name is not None:
+            raise UserError("a prompt is given as a text or by its name, not both", "--prompt-name", "leave one out")
+        if self.query_prompt_name is not None and self.query is None:
+            raise UserError("there is no query", "--query-prompt-name", "add --query TEXT")
         for flag, value in (("top", self.top), ("batch-size", self.batch_size), ("context", self.context)):
             if value is not None and value < 1:
                 raise UserError(f"--{flag} is {value}, but must be at least 1")
@@ -87,13 +102,20 @@ def run(config: Config) -> int:
 
 
 def _run(config: Config) -> int:
+    from yeoul.commands.terminal import note
+
     texts, vectors = _known(config)
     embedder = load_embedder(
         config.model, pooling=config.pooling, normalize=config.normalize, adapter=config.adapter,
         device=config.device, dtype=config.dtype,
     )  # fmt: skip
+    for line in _notes(config, embedder, vectors is None):
+        note(line)
     if vectors is None:
-        vectors = embedder.embed(texts, batch_size=config.batch_size, context=config.context).numpy()
+        vectors = embedder.embed(
+            texts, batch_size=config.batch_size, context=config.context, prompt=config.prompt,
+            prompt_name=_document_prompt(config, embedder),
+        ).numpy()  # fmt: skip
     if config.out is not None:
         _write(config.out, texts, vectors)
         print(f"Wrote {count(len(vectors), 'vector')} of {vectors.shape[1]:,} numbers to {config.out}.")
@@ -105,8 +127,8 @@ def _run(config: Config) -> int:
 def load_embedder(
     path: str | Path,
     *,
-    pooling: Literal["mean", "last"] | None = None,
-    normalize: bool = True,
+    pooling: Pooling | None = None,
+    normalize: bool | None = None,
     adapter: str | Path | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
@@ -116,25 +138,69 @@ def load_embedder(
     Args:
         path, adapter, device, dtype: as for `yeoul.load`.
         pooling: None takes what the model's or the adapter's folder says, else "mean".
-        normalize: vectors of length 1.
+        normalize: vectors of length 1; None as the folder says, else so.
 
     Raises:
         UserError: as `yeoul.load`; no tokenizer; a folder whose vectors are made in a way that is not known here.
     """
+    from dataclasses import replace
+
     from yeoul import load
     from yeoul.hub import local_folder
     from yeoul.infer.texts import TextEmbedder
     from yeoul.model.heads import TextVectors
-    from yeoul.model.pooling_folder import load_vectors
+    from yeoul.model.pooling_folder import vectors_of
+    from yeoul.model.vector_settings import Reading
 
     folder = local_folder(path)
     model, tokenizer = load(folder, device=device, dtype=dtype, adapter=adapter)
     if tokenizer is None:
         raise UserError("the model's folder has no tokenizer", folder, "copy the tokenizer files into it")
     hidden = model.config.hidden_size
-    vectors = None if adapter is None else load_vectors(local_folder(adapter), hidden, pooling)
-    vectors = vectors or load_vectors(folder, hidden, pooling) or TextVectors(pooling or "mean")
-    return TextEmbedder(model, tokenizer, vectors.to(model.device).eval(), normalize)
+    found = vectors_of((folder,) if adapter is None else (local_folder(adapter), folder), hidden, pooling)
+    vectors, reading = found or (TextVectors(pooling or "mean"), Reading())
+    reading = reading if normalize is None else replace(reading, normalize=normalize)
+    return TextEmbedder(model, tokenizer, vectors.to(model.device).eval(), reading, found is not None)
+
+
+DOCUMENTS = ("document", "passage", "corpus")
+"""What sentence-transformers calls the prompt for texts that are looked through, the first that is there."""
+
+
+def _document_prompt(config: Config, embedder: TextEmbedder) -> str | None:
+    """Name of the prompt before the texts of --data, where none is given as a text."""
+    if config.prompt_name is not None or config.query is None or not embedder.reading.prompts:
+        return config.prompt_name
+    return next((name for name in DOCUMENTS if name in embedder.reading.prompts), "")
+
+
+def _query_prompt(config: Config, embedder: TextEmbedder) -> str | None:
+    """That before the query."""
+    if config.query_prompt_name is None and "query" in embedder.reading.prompts:
+        return "query"
+    return config.query_prompt_name
+
+
+def _notes(config: Config, embedder: TextEmbedder, computes: bool) -> list[str]:
+    """What decides the vectors and is not to be seen in them."""
+    reading, lines = embedder.reading, list[str]()
+    if not embedder.made_for_it:
+        ways = " and ".join(embedder.vectors.pooling)
+        lines.append(
+            f"This model was not trained for vectors of texts: they are the {ways} of its last states. To train it: "
+            f"yeoul finetune {shlex.quote(config.model)} --task embed --data PAIRS"
+        )
+    before = []
+    of_texts = reading.prompt(_document_prompt(config, embedder)) if config.prompt is None else config.prompt
+    if computes and of_texts:
+        before.append(f"{shown(of_texts)} before each text")
+    if config.query is not None and (of_query := reading.prompt(_query_prompt(config, embedder))):
+        before.append(f"{shown(of_query)} before the query")
+    if before:
+        lines.append(f"Prompts: {', '.join(before)}.")
+    elif any(reading.prompts.values()):
+        lines.append(f"No prompt is used; --prompt-name chooses one of the model's: {', '.join(reading.prompts)}.")
+    return lines
 
 
 def _known(config: Config) -> tuple[list[str], np.ndarray | None]:
@@ -205,14 +271,14 @@ def _read_parquet(file: Path) -> tuple[list[str], np.ndarray] | None:
 
 
 def _search(config: Config, embedder: TextEmbedder, texts: list[str], vectors: np.ndarray) -> None:
-    """Print the nearest texts: cosine, number of the line or record, text."""
+    """Print the nearest texts: likeness (the cosine, as a rule), number of the line or record, text."""
     from yeoul.evaluate.similarity import nearest
 
     assert config.query is not None
-    query = embedder.embed([config.query], context=config.context).numpy()
+    query = embedder.embed([config.query], context=config.context, prompt_name=_query_prompt(config, embedder)).numpy()
     if query.shape[1] != vectors.shape[1]:
         what = f"the vectors have {vectors.shape[1]:,} numbers, but this model's have {query.shape[1]:,}"
         raise UserError(what, config.vectors or config.data, "give vectors of this model")
-    rows, scores = nearest(query, vectors, config.top)
+    rows, scores = nearest(query, vectors, config.top, embedder.reading.similarity)
     for row, score in zip(rows[0], scores[0], strict=True):
         print(f"{score:.4f}\t{row + 1}\t{' '.join(texts[row].split())}")

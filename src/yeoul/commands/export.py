@@ -149,19 +149,18 @@ def _tokenizer_folder(config: Config, folder: Path) -> Path:
 def _copy_vectors(config: Config, folder: Path, model: Decoder, target: Path) -> None:
     """How the model makes sentence vectors, where its folder or the adapter's says so."""
     from yeoul.adapt.lora_files import found_adapter
-    from yeoul.model.pooling_folder import load_vectors, save_vectors
+    from yeoul.model.pooling_folder import save_vectors, vectors_of
     from yeoul.safe_json import read_object
 
-    width = model.config.hidden_size
     try:
-        vectors = None if config.adapter is None else load_vectors(found_adapter(config.adapter), width)
-        vectors = vectors or load_vectors(folder, width)
+        places = (folder,) if config.adapter is None else (found_adapter(config.adapter), folder)
+        found = vectors_of(places, model.config.hidden_size)
     except UserError as error:
         print(f"note: how the model makes sentence vectors is left out: {error}")
         return
-    if vectors is not None:
+    if found is not None:
         known = read_object(target / "config.json")["model_type"] != "yeoul"
-        save_vectors(target, model.config, vectors, modules=known)
+        save_vectors(target, model.config, found[0], modules=known, reading=found[1])
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

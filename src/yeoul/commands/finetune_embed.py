@@ -61,6 +61,11 @@ def make(config: Config) -> EmbedTask:
     return EmbedTask(config)
 
 
+def _stripped(texts: Sequence[str]) -> tuple[str, ...]:
+    """As they are read later for their vectors."""
+    return tuple(text.strip() for text in texts)
+
+
 WITHIN_BATCH = ("cosent", "pearson")
 """Losses that compare the pairs of a batch with one another: batches of texts alike in length would mislead them."""
 LEAST_PEARSON = 3
@@ -104,7 +109,7 @@ class EmbedTask(TextTask):
             )
         self.skipped, self.complaint = table.skipped, next(iter(table.complaints), "")
         self.alike = self.loss_name not in WITHIN_BATCH
-        self.set_items(model, tokenizer, [pair.texts for pair in train], [pair.texts for pair in val])
+        self.set_items(model, tokenizer, *([_stripped(pair.texts) for pair in pairs] for pairs in (train, val)))
         self._make_vectors()
 
     def _freeze(self, model: Decoder) -> None:
@@ -200,7 +205,7 @@ class EmbedTask(TextTask):
 
     def _described(self) -> str:
         what = {"last": "last hidden states", "embeddings": "embeddings", "both": "embeddings and last hidden states"}
-        whose = "last token's" if self.vectors.pooling == "last" else "mean of all tokens'"
+        whose = "last token's" if self.vectors.pooling == ("last",) else "mean of all tokens'"
         return f"{whose} {what[self.vectors.states]}{', whitened' if self.extra is not None else ''}"
 
     def _loss(self) -> PairLoss:

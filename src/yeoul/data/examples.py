@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ def make_examples(
     records: Records | Iterable[Record],
     render: Render,
     encode: Callable[[str], list[int]],
+    train_on: Literal["assistant", "all"] = "assistant",
 ) -> list[Example]:
     """Conversations and plain texts as tokens.
 
@@ -50,7 +51,8 @@ def make_examples(
 
     Args:
         render: messages to ids and which of them are trained, as `functools.partial(render_chat, tokenizer)`.
-        encode: a plain text to ids, with the tokens that begin and end a text; all of them are trained.
+        encode: a plain text to ids, with the tokens that begin and end a text.
+        train_on: "assistant" is what `render` marks, "all" every token of a conversation.
 
     Raises:
         UserError: see above, with the place of the record.
@@ -68,7 +70,8 @@ def make_examples(
                 continue
         else:
             raise TypeError(f"{type(record).__name__} is no single sequence")
-        examples.append(Example(np.asarray(ids, dtype=np.int32), np.asarray(trained, dtype=bool)))
+        mask = np.asarray(trained, dtype=bool)
+        examples.append(Example(np.asarray(ids, dtype=np.int32), mask | (train_on == "all")))
     return examples
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 
@@ -34,18 +36,21 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
     return pearson(ranks(first), ranks(second))
 
 
-def nearest(queries: np.ndarray, vectors: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of `vectors` with the largest cosines, largest first; of equal ones the earlier row.
+def nearest(
+    queries: np.ndarray, vectors: np.ndarray, top: int, similarity: str = "cosine"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of `vectors` that are most alike, the most alike first; of equal ones the earlier row.
 
     Args:
         queries: (Q, d); vectors: (N, d).
         top: how many, at most N.
+        similarity: "cosine"; "dot", the product; "euclidean" or "manhattan", the distance with a minus sign.
 
     Returns:
-        row numbers (Q, top) and cosines (Q, top).
+        row numbers (Q, top) and likenesses (Q, top).
     """
     top = min(top, len(vectors))
-    scores = _unit(queries) @ _unit(vectors).T  # (Q, N)
+    scores = _LIKENESS[similarity](*(np.asarray(values, dtype=np.float32) for values in (queries, vectors)))  # (Q, N)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return order, np.take_along_axis(scores, order, axis=1)
 
@@ -53,3 +58,16 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, top: int) -> tuple[np.ndar
 def _unit(vectors: np.ndarray) -> np.ndarray:
     values = np.asarray(vectors, dtype=np.float32)
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+
+
+def _distances(order: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Distances of each query from each vector, negative, a query at a time."""
+    return lambda queries, vectors: np.stack([-np.linalg.norm(vectors - query, order, axis=1) for query in queries])
+
+
+_LIKENESS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "cosine": lambda queries, vectors: _unit(queries) @ _unit(vectors).T,
+    "dot": lambda queries, vectors: queries @ vectors.T,
+    "euclidean": _distances(2),
+    "manhattan": _distances(1),
+}

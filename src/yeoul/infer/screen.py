@@ -34,6 +34,9 @@ class Screen:
         self.classifier, self.threshold = classifier, threshold
         self.labels = (labels,) if isinstance(labels, str) else tuple(dict.fromkeys(labels))
         known = classifier.labels
+        if classifier.model.meaning != "one":
+            what = "the classifier's labels do not exclude one another, so that their probabilities cannot be added"
+            raise UserError(what, "--screen", "give one whose problem_type is single_label_classification")
         listed = f"it has {', '.join(known)}"
         if not self.labels:
             raise UserError(

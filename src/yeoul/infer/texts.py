@@ -13,9 +13,12 @@ from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.model.heads import SequenceClassifier, TextVectors
+from yeoul.model.vector_settings import Reading
 from yeoul.text.tokenizer import Tokenizer
 
 BATCH_SIZE = 32
+THRESHOLD = 0.5
+"""Probability from which on a label holds, where labels do not exclude one another."""
 
 
 def padding_id(tokenizer: Tokenizer, config: ModelConfig) -> int:
@@ -75,10 +78,18 @@ def _longest(config: ModelConfig, context: int | None) -> int:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable class of a text, and the probabilities of all by name."""
+    """What a classifier says of a text.
+
+    Attributes:
+        label: the most probable class; of a regression the label of the largest value.
+        probabilities: of all classes, by name: they add up to 1, or each is its own where labels do not exclude one
+            another. Of a regression the values.
+        labels: those that hold, the most probable first: one, or any number where they do not exclude one another.
+    """
 
     label: str
     probabilities: dict[str, float]
+    labels: tuple[str, ...]
 
     @property
     def probability(self) -> float:
@@ -116,14 +127,27 @@ class TextClassifier:
         return _gathered(batches, len(rows), len(self.labels))
 
     def classify(
-        self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, context: int | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = BATCH_SIZE,
+        context: int | None = None,
+        threshold: float = THRESHOLD,
     ) -> list[Prediction]:
-        """The classes of texts; arguments as `logits`."""
-        probabilities = self.logits(texts, batch_size=batch_size, context=context).softmax(-1)
+        """The classes of texts; arguments as `logits`, and:
+
+        Args:
+            threshold: where labels do not exclude one another, the probability from which on one holds.
+        """
+        logits = self.logits(texts, batch_size=batch_size, context=context)
+        meaning = self.model.meaning
+        values = {"one": logits.softmax(-1), "several": logits.sigmoid(), "values": logits}[meaning]
         found = []
-        for row in probabilities.tolist():
+        for row in values.tolist():
             named = dict(zip(self.labels, row, strict=True))
-            found.append(Prediction(max(named, key=lambda name: named[name]), named))
+            order = sorted(named, key=lambda name: -named[name])
+            holds = [name for name in order if named[name] >= threshold] if meaning == "several" else order[:1]
+            found.append(Prediction(order[0], named, tuple(holds)))
         return found
 
 
@@ -133,24 +157,58 @@ class TextEmbedder:
 
     Attributes:
         vectors: which states, how they are pooled, and what that goes through; on the model's device.
-        normalize: vectors have length 1, so that their products are cosines.
+        reading: how texts are read; whether vectors have length 1, so that their products are cosines.
+        made_for_it: the model's folder says how its vectors are made; else it was trained for something else.
     """
 
     model: Decoder
     tokenizer: Tokenizer
     vectors: TextVectors = field(default_factory=TextVectors)
-    normalize: bool = True
+    reading: Reading = field(default_factory=Reading)
+    made_for_it: bool = True
 
     @property
     def width(self) -> int:
         """Numbers of a vector."""
         return self.vectors.width(self.model.config.hidden_size)
 
-    def embed(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, context: int | None = None) -> Tensor:
-        """(len(texts), `width`) fp32; arguments as `TextClassifier.logits`."""
-        rows, _ = encode_texts(self.tokenizer, texts, _longest(self.model.config, context))
-        return _gathered(in_batches(self._vectors, rows, batch_size, self.model.device), len(rows), self.width)
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = BATCH_SIZE,
+        context: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> Tensor:
+        """(len(texts), `width`) fp32; arguments as `TextClassifier.logits`, and:
 
-    def _vectors(self, batch: TextBatch) -> Tensor:
-        vectors = self.vectors(self.vectors.pooled(self.model, batch.input_ids, batch.mask))
-        return torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
+        Args:
+            prompt_name: of the prompt that stands before each text; None takes the folder's default one, "" none.
+            prompt: the prompt itself, instead.
+
+        Raises:
+            UserError: there is no prompt of this name.
+        """
+        before = self.reading.prompt(prompt_name) if prompt is None else prompt
+        longest = _longest(self.model.config, context)
+        if context is None and self.reading.longest is not None:
+            longest = min(self.reading.longest, self.model.config.bounded_context or self.reading.longest)
+        rows, _ = encode_texts(self.tokenizer, [self._read(before + text) for text in texts], longest)
+        skip = 0 if self.reading.counts or not before else self._prompt_tokens(before)
+
+        def vectors(batch: TextBatch) -> Tensor:
+            made = self.vectors(self.vectors.pooled(self.model, batch.input_ids, batch.mask, skip))
+            return torch.nn.functional.normalize(made, dim=-1) if self.reading.normalize else made
+
+        return _gathered(in_batches(vectors, rows, batch_size, self.model.device), len(rows), self.width)
+
+    def _read(self, text: str) -> str:
+        """A text as it is read: as sentence-transformers does it, without the white space around it."""
+        text = text.strip()
+        return text.lower() if self.reading.lower_case else text
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt alone, with a begin token and without an end token, as sentence-transformers counts."""
+        rows, _ = encode_texts(self.tokenizer, [self._read(prompt)], self.model.config.max_position_embeddings)
+        return len(rows[0]) - (rows[0][-1] in self.tokenizer.special_tokens.values())

@@ -24,7 +24,7 @@ from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config, write_config
 from yeoul.model.finite import check_to_save
-from yeoul.model.heads import POOLINGS, ClassificationHead, SequenceClassifier
+from yeoul.model.heads import HEAD_POOLINGS, ClassificationHead, Meaning, SequenceClassifier
 from yeoul.model.tensor_files import SINGLE, Stored, read_tensors, stored_tensors
 from yeoul.model.tensor_names import count_layers, to_ours, to_published
 from yeoul.safe_json import read_object
@@ -39,6 +39,12 @@ ARCHITECTURES = {
 }
 """Names of classes that are not those of the language models with another ending."""
 _OWN_FIELDS = ("id2label", "label2id", "num_labels", "problem_type", "pooling")
+_MEANINGS: dict[str, Meaning] = {
+    "single_label_classification": "one", "multi_label_classification": "several", "regression": "values",
+}  # fmt: skip
+"""What `problem_type` calls the meanings."""
+_FOR_PAIRS = ("sentence_transformers", "sbert_ce_default_activation_function")
+"""Keys that sentence-transformers' CrossEncoder writes, whose models judge two texts at once."""
 
 
 def head_folder(folder: Path | str) -> Path | None:
@@ -66,18 +72,18 @@ def save_classifier(model: SequenceClassifier, folder: Path | str, *, pad_id: in
     description["architectures"] = [
         ARCHITECTURES.get(family, causal.removesuffix("ForCausalLM") + "ForSequenceClassification")
     ]
-    description |= _label_fields(head.labels) | ({"pooling": head.pooling} if family == "yeoul" else {})
+    description |= _label_fields(head.labels, model.meaning) | ({"pooling": head.pooling} if family == "yeoul" else {})
     weights = {name: t.detach() for name, t in decoder.state_dict().items() if not name.startswith("lm_head.")}
     tensors = to_published(weights, config, family) | {SCORE: head.score.weight.detach().to(dtype)}
     _save_tensors(tensors, folder / SINGLE)
     write_json(folder / "config.json", description, indent=2)
 
 
-def _label_fields(labels: list[str]) -> dict[str, Any]:
+def _label_fields(labels: list[str], meaning: Meaning) -> dict[str, Any]:
     return {
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
-        "problem_type": "single_label_classification",
+        "problem_type": next(name for name, ours in _MEANINGS.items() if ours == meaning),
     }
 
 
@@ -102,11 +108,13 @@ def load_sequence_classifier(
     if SCORE not in stored:
         fix = "make one with: yeoul finetune MODEL --task classify --data TABLE"
         raise UserError("this model is no classifier: it has no classification head", folder, fix)
+    _check_kind(described, folder)
     family, config = _description(described, stored, folder)
     place = stored[SCORE]
     if len(place.shape) != 2 or place.shape[1] != config.hidden_size:
         raise UserError(f"tensor {SCORE!r} has shape {place.shape}, which does not fit the model", folder)
     labels = _labels(described, place.shape[0], folder)
+    meaning = _meaning(described, place.shape[0], folder)
     with torch.device("meta"):
         head = ClassificationHead(config.hidden_size, labels, described.get("pooling", "last"))
     decoder = skeleton(config)
@@ -117,12 +125,35 @@ def load_sequence_classifier(
     decoder.load_state_dict(tensors, assign=True)
     for name, parameter in decoder.named_parameters():
         parameter.requires_grad_(trained[name])
-    return SequenceClassifier(decoder, head).eval()
+    return SequenceClassifier(decoder, head, meaning).eval()
+
+
+def _check_kind(described: Mapping[str, Any], folder: Path) -> None:
+    """UserError for heads that are not there for the class of one text."""
+    file = folder / "config.json"
+    for key in _FOR_PAIRS:
+        if key in described:
+            raise UserError(f"the classifier is made for pairs of texts (its {shown(key)} says so)", file)
+    for name in described.get("architectures") or ():
+        if not str(name).endswith("ForSequenceClassification"):
+            raise UserError(f"a model of the kind {shown(name)} does not classify whole texts", file)
+
+
+def _meaning(described: Mapping[str, Any], count: int, folder: Path) -> Meaning:
+    """What transformers' pipeline makes of the logits."""
+    file, problem = folder / "config.json", described.get("problem_type")
+    if problem is not None and problem not in _MEANINGS:
+        raise UserError(f"the problem_type {shown(problem)} is not known", file)
+    if count == 1 and problem == "single_label_classification":
+        raise UserError("one label alone cannot be one of several (problem_type)", file)
+    if count == 1 and problem is None:
+        return "several"  # a single label that holds or does not
+    return "one" if problem is None else _MEANINGS[problem]
 
 
 def _description(described: Mapping[str, Any], stored: Mapping[str, Stored], folder: Path) -> tuple[str, ModelConfig]:
     """Family and model; embeddings count as tied, for there is no output projection."""
-    if described.get("pooling", "last") not in POOLINGS:
+    if described.get("pooling", "last") not in HEAD_POOLINGS:
         raise UserError(f"pooling cannot be {shown(described['pooling'])}", folder / "config.json")
     plain = {key: value for key, value in described.items() if key not in _OWN_FIELDS}
     try:
@@ -137,13 +168,19 @@ def _description(described: Mapping[str, Any], stored: Mapping[str, Stored], fol
 
 def _labels(described: Mapping[str, Any], count: int, folder: Path) -> list[str]:
     """Names by number; transformers' LABEL_0 ... where config.json has none."""
-    names = described.get("id2label")
+    names, given = described.get("id2label"), described.get("num_labels")
+    if given is not None and given != count:
+        what = f"num_labels of config.json is {shown(given)}, but {SCORE!r} has {count} classes"
+        raise UserError(what, folder / "config.json")
     if names is None:
         return [f"LABEL_{number}" for number in range(count)]
     if not isinstance(names, dict) or set(names) != {str(number) for number in range(count)}:
         what = f"id2label of config.json does not name the {count} classes of {SCORE!r}"
         raise UserError(what, folder / "config.json")
-    return [str(names[str(number)]) for number in range(count)]
+    labels = [str(names[str(number)]) for number in range(count)]
+    if len(set(labels)) < count:
+        raise UserError("two classes of config.json's id2label have one name", folder / "config.json", "rename one")
+    return labels
 
 
 def _tensors(
@@ -190,7 +227,11 @@ def load_head(folder: Path | str, decoder: Decoder) -> ClassificationHead:
     folder = Path(folder)
     described = read_object(folder / HEAD_CONFIG)
     labels, pooling = described.get("labels"), described.get("pooling")
-    if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels) or pooling not in POOLINGS:
+    if (
+        not isinstance(labels, list)
+        or not all(isinstance(name, str) for name in labels)
+        or pooling not in HEAD_POOLINGS
+    ):
         raise UserError("labels and pooling of the head are not as they were written", folder / HEAD_CONFIG)
     try:
         weight = load_file(folder / HEAD_WEIGHTS)[SCORE]

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from yeoul.model.decoder import Decoder
 
-Pooling = Literal["last", "mean"]
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len", "weightedmean", "last"]
+"""The first token's state, the largest of each number, the mean, the sum divided by the root of the count, the mean
+weighted by the tokens' places from 1 on, the last token's state: the ways of sentence-transformers, in its order."""
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+HEAD_POOLINGS: tuple[Pooling, ...] = ("last", "mean")
+"""What a classification head may stand on."""
 States = Literal["last", "embeddings", "both"]
 """Last hidden states, what enters the first block, or the two side by side."""
 STATES: tuple[States, ...] = get_args(States)
-Activation = Literal["identity", "tanh"]
+Activation = Literal["identity", "tanh", "relu", "gelu", "silu", "sigmoid", "leaky_relu", "elu", "softplus", "mish"]
+_ACTIVATE: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x, "tanh": torch.tanh, "relu": functional.relu, "gelu": functional.gelu,
+    "silu": functional.silu, "sigmoid": torch.sigmoid, "leaky_relu": functional.leaky_relu, "elu": functional.elu,
+    "softplus": functional.softplus, "mish": functional.mish,
+}  # fmt: skip
 
+NOWHERE = -1e9
+"""What sentence-transformers' "max" takes for a token that does not count."""
 RIDGE = 0.1
 """Part of the mean variance that a whitening adds to each, so that directions of hardly any are not blown up."""
 
@@ -49,20 +61,33 @@ def text_states(model: Decoder, input_ids: Tensor, mask: Tensor, states: States 
     return entering if states == "embeddings" else torch.cat((entering, text_hidden(model, input_ids, mask)), -1)
 
 
-def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+def pool(hidden: Tensor, mask: Tensor, pooling: Pooling, skip: int = 0) -> Tensor:
     """One vector for each text, (B, hidden) fp32.
 
     Args:
         hidden: (B, T, hidden), any float type.
         mask: (B, T), 1 for tokens, 0 for padding on either side; each row has a token.
-        pooling: "last" takes the last token's state, "mean" the mean of all tokens' states.
+        pooling: see `Pooling`.
+        skip: tokens at the beginning that do not count (a prompt's); "cls" takes the first one all the same. A text
+            that has no others becomes zeros, with "max" very negative numbers.
     """
     mask = mask.bool()
-    if pooling == "mean":
-        chosen = torch.where(mask[..., None], hidden.float(), 0.0)
-        return chosen.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
-    last = mask.shape[1] - 1 - mask.long().flip(1).argmax(1)  # (B,)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
+    rows = torch.arange(len(hidden), device=hidden.device)
+    if pooling == "cls":
+        return hidden[rows, mask.long().argmax(1)].float()
+    places = mask.long().cumsum(1)  # from 1 on
+    mask = mask & (places > skip)
+    if pooling == "last":
+        last = mask.shape[1] - 1 - mask.long().flip(1).argmax(1)  # (B,)
+        return torch.where(mask.any(1, keepdim=True), hidden[rows, last].float(), 0.0)
+    chosen = torch.where(mask[..., None], hidden.float(), NOWHERE if pooling == "max" else 0.0)
+    if pooling == "max":
+        return chosen.amax(1)
+    count = mask.sum(1, keepdim=True)
+    if pooling == "weightedmean":
+        weights = torch.where(mask, places, 0)
+        return (chosen * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp_min(1)
+    return chosen.sum(1) / (count.sqrt() if pooling == "mean_sqrt_len" else count).clamp_min(1)
 
 
 class ClassificationHead(nn.Module):
@@ -92,12 +117,21 @@ class ClassificationHead(nn.Module):
         return self.score(pooled.to(self.score.weight.dtype)).float()
 
 
-class SequenceClassifier(nn.Module):
-    """A decoder with a classification head: texts to logits over their classes."""
+Meaning = Literal["one", "several", "values"]
+"""What the logits of a classifier say: which one of the classes it is (their softmax is the probability), of each label
+whether it holds (the sigmoid of its own logit), or the values themselves, of a regression."""
 
-    def __init__(self, decoder: Decoder, head: ClassificationHead) -> None:
+
+class SequenceClassifier(nn.Module):
+    """A decoder with a classification head: texts to logits over their classes.
+
+    Args:
+        meaning: of the logits.
+    """
+
+    def __init__(self, decoder: Decoder, head: ClassificationHead, meaning: Meaning = "one") -> None:
         super().__init__()
-        self.decoder, self.head = decoder, head
+        self.decoder, self.head, self.meaning = decoder, head, meaning
 
     @property
     def labels(self) -> list[str]:
@@ -121,7 +155,7 @@ class Dense(nn.Module):
     Args:
         in_features, out_features: widths.
         bias: whether something is added.
-        activation: "identity" or "tanh".
+        activation: done to the result, as torch's modules of these names do it without arguments.
     """
 
     def __init__(
@@ -132,8 +166,32 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), both fp32."""
-        x = self.linear(x.to(self.linear.weight.dtype)).float()
-        return x.tanh() if self.activation == "tanh" else x
+        return _ACTIVATE[self.activation](self.linear(x.to(self.linear.weight.dtype)).float())
+
+    @property
+    def width(self) -> int:
+        """Numbers of the result."""
+        return self.linear.out_features
+
+
+class VectorNorm(nn.Module):
+    """The module `LayerNorm` of sentence-transformers: mean 0, variance 1, then a scale and a shift of each number."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.width = nn.LayerNorm(width), width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) fp32 -> the same."""
+        return self.norm(x.to(self.norm.weight.dtype)).float()
+
+
+class UnitLength(nn.Module):
+    """The module `Normalize` of sentence-transformers, where further layers follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) fp32 -> the same, of length 1."""
+        return functional.normalize(x, dim=-1)
 
 
 class Whitening(nn.Module):
@@ -172,6 +230,11 @@ class Whitening(nn.Module):
         """(..., d) fp32 -> (..., d) fp32."""
         return self.linear((x - self.mean) @ self.matrix)
 
+    @property
+    def width(self) -> int:
+        """Numbers of the result."""
+        return self.linear.out_features
+
     @torch.no_grad()
     def fused(self) -> Dense:
         """The same as one layer."""
@@ -182,24 +245,32 @@ class Whitening(nn.Module):
         return dense
 
 
+VectorLayer = Dense | Whitening | VectorNorm | UnitLength
+
+
 class TextVectors(nn.Module):
     """What makes a vector of a text's states.
 
     Args:
         states: which states; see `States`.
-        pooling: how they become one vector; see `pool`.
-        layers: what that goes through: `Dense` or `Whitening`, in this order.
+        pooling: how they become one vector; see `pool`. Of several ways the vectors stand side by side.
+        layers: what that goes through, in this order.
     """
 
     def __init__(
-        self, pooling: Pooling = "mean", states: States = "last", layers: Sequence[Dense | Whitening] = ()
+        self,
+        pooling: Pooling | Sequence[Pooling] = "mean",
+        states: States = "last",
+        layers: Sequence[VectorLayer] = (),
     ) -> None:
         super().__init__()
-        self.pooling, self.states, self.layers = pooling, states, nn.ModuleList(layers)
+        self.pooling: tuple[Pooling, ...] = (pooling,) if isinstance(pooling, str) else tuple(pooling)
+        self.states, self.layers = states, nn.ModuleList(layers)
 
-    def pooled(self, model: Decoder, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, `pooled_width`) fp32; arguments as `text_hidden`."""
-        return pool(text_states(model, input_ids, mask, self.states), mask, self.pooling)
+    def pooled(self, model: Decoder, input_ids: Tensor, mask: Tensor, skip: int = 0) -> Tensor:
+        """(B, `pooled_width`) fp32; arguments as `text_hidden` and `pool`."""
+        states = text_states(model, input_ids, mask, self.states)
+        return torch.cat([pool(states, mask, pooling, skip) for pooling in self.pooling], -1)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(B, `width`) fp32, not yet of length 1."""
@@ -209,10 +280,9 @@ class TextVectors(nn.Module):
 
     def pooled_width(self, hidden_size: int) -> int:
         """Numbers of a pooled vector, for states of so many."""
-        return hidden_size * (2 if self.states == "both" else 1)
+        return hidden_size * (2 if self.states == "both" else 1) * len(self.pooling)
 
     def width(self, hidden_size: int) -> int:
         """Numbers of a vector."""
-        if not len(self.layers):
-            return self.pooled_width(hidden_size)
-        return int(self.layers[-1].linear.out_features)  # type: ignore[union-attr,arg-type]
+        widths = (layer.width for layer in reversed(self.layers) if not isinstance(layer, UnitLength))
+        return int(next(widths, self.pooled_width(hidden_size)))  # type: ignore[arg-type]
