@@ -201,9 +201,12 @@ def remove(path: Path) -> None:
     if not os.path.lexists(path):
         return
     doomed = _temporary(path)
-    os.rename(path, doomed)
-    sync(path.parent)
-    delete(doomed)
+    with disk_errors(path):
+        os.rename(path, doomed)
+        try:
+            sync(path.parent)
+        finally:
+            delete(doomed)
 
 
 def delete(path: Path) -> None:
