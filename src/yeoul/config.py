@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hi
 
 from yeoul.errors import UserError
 from yeoul.files import write_text
+from yeoul.plain_text import decode_marked
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
@@ -113,7 +114,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = decode_marked(path.read_bytes())
     except FileNotFoundError:
         raise UserError("there is no such configuration file", path, "check the path") from None
     except UnicodeDecodeError as error:

@@ -10,6 +10,7 @@ import json
 import math
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,22 +42,29 @@ class JSONError(ValueError):
         super().__init__(f"it {reason}")
 
 
-def parse(data: bytes | str, *, finite: bool = True, most_values: int | None = None, encoding: str = "utf-8") -> Any:
+def parse(
+    data: bytes | str,
+    *,
+    finite: bool = True,
+    most_values: int | None = None,
+    twice: Callable[[str], Any] | None = None,
+) -> Any:
     """The value of a JSON text.
 
     Args:
         data: bytes may begin with a byte-order mark.
         finite: refuse NaN and infinities. Python and pandas write them, so what they wrote has to be read with them.
         most_values: refuse more, before any is made.
-        encoding: of bytes without a byte-order mark.
+        twice: what stands in the place of an object that has a key twice, from the key as a sentence shows it; without
+            it such an object is an error, unless both values are the same.
 
     Raises:
-        JSONError: it is none, or beyond a bound; also where one object has a key twice with different values.
+        JSONError: it is none, or beyond a bound.
     """
     try:
-        text = decode_marked(data, encoding) if isinstance(data, bytes) else data
+        text = decode_marked(data) if isinstance(data, bytes) else data
     except UnicodeDecodeError as error:
-        raise JSONError(f"is not {encoding.upper()} text at byte {error.start}") from None
+        raise JSONError(f"is not UTF-8 text at byte {error.start}") from None
     if not text or text.isspace():
         raise JSONError("is empty")
     openings = text.count("[") + text.count("{")
@@ -66,7 +74,7 @@ def parse(data: bytes | str, *, finite: bool = True, most_values: int | None = N
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_without_contradiction,
+            object_pairs_hook=partial(_object, twice),
             parse_int=_whole,
             parse_float=_finite if finite else None,
             parse_constant=constant,
@@ -168,12 +176,17 @@ def _no_number(name: str) -> NoReturn:
     raise JSONError(f"has {name} in the place of a number, which is not JSON")
 
 
-def _without_contradiction(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(twice: Callable[[str], Any] | None, pairs: list[tuple[str, Any]]) -> Any:
     values = dict(pairs)
-    if len(values) < len(pairs):
-        for key, value in pairs:
-            if values[key] != value:
-                raise JSONError(f"has the key {shown(key)} twice, with different values")
+    if len(values) == len(pairs):
+        return values
+    seen = set()
+    for key, value in pairs:
+        if twice is not None and key in seen:
+            return twice(shown(key))
+        if twice is None and values[key] != value:
+            raise JSONError(f"has the key {shown(key)} twice, with different values")
+        seen.add(key)
     return values
 
 

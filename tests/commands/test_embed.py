@@ -305,6 +305,13 @@ def test_what_cannot_be_learned_is_said(
         (["--query", "글", "--vectors", "a.parquet"], "--vectors must be a .npy file"),
         (["--query", "글", "--vectors", "few.npy"], "does not fit 37 texts"),
         (["--query", "글", "--vectors", "wide.npy"], "have 7 numbers, but this model's have 32"),
+        (["--query", "글", "--vectors", "empty.npy"], "the .npy file is damaged"),
+        (["--query", "글", "--vectors", "cut.npy"], "the .npy file is damaged"),
+        (["--query", "글", "--vectors", "zip.npy"], "the .npy file is damaged"),
+        (["--query", "글", "--vectors", "huge.npy"], "the .npy file is damaged"),
+        (["--query", "글", "--vectors", "words.npy"], "the vectors are not numbers"),
+        (["--query", "글", "--vectors", "nan.npy"], "numbers that are not finite"),
+        (["--query", "글", "--vectors", "none.npy"], "no such file (none.npy)"),
     ],
 )
 def test_wrong_requests_are_refused(
@@ -314,5 +321,13 @@ def test_wrong_requests_are_refused(
     monkeypatch.chdir(tmp_path)
     np.save("few.npy", np.ones((3, 32), dtype=np.float32))
     np.save("wide.npy", np.ones((37, 7), dtype=np.float32))
+    np.save("words.npy", np.full((37, 32), "a"))
+    np.save("nan.npy", np.full((37, 32), np.nan, dtype=np.float32))
+    whole = Path("few.npy").read_bytes()
+    Path("empty.npy").touch()
+    Path("cut.npy").write_bytes(whole[:-5])
+    Path("huge.npy").write_bytes(whole.replace(b"(3, 32), }          ", b"(3000000000, 32), } "))
+    np.savez("zip.npz", np.ones(3))
+    Path("zip.npz").rename("zip.npy")
     assert main(["embed", str(home / "softmax"), "--data", str(texts), "--device", "cpu", *flags]) == 2
     assert complaint in capsys.readouterr().err

@@ -54,6 +54,8 @@ def test_labels_are_words_or_whole_numbers(tmp_path: Path) -> None:
 def test_label_names_are_in_order() -> None:
     assert label_names(["10", "9", "-1", "9"]) == ["-1", "9", "10"]
     assert label_names(["b", "10", "a"]) == ["10", "a", "b"]
+    assert label_names(["--5", "1"]) == ["--5", "1"]
+    assert label_names(["9" * 5000, "1"]) == ["1", "9" * 5000]
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,76 @@ def test_malformed_records_name_file_and_line(tmp_path):
     assert "utterance" in error(path) and "dialogs 1" in error(path)
 
 
+@pytest.mark.parametrize("kind", [".csv", ".tsv"])
+def test_rows_are_as_wide_as_the_header(tmp_path, kind):
+    between = "," if kind == ".csv" else "\t"
+
+    def said(*rows: str) -> str:
+        return error(write(tmp_path / f"a{kind}", "\n".join(rows).replace("|", between) + "\n"))
+
+    for rows, place in ((["text", "서울| 부산"], 2), (["id|text", "1|하나", "2|둘", "", "3|셋|넷"], 5)):
+        assert f"a{kind}:{place}" in said(*rows)
+    assert "the row has 2 columns, the header 1" in said("text", "서울| 부산")
+    assert ("in quotation marks" in said("text", "서울| 부산")) == (kind == ".csv")
+    assert f"a{kind}:3" in said("text|id", "하나|1", "둘")  # its text is there, but who knows what else is not
+    assert "the row has 1 column, the header 2" in said("text|id", "하나|1", "둘")
+    assert f'two columns have the same name, "text" ({tmp_path}/a{kind}:1)' in said("text|text", "하나|둘")
+    path = write(tmp_path / f"b{kind}", "text||\n하나||\n둘||\n".replace("|", between))
+    assert documents(path) == ["하나", "둘"]  # as spreadsheets write empty columns
+
+
+def test_quoted_cells_may_hold_anything(tmp_path):
+    assert documents(write(tmp_path / "a.csv", 'text\n"서울, 부산"\n"그는 ""네"", 했다"\n')) == [
+        "서울, 부산",
+        '그는 "네", 했다',
+    ]
+
+
+TEXT_TYPES = {
+    "string": pa.string(), "large": pa.large_string(), "view": pa.string_view(),
+    "category": pa.dictionary(pa.int32(), pa.string()), "large category": pa.dictionary(pa.int8(), pa.large_string()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEXT_TYPES)
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"store_schema": False}, {"row_group_size": 2}])
+def test_whatever_parquet_calls_text_is_text(tmp_path, name, options):
+    texts = ["하나", None, "둘", "하나", "", "셋"]
+    plain = pa.array(texts, TEXT_TYPES[name].value_type if "category" in name else TEXT_TYPES[name])
+    column = plain.dictionary_encode() if "category" in name else plain
+    pq.write_table(pa.table({"n": list(range(6)), "t": column, "key": column}), tmp_path / "a.parquet", **options)
+    assert documents(tmp_path / "a.parquet", text_column="t") == ["하나", "둘", "하나", "셋"]
+    assert documents(tmp_path / "a.parquet", text_column="t", join_by="key") == ["하나\n하나", "둘", "셋"]
+    assert "it is not clear which column" in error(tmp_path / "a.parquet")
+    assert "does not hold text" in error(tmp_path / "a.parquet", text_column="n")
+
+
+def test_a_list_of_texts_is_one_document(tmp_path):
+    texts = [["하나", "둘"], [], None, ["셋"]]
+    pq.write_table(pa.table({"text": pa.array(texts), "n": [1, 2, 3, 4]}), tmp_path / "a.parquet")
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    for path in (tmp_path / "a.parquet", write(tmp_path / "a.jsonl", lines)):
+        assert documents(path) == ["하나\n둘", "셋"]
+    write(tmp_path / "b.jsonl", json.dumps({"text": ["하나", 2]}))
+    assert "does not hold text" in error(tmp_path / "b.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"text": "a", "n": ' + "9" * 6_000 + "}", "number of 6,000 digits"),
+        ('{"text": "a", "text": "b"}', "the key 'text' is there twice"),
+        ('{"text": "a"} {"text": "b"}', "is not JSON: Extra data"),
+    ],
+)
+def test_json_that_is_made_to_fail(tmp_path, line, what):
+    good = json.dumps({"text": "하나", "n": float("nan")})  # as Python writes a missing number
+    path = write(tmp_path / "a.jsonl", f"{good}\n{line}\n")
+    assert what in error(path) and "a.jsonl:2" in error(path)
+    assert what in error(write(tmp_path / "b.json", line)) and "b.json" in error(tmp_path / "b.json")
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
 def test_damaged_archives(tmp_path, suffix):
     whole = PACK[suffix]("여울이 흐른다.\n".encode() * 10_000)

@@ -104,13 +104,38 @@ def test_text_that_is_not_utf8(
     loaded(says("x"))
     monkeypatch.setattr(sys, "stdin", Stdin("가".encode("cp949")))
     assert main(["generate", "m"]) == 2
-    assert "not UTF-8 (standard input, line 1)" in capsys.readouterr().err
+    korean = "not UTF-8, but reads as Korean in CP949 (standard input, line 1); add --encoding cp949"
+    assert korean in capsys.readouterr().err
     assert main(["generate", "m", "\udcb0\udca1"]) == 2
-    assert "not UTF-8 (PROMPT, line 1)" in capsys.readouterr().err
+    assert "not UTF-8, but reads as Korean in CP949 (PROMPT, line 1)" in capsys.readouterr().err
     file = tmp_path / "prompts.txt"
-    file.write_bytes("괜찮다\n".encode() + "가".encode("cp949"))
+    file.write_bytes("괜찮다\n".encode() + b"\xff\xfe")
     assert main(["generate", "m", "--prompt-file", str(file)]) == 2
     assert f"not UTF-8 ({file}, line 2)" in capsys.readouterr().err
+    assert main(["generate", "m", "--prompt-file", str(file), "--encoding", "klingon"]) == 2
+    assert "the encoding 'klingon' is not known (--encoding)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("encoding", "flags"),
+    [
+        ("utf-8", []),
+        ("utf-8-sig", []),
+        ("utf-16", []),
+        ("cp949", ["--encoding", "cp949"]),
+        ("cp949", ["--encoding", "EUC-KR"]),
+    ],
+)
+def test_only_a_line_feed_ends_a_prompt(
+    says: Says, loaded: Any, capsys: Any, tmp_path: Path, encoding: str, flags: list[str]
+) -> None:
+    loaded(says("x", "x"))
+    inside = "a\x0cb\x0bc\x1cd" + ("" if encoding == "cp949" else "\u2028e\x85f\u2029g")
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(f"첫 줄 {inside}\r\n\n둘째 {inside}\n".encode(encoding))
+    assert main(["generate", "m", "--prompt-file", str(file), "--json", *flags]) == 0
+    found = [json.loads(line)["prompt"] for line in capsys.readouterr().out.split("\n") if line]
+    assert found == [f"첫 줄 {inside}", f"둘째 {inside}"]
 
 
 @pytest.mark.parametrize("verb", [["generate", "m", "p"], ["chat", "m"]])

@@ -6,13 +6,17 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+from cyclopts import Parameter
 
 from yeoul.config import Place
+from yeoul.data.reading import Reading, text_of
 from yeoul.errors import UserError
 from yeoul.files import new_file, only_writer, write_text
+from yeoul.plain_text import split_lines
 from yeoul.units import count
 
 if TYPE_CHECKING:
@@ -42,6 +46,8 @@ class Config:
     """Texts to classify, instead of DATA."""
     text_column: str | None = None
     """Column with the text; when not given, it is looked up by its usual names."""
+    reading: Annotated[Reading, Parameter(name="*")] = field(default_factory=Reading)
+    """Files of data."""
     scores: bool = False
     """Compare with the labels of DATA, a table."""
     label_column: str | None = None
@@ -152,8 +158,10 @@ def _texts(config: Config) -> list[str]:
     if config.text:
         return list(config.text)
     if config.data not in (None, "-"):
-        return read_texts(str(config.data), text_column=config.text_column)
-    texts = sys.stdin.read().splitlines()
+        return read_texts(str(config.data), text_column=config.text_column, reading=config.reading)
+    source = getattr(sys.stdin, "buffer", None)
+    given = sys.stdin.read() if source is None else text_of(source.read(), "standard input", config.reading)
+    texts = split_lines(given)
     if not texts:
         raise UserError("there is no text on standard input", fix="give DATA or --text")
     return texts
@@ -206,7 +214,9 @@ def _scores(config: Config) -> str:
     from yeoul.data.labelled import read_labelled
     from yeoul.evaluate.classification import classification_scores
 
-    records = read_labelled(str(config.data), text_column=config.text_column, label_column=config.label_column).records
+    records = read_labelled(
+        str(config.data), text_column=config.text_column, label_column=config.label_column, reading=config.reading
+    ).records
     classifier = load_classifier(config.model, device=config.device, dtype=config.dtype)
     if classifier.model.meaning != "one":
         what = "scores compare one label of each text, but this classifier gives several labels, or values"

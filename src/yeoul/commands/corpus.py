@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from yeoul.data.batch import Batch
+    from yeoul.data.reading import Reading
     from yeoul.data.shards import TokenShards
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ def token_shards(
     *,
     text_column: str | None = None,
     join_by: str | None = None,
+    reading: Reading | None = None,
     val_fraction: float = 0.0,
 ) -> tuple[TokenShards, TokenShards | None]:
     """Training and validation tokens of some text; what lies in `folder` already is used again where it fits.
@@ -32,14 +34,16 @@ def token_shards(
     Raises:
         UserError: the tokenizer has no end-of-sequence token, or the data cannot be read.
     """
+    from yeoul.data.reading import Reading
     from yeoul.data.records import read_documents
     from yeoul.data.shards import build_shards
     from yeoul.data.sources import source_key
 
+    reading = reading or Reading()
     if tokenizer.framing.separator is None:
         raise UserError("the tokenizer has no end-of-sequence token", fix="train another one")
     return build_shards(
-        read_documents(data, text_column=text_column, join_by=join_by),
+        read_documents(data, text_column=text_column, join_by=join_by, reading=reading),
         tokenizer.encode_batch,
         tokenizer.framing.separator,
         tokenizer.vocab_size,
@@ -47,7 +51,7 @@ def token_shards(
         folder,
         val_fraction,
         begin=tokenizer.framing.begin,
-        source_key=source_key(data, text_column=text_column, join_by=join_by),
+        source_key=source_key(data, text_column=text_column, join_by=join_by, reading=reading),
         progress=_report_tokens,
     )
 

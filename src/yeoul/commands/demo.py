@@ -295,7 +295,7 @@ def _linearize(config: Config, state: dict[str, Any], clock: Any) -> int:
         conclusion.score_table(values["scores"]),
         speed.table([speed.SpeedRecord(**record) for record in values["speed"]], "teacher"),
     ):
-        print("\n" + "\n".join(f"      {line}" for line in text.splitlines()))
+        print("\n" + "\n".join(f"      {line}" for line in text.split("\n")))
     print(flush=True)
     return 0
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from contextlib import nullcontext
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from yeoul.config import Place
+from yeoul.data.reading import Columns, Reading
 from yeoul.errors import UserError, shown
 from yeoul.files import new_file, only_writer
 from yeoul.units import count
@@ -42,6 +43,8 @@ class Config:
     """File for the vectors: .npy or .parquet."""
     text_column: str | None = None
     """Column with the text; when not given, it is looked up by its usual names."""
+    reading: Annotated[Reading, Parameter(name="*")] = field(default_factory=Reading)
+    """Files of data."""
     query: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
     """Print the texts nearest to this one."""
     top: int = 5
@@ -205,23 +208,20 @@ def _notes(config: Config, embedder: TextEmbedder, computes: bool) -> list[str]:
 
 def _known(config: Config) -> tuple[list[str], np.ndarray | None]:
     """The texts, and their vectors where they were computed before."""
-    import numpy as np
-
+    from yeoul.data.arrays import open_npy
     from yeoul.data.labelled import read_texts
 
     file = Path(config.data)
     if config.query is not None and file.suffix == ".parquet" and file.is_file() and (found := _read_parquet(file)):
         return found
-    texts = read_texts(config.data, text_column=config.text_column)
+    texts = read_texts(config.data, text_column=config.text_column, reading=config.reading)
     if config.vectors is None:
         return texts, None
-    try:
-        vectors = np.load(config.vectors, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the vectors cannot be read: {error}", config.vectors) from None
+    vectors = open_npy(config.vectors, "let embed write the vectors again")
     if vectors.ndim != 2 or len(vectors) != len(texts):
         what = f"the vectors have shape {vectors.shape}, which does not fit {count(len(texts), 'text')}"
         raise UserError(what, config.vectors, "give the vectors of this --data")
+    vectors = _checked(vectors, config.vectors)
     return texts, vectors
 
 
@@ -256,18 +256,42 @@ def _read_parquet(file: Path) -> tuple[list[str], np.ndarray] | None:
     """Texts and vectors of a file that `_write` made; None where it has no vectors."""
     import numpy as np
 
-    pa, pq = _arrow(file)
-    try:
-        if not {"text", "vector"} <= set(pq.read_schema(file).names):
+    from yeoul.data.rows import read_rows
+
+    names: list[str] = []
+
+    def check_columns(columns: Columns, path: Path) -> list[str]:
+        names.extend(columns.names)
+        return ["text", "vector"] if {"text", "vector"} <= {*names} else names[:1]
+
+    texts, vectors = [], []
+    for where, row in read_rows(file, ".parquet", check_columns):
+        if not {"text", "vector"} <= {*names}:
             return None
-        table = pq.read_table(file, columns=["text", "vector"])
-        vectors = np.array(table.column("vector").to_pylist(), dtype=np.float32)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the vectors cannot be read: {reason}", file) from None
-    if vectors.ndim != 2:
-        raise UserError("the vector column does not hold lists of numbers of equal length", file)
-    return table.column("text").to_pylist(), vectors
+        if isinstance(row, UserError):
+            raise row
+        try:
+            vectors.append(np.asarray(row["vector"], dtype=np.float32))
+        except (ValueError, TypeError):
+            raise UserError("the vector column does not hold lists of numbers", where) from None
+        texts.append(row["text"])
+        if vectors[-1].ndim != 1 or vectors[-1].shape != vectors[0].shape:
+            raise UserError("the vector column does not hold lists of numbers of equal length", where)
+        if not isinstance(texts[-1], str):
+            raise UserError("the text column does not hold text", where)
+    return (texts, _checked(np.stack(vectors), file)) if vectors else None
+
+
+def _checked(vectors: np.ndarray, file: Path) -> np.ndarray:
+    """Vectors from a file as float32; UserError where they are none."""
+    import numpy as np
+
+    if vectors.dtype.kind not in "fiu":
+        raise UserError(f"the vectors are not numbers but of type {vectors.dtype}", file)
+    vectors = np.asarray(vectors, dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        raise UserError("the vectors have numbers that are not finite", file, "let embed write them again")
+    return vectors
 
 
 def _search(config: Config, embedder: TextEmbedder, texts: list[str], vectors: np.ndarray) -> None:

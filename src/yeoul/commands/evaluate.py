@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from yeoul.config import Place
+from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,6 +46,8 @@ class Config:
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     join_by: str | None = None
     """Column by which records are joined: equal values make one document."""
+    reading: Annotated[Reading, Parameter(name="*")] = field(default_factory=Reading)
+    """Files of data."""
     context: int | None = None
     """Tokens per sequence; when not given, the model's own length, but at most 2,048."""
     batch_size: int = 8
@@ -155,8 +160,9 @@ def _shards(config: Config, tokenizer: Tokenizer, folder: Path) -> tuple[TokenSh
 
     if config.data is not None:
         shards, _ = token_shards(
-            config.data, folder / "data", tokenizer, text_column=config.text_column, join_by=config.join_by
-        )
+            config.data, folder / "data", tokenizer,
+            text_column=config.text_column, join_by=config.join_by, reading=config.reading,
+        )  # fmt: skip
         return shards, config.data
     kept = Path(config.model) / "data" / "val"
     if not kept.is_dir():

@@ -19,6 +19,7 @@ from yeoul.commands.finetune_flags import BITS, LoraFlags, Training, changed
 from yeoul.commands.finetune_start import Start, start_of
 from yeoul.commands.finetune_texts import TextFlags
 from yeoul.config import Place
+from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 from yeoul.safe_json import read_object
 from yeoul.train.config import CHANGEABLE
@@ -73,6 +74,8 @@ class Config:
     text_column: str | None = None
     """Column of tables (key of JSON objects) with the text; with --task chat it is learned as plain text. When not
     given, it is looked up by its usual names."""
+    reading: Annotated[Reading, Parameter(name="*")] = field(default_factory=Reading)
+    """Files of data."""
     val_data: Place | None = None
     """Data for validation; when not given, a share of --data is held out."""
     val_fraction: float = 0.05
@@ -169,12 +172,12 @@ def _preparation(config: Config) -> dict[str, Any]:
     from yeoul.config import flat_values
     from yeoul.data.sources import source_key
 
-    free = CHANGEABLE | {"model", "out", "resume", "overwrite", "device", "save_dtype"}
+    free = CHANGEABLE | {"model", "out", "resume", "overwrite", "device", "save_dtype", "record_mib"}
     values = {key: value for key, value in flat_values(config).items() if key not in free}
     # What the paths hold counts, not how they are written.
     for name, spec in (("data", config.data), ("val_data", config.val_data)):
         if spec is not None:
-            values[name] = source_key(spec)
+            values[name] = source_key(spec, reading=config.reading)
     return values
 
 

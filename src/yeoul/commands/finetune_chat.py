@@ -189,7 +189,7 @@ class ChatTask(Talking):
         from yeoul.data.sources import resolve
 
         material = Material()
-        for source in resolve(spec):
+        for source in resolve(spec, reading=self.config.reading):
             texts = source.builtin_bytes or all(kind == ".txt" for _, kind in source.files)
             if texts or self.config.text_column is not None:
                 self._read_texts(source.name, material)
@@ -204,7 +204,7 @@ class ChatTask(Talking):
         from yeoul.data.examples import Example
         from yeoul.data.records import read_documents
 
-        documents = read_documents([spec], text_column=self.config.text_column)
+        documents = read_documents([spec], text_column=self.config.text_column, reading=self.config.reading)
         while texts := list(islice(documents, ENCODED_TOGETHER)):
             for ids in self.tokenizer.encode_batch(texts):
                 whole = np.asarray(self.tokenizer.framing.document(ids), dtype=np.int32)
@@ -226,7 +226,7 @@ class ChatTask(Talking):
 
         records = read_conversations(
             spec, question_column=config.chat.question_column, answer_column=config.chat.answer_column,
-            on_bad_record=config.on_bad_record,
+            on_bad_record=config.on_bad_record, reading=config.reading,
         )  # fmt: skip
         material.examples += make_examples(records, partial(render_chat, talking), encode, config.chat.train_on)
         material.texts += texts

@@ -122,7 +122,7 @@ class ClassifyTask(TextTask):
         config = self.config
         return read_labelled(
             spec, text_column=config.text_column, label_column=config.classify.label_column,
-            on_bad_record=config.on_bad_record,
+            on_bad_record=config.on_bad_record, reading=config.reading,
         )  # fmt: skip
 
     def _divided(self, table: Table[LabelledText]) -> tuple[list[LabelledText], list[LabelledText]]:

@@ -95,7 +95,9 @@ class DpoTask(Talking):
         from yeoul.data.preferences import make_pairs
         from yeoul.text.chat import render_chat
 
-        records = read_conversations(spec, kind="preference", on_bad_record=self.config.on_bad_record)
+        records = read_conversations(
+            spec, kind="preference", on_bad_record=self.config.on_bad_record, reading=self.config.reading
+        )
         pairs = make_pairs(records, partial(render_chat, self.tokenizer))
         self.skipped += records.skipped
         self.complaint = self.complaint or next(iter(records.complaints), "")
@@ -140,7 +142,7 @@ class DpoTask(Talking):
             lines.append(f"{self.dropped:,} pairs have no two different answers within that and are left out.")
         if self.given_template is None:
             lines.append("The model has no chat template; the default one is saved with it.")
-        head, *_ = marked(self.tokenizer, [], []).splitlines()
+        head, *_ = marked(self.tokenizer, [], []).split("\n")
         shown = (marked(self.tokenizer, row.ids.tolist(), row.trained.tolist()) for row in self.train[0][1:])
         better, worse = (text.partition("\n")[2].strip() for text in shown)
         return [*lines, head.replace("example", "pair"), f"  better: {better}", f"  worse:  {worse}"]

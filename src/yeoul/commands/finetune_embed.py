@@ -172,7 +172,7 @@ class EmbedTask(TextTask):
         config = self.config
         return read_pairs(
             spec, pair_columns=config.embed.pair_columns, score_column=config.embed.score_column,
-            on_bad_record=config.on_bad_record,
+            on_bad_record=config.on_bad_record, reading=config.reading,
         )  # fmt: skip
 
     def _check_kinds(self, train: Sequence[TextPair], val: Sequence[TextPair]) -> None:
@@ -199,7 +199,7 @@ class EmbedTask(TextTask):
         scores = f" with scores from {self.low:g} to {self.high:g}" if self.scored else ""
         lines = self.data_lines(f"{len(self.items):,} {kind}{scores}", self.skipped, self.complaint)
         lines.append(f"Loss: {self.loss_name}; a text's vector is the {self._described()}.")
-        shown = [marked(self.tokenizer, list(ids), [True] * len(ids)).splitlines()[-1] for ids in self.items[0]]
+        shown = [marked(self.tokenizer, list(ids), [True] * len(ids)).split("\n")[-1] for ids in self.items[0]]
         score = f"\n  score {self.first.score:g}" if self.first.score is not None else ""
         return [*lines, "First example, tokens between bars:", "\n".join(shown) + score]
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from yeoul.config import Place
+from yeoul.data.reading import Reading, text_of
 from yeoul.errors import UserError
 from yeoul.infer.params import SamplingParams
+from yeoul.plain_text import split_lines
 from yeoul.units import count, duration, rate, size
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class Config:
     _: KW_ONLY
     prompt_file: Path | None = None
     """UTF-8 file with one prompt per line, instead of PROMPT."""
+    encoding: str = "utf-8"
+    """Encoding of --prompt-file and of standard input, such as cp949; a byte-order mark counts more."""
     sampling: Annotated[SamplingParams, Parameter(name="*")] = field(default_factory=SamplingParams)
     num_samples: int = 1
     """Continuations of each prompt."""
@@ -95,31 +99,24 @@ def read_prompts(config: Config) -> list[str]:
     """The prompt, the lines of --prompt-file, or standard input as one prompt.
 
     Raises:
-        UserError: a file that is missing, empty or not UTF-8; text that is not UTF-8.
+        UserError: a file that is missing or empty; text that is not in its encoding.
     """
+    reading = Reading(encoding=config.encoding)
     if config.prompt_file is not None:
         try:
-            lines = _utf8(config.prompt_file.read_bytes(), config.prompt_file).splitlines()
+            lines = split_lines(text_of(config.prompt_file.read_bytes(), str(config.prompt_file), reading))
         except OSError as error:
             raise UserError(f"the prompts cannot be read: {error.strerror}", config.prompt_file) from None
         if not (prompts := [line for line in lines if line.strip()]):
             raise UserError("the file has no prompt", config.prompt_file, "write one prompt per line")
         return prompts
     if config.prompt is not None and config.prompt != "-":
-        return [_utf8(config.prompt.encode("utf-8", "surrogateescape"), "PROMPT")]
+        return [text_of(config.prompt.encode("utf-8", "surrogateescape"), "PROMPT", reading)]
     if sys.stdin.isatty():
         print("Reading the prompt; end it with Ctrl-D.", file=sys.stderr)
     source = getattr(sys.stdin, "buffer", None)
-    text = sys.stdin.read() if source is None else _utf8(source.read(), "standard input")
+    text = sys.stdin.read() if source is None else text_of(source.read(), "standard input", reading)
     return [text.removesuffix("\n")]
-
-
-def _utf8(data: bytes, where: object) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError("the text is not UTF-8", f"{where}, line {line}", "save it as UTF-8") from None
 
 
 def _write(text: str) -> None:

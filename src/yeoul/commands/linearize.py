@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+from cyclopts import Parameter
 
 from yeoul.commands.linearize_choice import conversion, kept_layers, linear_part
 from yeoul.config import Place
+from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 
 if TYPE_CHECKING:
@@ -161,6 +164,8 @@ class Config:
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     join_by: str | None = None
     """Column by which records are joined: equal values make one document."""
+    reading: Annotated[Reading, Parameter(name="*")] = field(default_factory=Reading)
+    """Files of data."""
     val_data: Place | None = None
     """Text for validation; when not given, a share of --data is held out."""
     val_fraction: float = 0.01

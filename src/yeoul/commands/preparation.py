@@ -32,12 +32,14 @@ def preparation_of(config: Config) -> dict[str, Any]:
     from yeoul.data.sources import source_key
     from yeoul.text.tokenizer import Tokenizer
 
-    free = CHANGEABLE | {"out", "resume", "overwrite", "device", "val_tokens"}
+    free = CHANGEABLE | {"out", "resume", "overwrite", "device", "val_tokens", "record_mib"}
     values = {key: value for key, value in flat_values(config).items() if key not in free}
     # What the paths hold counts, not how they are written.
     for name, spec in (("data", config.data), ("val_data", config.val_data)):
         if spec is not None:
-            values[name] = source_key(spec, text_column=config.text_column, join_by=config.join_by)
+            values[name] = source_key(
+                spec, text_column=config.text_column, join_by=config.join_by, reading=config.reading
+            )
     if config.tokenizer is not None:
         values["tokenizer"] = Tokenizer.load(config.tokenizer).fingerprint
     return values
@@ -131,7 +133,7 @@ def tokenizer_of(config: Config, preparation: dict[str, Any]) -> Tokenizer:
         character_coverage=config.character_coverage,
     )
     print(f"Training a tokenizer of {config.vocab_size:,} pieces ...", flush=True)
-    texts = read_documents(config.data, text_column=config.text_column, join_by=config.join_by)
+    texts = read_documents(config.data, text_column=config.text_column, join_by=config.join_by, reading=config.reading)
 
     def write(target: Path) -> None:
         train_tokenizer(texts, wanted, target)
@@ -145,7 +147,7 @@ def shards_of(config: Config | LinearizeConfig, tokenizer: Tokenizer) -> tuple[T
     """Training and validation tokens, from OUT/data when they are there already."""
     from yeoul.commands.corpus import token_shards
 
-    columns: dict[str, Any] = {"text_column": config.text_column, "join_by": config.join_by}
+    columns: dict[str, Any] = {"text_column": config.text_column, "join_by": config.join_by, "reading": config.reading}
     if config.val_data is None:
         return token_shards(config.data, config.out / "data", tokenizer, **columns, val_fraction=config.val_fraction)
     train, _ = token_shards(config.data, config.out / "data", tokenizer, **columns)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from yeoul.config import Place
+from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 from yeoul.train.config import TrainConfig
 
@@ -55,6 +56,8 @@ class Config:
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     join_by: str | None = None
     """Column by which records are joined: equal values make one document."""
+    reading: Annotated[Reading, Parameter(name="*")] = field(default_factory=Reading)
+    """Files of data."""
     val_data: Place | None = None
     """Text for validation; when not given, a share of --data is held out."""
     val_fraction: float = 0.01
@@ -304,4 +307,5 @@ def _finish(config: Config, model: Decoder, tokenizer: Tokenizer, result: TrainR
     words = ["yeoul", "linearize", str(config.out), "--data", config.data]
     words += ["--text-column", config.text_column] if config.text_column else []
     words += ["--join-by", config.join_by] if config.join_by else []
+    words += ["--encoding", config.reading.encoding] if config.reading != Reading() else []
     print("  " + shlex.join([*words, "--out", f"{config.out}-dijiang"]), flush=True)

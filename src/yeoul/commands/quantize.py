@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from yeoul.config import Place
+from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 from yeoul.files import only_writer
 
@@ -54,6 +57,8 @@ class Config:
     "builtin", when not given."""
     text_column: str | None = None
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
+    reading: Annotated[Reading, Parameter(name="*")] = field(default_factory=Reading)
+    """Files of data."""
     calibration_tokens: int = 65_536
     """Tokens of the text to calibrate with."""
     embeddings: bool = True
@@ -226,7 +231,8 @@ class _Work:
                 return shards.stream
         end = [] if framing.separator is None else [framing.separator]
         tokens, ends = list[int](), [0]
-        for document in read_documents(data or "builtin", text_column=self.config.text_column) if most else ():
+        columns: dict[str, Any] = {"text_column": self.config.text_column, "reading": self.config.reading}
+        for document in read_documents(data or "builtin", **columns) if most else ():
             tokens += [*self.tokenizer.encode(document), *end]
             if len(tokens) > ends[-1]:
                 ends.append(len(tokens))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from yeoul.config import Place
+from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 from yeoul.files import only_writer
 from yeoul.units import count
@@ -60,6 +63,8 @@ class TrainConfig:
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     join_by: str | None = None
     """Column by which records are joined: equal values make one document."""
+    reading: Annotated[Reading, Parameter(name="*")] = field(default_factory=Reading)
+    """Files of data."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class InspectConfig:
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     join_by: str | None = None
     """Column by which records are joined: equal values make one document."""
+    reading: Annotated[Reading, Parameter(name="*")] = field(default_factory=Reading)
+    """Files of data."""
     max_documents: int | None = None
     """Count over the first documents only."""
     json: bool = False
@@ -117,7 +124,9 @@ def _train(config: TrainConfig) -> int:
         raise UserError("there is already a tokenizer", config.out, fix)
 
     def documents() -> Iterator[str]:
-        return read_documents(config.data, text_column=config.text_column, join_by=config.join_by)
+        return read_documents(
+            config.data, text_column=config.text_column, join_by=config.join_by, reading=config.reading
+        )
 
     texts = documents()
     print(f"Training a {config.model_type} tokenizer of {config.vocab_size:,} pieces ...", flush=True)
@@ -139,7 +148,9 @@ def run_inspect(config: InspectConfig) -> int:
     pieces = None if config.text is None else pieces_of(tokenizer, config.text)
     fit = None
     if config.data is not None:
-        texts = read_documents(config.data, text_column=config.text_column, join_by=config.join_by)
+        texts = read_documents(
+            config.data, text_column=config.text_column, join_by=config.join_by, reading=config.reading
+        )
         fit = corpus_fit(tokenizer, islice(texts, config.max_documents))
     if config.json:
         print(json.dumps(_report(tokenizer, pieces, fit), ensure_ascii=False, indent=2))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from yeoul.data.reading import DEFAULT, Columns, Reading
 from yeoul.data.rows import is_unicode, read_rows
 from yeoul.data.sources import Spec, resolve
 from yeoul.errors import UserError, shown
@@ -68,6 +69,7 @@ def read_conversations(
     answer_column: str | None = None,
     on_bad_record: OnBadRecord = "error",
     kind: Kind = "conversation",
+    reading: Reading = DEFAULT,
 ) -> Records:
     """The records of a data specification, as `read_documents` takes it but for the built-in corpus and .txt files.
 
@@ -89,6 +91,7 @@ def read_conversations(
         question_column, answer_column: keys or columns of a question and its answer, in place of the shapes above.
         on_bad_record: "error" raises at the first, "skip" counts it and goes on.
         kind: "preference" reads preferences, and nothing else.
+        reading: encoding and bounds of the files.
 
     Raises:
         UserError: wrong paths at once; the rest while reading: a bad record, a file that cannot be read as a whole, a
@@ -100,7 +103,7 @@ def read_conversations(
     if columns and kind == "preference":
         raise UserError("preferences have no columns with question and answer")
     parts: list[tuple[str, list[tuple[Path, str]]]] = []
-    for source in resolve(spec):
+    for source in resolve(spec, reading=reading):
         if source.builtin_bytes:
             raise UserError("the built-in corpus is plain text, without conversations", source.name)
         files = [(path, form) for path, form in source.files if form != ".txt"]  # beside data: licences, notes
@@ -108,7 +111,7 @@ def read_conversations(
             fix = 'put texts into .jsonl lines {"text": ...}'
             raise UserError("a .txt file says nothing about who speaks", source.name, fix)
         parts.append((source.name, files))
-    return Records(parts, _Shapes(kind, columns), on_bad_record)
+    return Records(parts, _Shapes(kind, columns), on_bad_record, reading)
 
 
 class Records:
@@ -121,12 +124,16 @@ class Records:
     """
 
     def __init__(
-        self, parts: list[tuple[str, list[tuple[Path, str]]]], shapes: _Shapes, on_bad_record: OnBadRecord
+        self,
+        parts: list[tuple[str, list[tuple[Path, str]]]],
+        shapes: _Shapes,
+        on_bad_record: OnBadRecord,
+        reading: Reading,
     ) -> None:
         self.on_bad_record = on_bad_record
         self.read = self.skipped = 0
         self.complaints: list[str] = []
-        self._parts, self._shapes = parts, shapes
+        self._parts, self._shapes, self._reading = parts, shapes, reading
 
     def __iter__(self) -> Iterator[Record]:
         self.read = self.skipped = 0
@@ -134,7 +141,7 @@ class Records:
         for name, files in self._parts:
             before = self.read, self.skipped
             for path, form in files:
-                for where, value in read_rows(path, form, self._shapes.check_columns):
+                for where, value in read_rows(path, form, self._shapes.check_columns, self._reading):
                     try:
                         record = self._shapes.record(value, where, table=form in (".csv", ".tsv"))
                     except UserError as error:
@@ -170,8 +177,9 @@ class _Shapes:
     def __init__(self, kind: Kind, columns: tuple[str, str] | None) -> None:
         self.kind, self.columns = kind, columns
 
-    def check_columns(self, columns: Sequence[str], path: Path) -> None:
+    def check_columns(self, found: Columns, path: Path) -> None:
         """Raises where a table has the columns of no shape."""
+        columns = found.names
         listed = ", ".join(columns)
         if self.columns:
             for name in self.columns:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from yeoul.data.reading import DEFAULT, Columns, Reading
 from yeoul.data.rows import is_unicode, read_rows
 from yeoul.data.sources import Spec, resolve
 from yeoul.data.streams import read_lines
@@ -24,6 +26,7 @@ PAIR_COLUMNS = (
 """Columns taken for two texts that belong together when none are named."""
 SCORE_COLUMNS = ("score", "similarity", "similarity_score")
 NEGATIVE_COLUMNS = ("negative",)
+_WHOLE = re.compile(r"-?\d{1,100}")
 COMPLAINTS = 5
 """So many complaints about records that were left out are kept; all are counted."""
 
@@ -78,6 +81,7 @@ def read_labelled(
     text_column: str | None = None,
     label_column: str | None = None,
     on_bad_record: OnBadRecord = "error",
+    reading: Reading = DEFAULT,
 ) -> Table[LabelledText]:
     """Texts and labels of .tsv, .csv, .jsonl, .json and .parquet files, each also compressed.
 
@@ -87,11 +91,13 @@ def read_labelled(
         spec: as for `read_documents`, without the built-in corpus and .txt files.
         text_column, label_column: None finds them by their usual names.
         on_bad_record: "error" raises at the first record without text or label, "skip" counts it.
+        reading: encoding and bounds of the files.
 
     Raises:
         UserError: a wrong path, a missing column, a bad record, no record at all; with file and line.
     """
-    return _read(spec, partial(_labelled, text_column=text_column, label_column=label_column), on_bad_record)
+    make = partial(_labelled, text_column=text_column, label_column=label_column)
+    return _read(spec, make, on_bad_record, reading)
 
 
 def read_pairs(
@@ -100,18 +106,20 @@ def read_pairs(
     pair_columns: tuple[str, str] | None = None,
     score_column: str | None = None,
     on_bad_record: OnBadRecord = "error",
+    reading: Reading = DEFAULT,
 ) -> Table[TextPair]:
     """Pairs of texts, with a score or a negative where the records have one.
 
     Args:
-        spec, on_bad_record: as for `read_labelled`.
+        spec, on_bad_record, reading: as for `read_labelled`.
         pair_columns: the two texts; None finds them by their usual names.
         score_column: how alike they are, on any scale; None takes a column of `SCORE_COLUMNS` where there is one.
 
     Raises:
         UserError: as `read_labelled`; or only some of the records have a score or a negative.
     """
-    table = _read(spec, partial(_pair, pair_columns=pair_columns, score_column=score_column), on_bad_record)
+    make = partial(_pair, pair_columns=pair_columns, score_column=score_column)
+    table = _read(spec, make, on_bad_record, reading)
     first = table.records[0]
     for pair in table.records:
         for name in ("score", "negative"):
@@ -125,7 +133,7 @@ def read_pairs(
 def label_names(labels: Iterable[str]) -> list[str]:
     """The different labels in order: numbers by value where all are whole numbers, else by their characters."""
     names = set(labels)
-    if all(name.lstrip("-").isdecimal() for name in names):
+    if all(_WHOLE.fullmatch(name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
@@ -135,16 +143,16 @@ def label_names(labels: Iterable[str]) -> list[str]:
 _MakeRecord = Callable[[Mapping[str, Any], str], R]
 
 
-def _read(spec: Spec, make: _MakeRecord[R], on_bad_record: OnBadRecord) -> Table[R]:
+def _read(spec: Spec, make: _MakeRecord[R], on_bad_record: OnBadRecord, reading: Reading) -> Table[R]:
     table: Table[R] = Table()
-    for source in resolve(spec):
+    for source in resolve(spec, reading=reading):
         files = [(path, kind) for path, kind in source.files if kind != ".txt"]  # beside data: licences, notes
         if not files:
             fix = "give a table with columns (.tsv, .csv, .jsonl, .parquet)"
             raise UserError("plain text has neither labels nor pairs", source.name, fix)
         before = len(table.records)
         for path, kind in files:
-            for where, value in read_rows(path, kind, partial(_check_columns, make)):
+            for where, value in read_rows(path, kind, partial(_check_columns, make), reading):
                 try:
                     table.records.append(_record(value, where, make))
                 except UserError as error:
@@ -164,10 +172,10 @@ class _WrongColumns(UserError):
     """What is asked for is not there: in a table no matter of one record."""
 
 
-def _check_columns(make: _MakeRecord[R], columns: Sequence[str], path: Path) -> None:
+def _check_columns(make: _MakeRecord[R], columns: Columns, path: Path) -> None:
     """Raises where a table lacks a column; the values do not matter yet."""
     try:
-        make(dict.fromkeys(columns, "1"), str(path))
+        make(dict.fromkeys(columns.names, "1"), str(path))
     except _WrongColumns:
         raise
     except UserError:
@@ -267,7 +275,7 @@ def _score(value: Any, name: str, where: str) -> float:
 # -- texts alone
 
 
-def read_texts(spec: Spec, *, text_column: str | None = None) -> list[str]:
+def read_texts(spec: Spec, *, text_column: str | None = None, reading: Reading = DEFAULT) -> list[str]:
     """Texts in the order of the files, empty ones too, so that text n stands for line or record n.
 
     Each line of a .txt file is a text; tables and JSON records have theirs in a column, JSON may also be strings.
@@ -275,20 +283,21 @@ def read_texts(spec: Spec, *, text_column: str | None = None) -> list[str]:
     Args:
         spec: as for `read_documents`, without the built-in corpus.
         text_column: None finds it by its usual names.
+        reading: encoding and bounds of the files.
 
     Raises:
         UserError: a wrong path, a missing column, a record that cannot be read, no text at all.
     """
     texts: list[str] = []
-    for source in resolve(spec):
+    for source in resolve(spec, reading=reading):
         if source.builtin_bytes:
             raise UserError("the built-in corpus has documents, not single texts", source.name, "give a file")
         for path, kind in source.files:
             if kind == ".txt":
-                texts += (line for _, line in read_lines(path))
+                texts += (line for _, line in read_lines(path, reading))
                 continue
             make = partial(_only_text, text_column=text_column)
-            for where, value in read_rows(path, kind, partial(_check_columns, make)):
+            for where, value in read_rows(path, kind, partial(_check_columns, make), reading):
                 texts.append(value if isinstance(value, str) else _record(value, where, make))
     if not any(text.strip() for text in texts):
         raise UserError("there is no text in the data", str(spec))

@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from yeoul.data.reading import DEFAULT, Reading
 from yeoul.data.sources import Source, Spec, resolve
 from yeoul.data.streams import read_lines
-from yeoul.data.tables import (
-    Selection,
-    delimited_documents,
-    json_records,
-    jsonl_records,
-    parquet_documents,
-    record_documents,
-)
+from yeoul.data.tables import Selection, record_documents
 from yeoul.errors import UserError
 
 LONGEST_BLOCK = 100_000
@@ -22,7 +16,12 @@ LONGEST_BLOCK = 100_000
 
 
 def read_documents(
-    spec: Spec, *, text_column: str | None = None, join_by: str | None = None, revision: str | None = None
+    spec: Spec,
+    *,
+    text_column: str | None = None,
+    join_by: str | None = None,
+    revision: str | None = None,
+    reading: Reading = DEFAULT,
 ) -> Iterator[str]:
     """Stream the documents of a data specification.
 
@@ -36,22 +35,23 @@ def read_documents(
         text_column: column of tables and JSON objects that holds the text; None finds it by its usual names.
         join_by: column whose equal values make one document of several records, joined by newlines.
         revision: branch, tag or commit of hub data sets.
+        reading: encoding and bounds of the files.
 
     Returns:
         an iterator over texts that are not blank. Paths are checked at once, contents while reading.
 
     Raises:
-        UserError: wrong path, unknown kind, no text at all, text that is not UTF-8, malformed record, missing column,
+        UserError: wrong path, unknown kind, no text at all, text in another encoding, malformed record, missing column,
             damaged archive; it names the file and, where there is one, the line.
     """
     selection = Selection(text_column=text_column, join_by=join_by)
-    return _documents(resolve(spec, revision), selection)
+    return _documents(resolve(spec, revision, reading), selection, reading)
 
 
-def _documents(sources: list[Source], selection: Selection) -> Iterator[str]:
+def _documents(sources: list[Source], selection: Selection, reading: Reading) -> Iterator[str]:
     for source in sources:
         empty = True
-        for document in _source_documents(source, selection):
+        for document in _source_documents(source, selection, reading):
             if document and not document.isspace():
                 empty = False
                 yield document
@@ -59,32 +59,23 @@ def _documents(sources: list[Source], selection: Selection) -> Iterator[str]:
             raise UserError("there is no text in the data", source.name)
 
 
-def _source_documents(source: Source, selection: Selection) -> Iterator[str]:
+def _source_documents(source: Source, selection: Selection, reading: Reading) -> Iterator[str]:
     if source.builtin_bytes:
         from yeoul.data.corpus import generate_documents
 
         yield from generate_documents(target_bytes=source.builtin_bytes)
     for path, kind in source.files:
-        yield from _file_documents(path, kind, selection)
+        if kind == ".txt":
+            yield from text_blocks(path, reading)
+        else:
+            yield from record_documents(path, kind, selection, reading)
 
 
-def _file_documents(path: Path, kind: str, selection: Selection) -> Iterator[str]:
-    if kind == ".txt":
-        return text_blocks(path)
-    if kind == ".jsonl":
-        return record_documents(jsonl_records(path), selection)
-    if kind == ".json":
-        return record_documents(json_records(path), selection)
-    if kind == ".parquet":
-        return parquet_documents(path, selection)
-    return delimited_documents(path, selection)
-
-
-def text_blocks(path: Path) -> Iterator[str]:
+def text_blocks(path: Path, reading: Reading = DEFAULT) -> Iterator[str]:
     """Blocks of lines of a text file, separated by blank lines; very long ones are cut at a line end."""
     block: list[str] = []
     size = 0
-    for _, line in read_lines(path):
+    for _, line in read_lines(path, reading):
         if line.strip():
             block.append(line)
             size += len(line)

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from yeoul.data.arrays import open_npy
 from yeoul.data.windows import TextStream
 from yeoul.errors import UserError
 from yeoul.files import replace_folder, write_json
@@ -88,9 +89,9 @@ class TokenShards:
             if size != expected:
                 raise UserError(f"the token file has {size} bytes instead of {expected}", path, _DAMAGED)
             tokens = np.memmap(path, dtype=dtype, mode="r", shape=(meta.tokens,))
-            offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"the token folder is damaged: {error}", folder, _DAMAGED) from error
+        offsets = open_npy(folder / "offsets.npy", _DAMAGED)
         if offsets.dtype != np.int64 or offsets.shape != (meta.documents + 1,) or offsets[-1] != meta.tokens:
             raise UserError("the table of documents does not fit the tokens", folder / "offsets.npy", _DAMAGED)
         return cls(folder, meta, tokens, offsets, begin)

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from yeoul.data.made import is_made, refuse_made
-from yeoul.data.streams import COMPRESSED
+from yeoul.data.reading import DEFAULT, Reading, looks_like_cp949
+from yeoul.data.streams import COMPRESSED, open_bytes
 from yeoul.errors import UserError
+from yeoul.plain_text import marked_encoding
+from yeoul.safe_json import JSONError, parse
 
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Formats that are read, each also with a suffix of `COMPRESSED` behind."""
+_ALIASES = {".ndjson": ".jsonl", ".jsonlines": ".jsonl", ".text": ".txt"}
+_BEGINNING = 1 << 16
+"""Bytes of a file that say whether it is text."""
+_JSON = re.compile(r"\s*[\[{]\s*[\[{\"]")
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x7f]")
+_NO_PROSE = (b"%PDF", b"%!PS", b"{\\rtf")
+"""Beginnings of files that consist of characters, but hold no text that can be read as it is."""
 
 BUILTIN_BYTES = 5_000_000
 """Size of the built-in corpus when none is given, in bytes of UTF-8."""
@@ -47,7 +59,32 @@ def format_of(path: Path) -> str | None:
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+    kind = _ALIASES.get(suffixes[-1], suffixes[-1]) if suffixes else None
+    return kind if kind in FORMATS else None
+
+
+def _format_by_content(path: Path, reading: Reading) -> str | None:
+    """The format of a file that is text, by its beginning; None for others."""
+    if not path.is_file():  # what is read from a pipe is gone
+        return None
+    with open_bytes(path) as file:
+        head = file.read(_BEGINNING)
+    codec, length = marked_encoding(head) or (reading.codec or "utf-8", 0)
+    try:
+        text = codecs.getincrementaldecoder(codec)().decode(head[length:])
+    except UnicodeDecodeError as error:
+        if not looks_like_cp949(head[error.start :]):
+            return None
+        text = head.decode("cp949", "replace")  # reading it says what it is
+    data = text.encode()
+    if _CONTROL.search(data) or data.startswith(_NO_PROSE):
+        return None
+    if not _JSON.match(text):
+        return ".txt"
+    first, _, more = text.partition("\n")
+    with suppress(JSONError):
+        return ".jsonl" if isinstance(parse(first, finite=False), dict) and more else ".json"
+    return ".json" if more else ".jsonl"
 
 
 def _kinds() -> str:
@@ -55,10 +92,22 @@ def _kinds() -> str:
 
 
 def _folder_files(folder: Path) -> tuple[tuple[Path, str], ...]:
-    """Readable files below a folder, sorted by path; what begins with a dot or is a result of ours is passed over."""
-    found = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and not is_made(Path(root, name))]
+    """Readable files below a folder, sorted by path; what begins with a dot or is a result of ours is passed over.
+
+    Links to folders are followed. Each folder is read once, however many links lead to it or back up to it.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"the folder cannot be read: {error.strerror}", error.filename)
+
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
+        state = os.stat(root)
+        if (state.st_dev, state.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not is_made(Path(root, name)))
         found += [Path(root, name) for name in names if not name.startswith(".")]
     files = [(path, format_of(path)) for path in sorted(found, key=lambda path: path.relative_to(folder).parts)]
     readable = tuple((path, kind) for path, kind in files if kind is not None)
@@ -89,7 +138,7 @@ def _hub_source(name: str, revision: str | None) -> Source:
     return Source(name=name, files=train or files)
 
 
-def _resolve_one(part: str, revision: str | None) -> Source:
+def _resolve_one(part: str, revision: str | None, reading: Reading) -> Source:
     builtin = _SIZE.fullmatch(part)
     if builtin:
         size = int(float(builtin[1]) * _UNITS[(builtin[2] or "B").upper()]) if builtin[1] else BUILTIN_BYTES
@@ -103,22 +152,24 @@ def _resolve_one(part: str, revision: str | None) -> Source:
         refuse_made(path)
         return Source(name=part, files=_folder_files(path))
     if path.exists():
-        kind = format_of(path)
+        kind = format_of(path) or _format_by_content(path, reading)
         if kind is None:
-            raise UserError("this kind of file is not read", path, f"give one of: {_kinds()}")
+            what = "this kind of file is not read, and it is not plain text"
+            raise UserError(what, path, f"give plain text or one of: {_kinds()}")
         return Source(name=part, files=((path, kind),))
     if _HUB_ID.fullmatch(part) and format_of(path) is None:
         return _hub_source(part, revision)
     raise UserError("no such file or folder", part)
 
 
-def resolve(spec: Spec, revision: str | None = None) -> list[Source]:
+def resolve(spec: Spec, revision: str | None = None, reading: Reading = DEFAULT) -> list[Source]:
     """The parts of a data specification, files found but not opened.
 
     Args:
         spec: a file, a folder, "builtin", "builtin:5MB" or a hub data set "org/name" (or "org/name@revision"); several
             separated by commas or as a sequence.
         revision: branch, tag or commit of hub data sets.
+        reading: the encoding in which a file with an unknown suffix may be text.
 
     Raises:
         UserError: something of it is not there or cannot be read.
@@ -130,11 +181,16 @@ def resolve(spec: Spec, revision: str | None = None) -> list[Source]:
         parts += [text] if whole else [piece.strip() for piece in text.split(",") if piece.strip()]
     if not parts or not all(parts):
         raise UserError("no data is named", None, 'give a file, a folder, a hub id or "builtin"')
-    return [_resolve_one(part, revision) for part in parts]
+    return [_resolve_one(part, revision, reading) for part in parts]
 
 
 def source_key(
-    spec: Spec, *, text_column: str | None = None, join_by: str | None = None, revision: str | None = None
+    spec: Spec,
+    *,
+    text_column: str | None = None,
+    join_by: str | None = None,
+    revision: str | None = None,
+    reading: Reading = DEFAULT,
 ) -> str:
     """A digest that changes when the data does: for `build_shards`, which reuses shards with an equal key.
 
@@ -143,7 +199,9 @@ def source_key(
     from yeoul.data.corpus import CORPUS_VERSION
 
     state: list[object] = [text_column, join_by]
-    for source in resolve(spec, revision):
+    if reading.codec != DEFAULT.codec:  # what a text was read as; left out where it always has been
+        state.append(reading.codec)
+    for source in resolve(spec, revision, reading):
         if source.builtin_bytes:
             state.append(["builtin", CORPUS_VERSION, source.builtin_bytes])
         for path, _ in source.files:

@@ -1,55 +1,136 @@
-"""Files as streams of UTF-8 text, compressed or not, with errors that name the file and the line."""
+"""Files as streams of UTF-8 text, compressed or not, in pieces of bounded size; errors name the file and the line."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import lzma
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
+from yeoul.data.reading import DEFAULT, Reading, not_text
 from yeoul.errors import UserError
+from yeoul.plain_text import marked_encoding
+from yeoul.units import size
 
 COMPRESSED = (".xz", ".gz", ".zst")
 """Suffixes that may follow the suffix of a format, as in `reviews.tsv.xz`."""
 
 _READ_SIZE = 1 << 20
+_PIECE = 1 << 8
+"""Bytes of a Zstandard file that are decompressed at once: four of them can hold 128 KiB."""
+_LZMA_MEMORY = 1 << 28
+"""The largest dictionary that `xz -9` writes needs a quarter of it."""
+_LONGEST_MARK = 4
+_DAMAGED_CHARACTER = "yeoul-damaged"
+codecs.register_error(_DAMAGED_CHARACTER, lambda error: ("\udcff", getattr(error, "end", 0)))
+# A lone surrogate, whose bytes are no UTF-8: whoever decodes the line finds the damage there.
 
 
-class _ZstdReader(io.RawIOBase):
-    """Zstandard frames as one raw stream; zstandard's own reader takes a cut-off frame for the end of the data."""
+class _Pieces(io.RawIOBase):
+    """A raw stream of what `next_piece` gives, b"" at its end."""
 
-    def __init__(self, file: IO[bytes], decompressor: Any) -> None:
-        self._file, self._decompressor = file, decompressor
-        self._frame: Any = None
-        self._pending, self._output = b"", b""
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self._piece, self._place = b"", 0
+
+    @abstractmethod
+    def next_piece(self) -> bytes:
+        """More bytes, none at the end."""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._output:
-            chunk = self._pending or self._file.read(_READ_SIZE)
-            self._pending = b""
-            if not chunk:
-                if self._frame is not None:
-                    raise EOFError("the last frame is cut off")
-                return 0
-            if self._frame is None:
-                self._frame = self._decompressor.decompressobj()
-            self._output = self._frame.decompress(chunk)
-            if self._frame.eof:
-                self._pending, self._frame = self._frame.unused_data, None
-        taken, self._output = self._output[: len(buffer)], self._output[len(buffer) :]
+        if self._place == len(self._piece):
+            self._piece, self._place = self.next_piece(), 0
+            while 0 < len(self._piece) < _LONGEST_MARK and (more := self.next_piece()):  # for who peeks
+                self._piece += more
+        taken = self._piece[self._place : self._place + len(buffer)]
+        self._place += len(taken)
         buffer[: len(taken)] = taken
         return len(taken)
 
     def close(self) -> None:
-        self._file.close()
+        self.file.close()
         super().close()
+
+
+class _ZstdPieces(_Pieces):
+    """Zstandard frames as one stream; zstandard's own reader takes a cut-off frame for the end of the data."""
+
+    def __init__(self, file: IO[bytes], decompressor: Any) -> None:
+        super().__init__(file)
+        self._decompressor = decompressor
+        self._frame: Any = None
+        self._rest = b""
+
+    def next_piece(self) -> bytes:
+        while True:
+            chunk = self._rest or self.file.read(_PIECE)
+            self._rest = b""
+            if not chunk:
+                if self._frame is not None:
+                    raise EOFError("the last frame is cut off")
+                return b""
+            if self._frame is None:
+                self._frame = self._decompressor.decompressobj()
+            output: bytes = self._frame.decompress(chunk)
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+            if output:
+                return output
+
+
+class _XzPieces(_Pieces):
+    """The streams of an .xz file as one, with a bound for the memory of the dictionary, which `lzma.open` has not."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self._stream: lzma.LZMADecompressor | None = None
+        self._rest = b""
+
+    def next_piece(self) -> bytes:
+        while True:
+            chunk = b""
+            if self._stream is None:
+                chunk = self._rest or self.file.read(_READ_SIZE)
+                self._rest = b""
+                if not chunk:
+                    return b""
+                chunk = chunk.lstrip(b"\0")  # padding between streams
+                if not chunk:
+                    continue
+                self._stream = lzma.LZMADecompressor(memlimit=_LZMA_MEMORY)
+            elif self._stream.needs_input:
+                chunk = self.file.read(_READ_SIZE)
+                if not chunk:
+                    raise EOFError("the last stream is cut off")
+            output = self._stream.decompress(chunk, _READ_SIZE)
+            if self._stream.eof:
+                self._rest, self._stream = self._stream.unused_data, None
+            if output:
+                return output
+
+
+class _Utf8Pieces(_Pieces):
+    """Text in another encoding as UTF-8; each run of bytes that are no text becomes one that is no UTF-8."""
+
+    def __init__(self, file: IO[bytes], codec: str) -> None:
+        super().__init__(file)
+        self._decoder = codecs.getincrementaldecoder(codec)(_DAMAGED_CHARACTER)
+
+    def next_piece(self) -> bytes:
+        while True:
+            data = self.file.read(_READ_SIZE)
+            output = self._decoder.decode(data, final=not data).encode("utf-8", "surrogatepass")
+            if output or not data:
+                return output
 
 
 def _open_zstd(path: Path) -> IO[bytes]:
@@ -57,7 +138,7 @@ def _open_zstd(path: Path) -> IO[bytes]:
         import zstandard
     except ImportError as error:
         raise UserError("reading .zst needs the package zstandard", path, "pip install zstandard") from error
-    return io.BufferedReader(_ZstdReader(path.open("rb"), zstandard.ZstdDecompressor()), _READ_SIZE)
+    return io.BufferedReader(_ZstdPieces(path.open("rb"), zstandard.ZstdDecompressor()), _READ_SIZE)
 
 
 def _damage_errors() -> tuple[type[BaseException], ...]:
@@ -81,7 +162,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     try:
         file: Any
         if suffix == ".xz":
-            file = lzma.open(path, "rb")
+            file = io.BufferedReader(_XzPieces(path.open("rb")), _READ_SIZE)
         elif suffix == ".gz":
             file = gzip.open(path, "rb")
         elif suffix == ".zst":
@@ -98,37 +179,108 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         raise UserError(f"cannot read the file: {error.strerror or error}", path) from error
 
 
-def decode(data: bytes, path: Path, line: int = 1, offset: int = 0) -> str:
-    """UTF-8 bytes as text.
+class TextStream(NamedTuple):
+    """A file as UTF-8, whatever its encoding.
 
-    Args:
-        data: bytes that start at line `line` and byte `offset` of the (decompressed) file.
+    Attributes:
+        file: behind the byte-order mark.
+        codec: the encoding that the file itself is in.
+        offset: bytes of the file before; None where offsets are not those of the file, because it was re-encoded.
+    """
+
+    file: IO[bytes]
+    codec: str
+    offset: int | None
+
+
+@contextmanager
+def open_text(path: Path, reading: Reading = DEFAULT) -> Iterator[TextStream]:
+    """Open a text file, decompressed; a byte-order mark is dropped, and says the encoding where there is one.
 
     Raises:
-        UserError: not UTF-8; names file, line and byte offset.
+        UserError: as `open_bytes`.
     """
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        row = line + data.count(b"\n", 0, error.start)
-        raise UserError(
-            f"the text is not UTF-8 at byte {offset + error.start}",
-            f"{path}:{row}",
-            "convert it, for example with: iconv -f CP949 -t UTF-8",
-        ) from error
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a text file, numbered from 1, without their line ends; a byte-order mark is dropped."""
     with open_bytes(path) as file:
-        offset = 0
-        for number, raw in enumerate(file, 1):
-            line = decode(raw, path, number, offset)
-            offset += len(raw)
-            yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
+        peek: bytes = file.peek(_LONGEST_MARK)  # type: ignore[attr-defined]
+        codec, length = marked_encoding(peek[:_LONGEST_MARK]) or (reading.codec or "utf-8", 0)
+        file.read(length)
+        if codec == "utf-8":
+            yield TextStream(file, codec, length)
+        else:
+            yield TextStream(io.BufferedReader(_Utf8Pieces(file, codec), _READ_SIZE), codec, None)
 
 
-def read_all(path: Path) -> str:
-    """The whole of a text file; a byte-order mark is dropped."""
-    with open_bytes(path) as file:
-        return decode(file.read(), path).removeprefix("\ufeff")
+class Line(NamedTuple):
+    """A line of a file, numbered from 1: its text without its end, or what is wrong with it.
+
+    Attributes:
+        text: with a lone surrogate for each byte that is no text.
+        error: it is not in the file's encoding, or too long; then there may be less text.
+    """
+
+    number: int
+    text: str
+    error: UserError | None
+
+
+def lines_of(path: Path, reading: Reading = DEFAULT) -> Iterator[Line]:
+    """The lines of a text file, each with what is wrong with it.
+
+    Raises:
+        UserError: the file as a whole cannot be read.
+    """
+    with open_text(path, reading) as (file, codec, offset):
+        largest, number = reading.largest_record, 0
+        while raw := file.readline(largest + 1):
+            number += 1
+            length = len(raw)
+            if length > largest and not raw.endswith(b"\n"):
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(_READ_SIZE)
+                    length += len(raw)
+                yield Line(number, "", reading.too_large("the line", f"{path}:{number}"))
+            else:
+                try:
+                    yield Line(number, raw.decode().rstrip("\r\n"), None)
+                except UnicodeDecodeError as error:
+                    wrong = not_text(raw, error, codec, f"{path}:{number}", offset)
+                    yield Line(number, raw.decode("utf-8", "surrogateescape").rstrip("\r\n"), wrong)
+            offset = None if offset is None else offset + length
+
+
+def read_lines(path: Path, reading: Reading = DEFAULT) -> Iterator[tuple[int, str]]:
+    """Lines of a text file, numbered from 1, without their line ends.
+
+    Raises:
+        UserError: the first line that cannot be read, or the file as a whole.
+    """
+    for number, text, error in lines_of(path, reading):
+        if error is not None:
+            raise error
+        yield number, text
+
+
+def read_whole(path: Path, reading: Reading = DEFAULT) -> tuple[bytes, str, int | None]:
+    """A text file as UTF-8, with its encoding and the length of its byte-order mark, as in `TextStream`.
+
+    Raises:
+        UserError: it cannot be read, or has more than `reading.largest_whole` bytes.
+    """
+    with open_text(path, reading) as (file, codec, offset):
+        return read_bounded(file, path, reading), codec, offset
+
+
+def read_bounded(file: IO[bytes], path: Path, reading: Reading) -> bytes:
+    """All that comes of a stream.
+
+    Raises:
+        UserError: it is more than `reading.largest_whole` bytes.
+    """
+    pieces, left = [], reading.largest_whole + 1
+    while left > 0 and (piece := file.read(min(left, _READ_SIZE))):
+        pieces.append(piece)
+        left -= len(piece)
+    if left <= 0:
+        what = f"the file is read whole, and is larger than {size(reading.largest_whole)}"
+        raise UserError(what, path, "write its records into .jsonl, one a line, or raise --record-mib")
+    return b"".join(pieces)

@@ -1,22 +1,19 @@
-"""Records of the table-like formats (.csv, .tsv, .parquet, .json, .jsonl), and the text in them."""
+"""The text in records (.csv, .tsv, .parquet, .json, .jsonl), and which records belong together."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from yeoul.data.dialogs import render_dialog
-from yeoul.data.streams import COMPRESSED, open_bytes, read_all, read_lines
+from yeoul.data.reading import DEFAULT, Columns, Reading
+from yeoul.data.rows import is_unicode, read_rows
 from yeoul.errors import UserError
 
 TEXT_COLUMNS = ("text", "document", "content", "sentence", "body", "story", "review", "utterance")
 """Columns taken for the text when none is named, the first that is there."""
-
-_LARGEST_FIELD = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,145 +78,87 @@ def _is_number(cell: str) -> bool:
     return cell.strip().replace(".", "").replace("-", "").replace(",", "").isdigit()
 
 
-def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows of a .csv (quoted as in RFC 4180) or .tsv file (never quoted, a row a line), with their line numbers."""
-    stem = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
-    if stem.suffix.lower() == ".tsv":
-        for number, line in read_lines(path):
-            if line:
-                yield number, line.split("\t")
-        return
-    csv.field_size_limit(_LARGEST_FIELD)
-    reader = csv.reader((line + "\n" for _, line in read_lines(path)), strict=True)
-    first = 1
-    try:
-        for cells in reader:
-            if cells:
-                yield first, cells
-            first = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"the row that begins here is not valid CSV: {error}", f"{path}:{first}") from error
+class _TextColumn:
+    """The column of a table with the text: chosen by the columns, where these say which hold text, or by a row."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.selection = selection
+        self.name: str | None = None
+
+    def check(self, columns: Columns, path: Path) -> list[str] | None:
+        """The columns that have to be read; None for all. Raises `UserError`."""
+        _check_join(columns.names, self.selection, path)
+        if columns.textual is None:
+            return None
+        self.name = choose_column(columns.names, columns.textual, self.selection, path)
+        if self.name not in columns.textual:
+            raise UserError(f'the column "{self.name}" does not hold text', path)
+        return [name for name in (self.name, self.selection.join_by) if name is not None]
+
+    def of(self, row: dict[str, Any], path: Path) -> str:
+        if self.name is None:
+            textual = [name for name, cell in row.items() if not _is_number(cell)]
+            self.name = choose_column(list(row), textual, self.selection, path)
+        return self.name
 
 
-def delimited_documents(path: Path, selection: Selection) -> Iterator[str]:
-    """Texts of a .csv or .tsv file, whose first row names the columns."""
-    rows = _cells(path)
-    _, header = next(rows, (0, []))
-    columns = [name.strip() for name in header]
-    if not columns:
-        return
-    _check_join(columns, selection, path)
+def record_documents(path: Path, kind: str, selection: Selection, reading: Reading = DEFAULT) -> Iterator[str]:
+    """Texts of the records of a file, those that are not blank.
 
-    def records() -> Iterator[tuple[str, str]]:
-        text = key = -1
-        for number, cells in rows:
-            if text < 0:
-                textual = [name for name, cell in zip(columns, cells, strict=False) if not _is_number(cell)]
-                text = columns.index(choose_column(columns, textual, selection, path))
-                key = columns.index(selection.join_by) if selection.join_by else text
-            if len(cells) <= max(text, key):
-                raise UserError(f"the row has {len(cells)} columns, the header {len(columns)}", f"{path}:{number}")
-            if cells[text].strip():
-                yield cells[key], cells[text]
+    Args:
+        path, kind, reading: as for `rows.read_rows`.
+        selection: where the text is, and what belongs together.
 
-    yield from join_records(records()) if selection.join_by else (text for _, text in records())
+    Raises:
+        UserError: a record that cannot be read or has no text, a file that cannot be read.
+    """
+
+    def pairs() -> Iterator[tuple[Any, str]]:
+        column = _TextColumn(selection)
+        for where, record in read_rows(path, kind, column.check, reading):
+            if isinstance(record, UserError):
+                raise record
+            if kind in (".json", ".jsonl"):
+                text = _record_text(record, selection, where)
+            else:
+                text = _text(record[column.of(record, path)], where)
+            if not text.strip():
+                continue
+            if selection.join_by:
+                if kind in (".json", ".jsonl"):
+                    _check_join(list(record) if isinstance(record, dict) else [], selection, where)
+                yield _key(record[selection.join_by], where), text
+            else:
+                yield None, text
+
+    return join_records(pairs()) if selection.join_by else (text for _, text in pairs())
+
+
+def _key(value: Any, where: str) -> str:
+    if isinstance(value, dict | list | UserError):
+        raise UserError("the column to join by holds lists or objects", where)
+    return str(value)
 
 
 def _record_text(record: Any, selection: Selection, where: str) -> str:
     """The text of one JSON record: a string, a dialog, or an object with a column of text; "" for null."""
     if isinstance(record, str):
-        text = record
-    elif isinstance(record, dict) and isinstance(record.get("conversation"), list) and not selection.text_column:
-        text = render_dialog(record["conversation"], where)
-    elif isinstance(record, dict):
-        textual = [name for name, value in record.items() if isinstance(value, str)]
-        value = record[choose_column(list(record), textual, selection, where)]
-        if value is not None and not isinstance(value, str):
-            raise UserError("the column of the text does not hold text", where)
-        text = value or ""
-    else:
+        return _text(record, where)
+    if not isinstance(record, dict):
         raise UserError("the record is neither a string nor an object", where)
-    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+    if isinstance(record.get("conversation"), list) and not selection.text_column:
+        return _text(render_dialog(record["conversation"], where), where)
+    textual = [name for name, value in record.items() if isinstance(value, str)]
+    return _text(record[choose_column(list(record), textual, selection, where)], where)
+
+
+def _text(value: Any, where: str) -> str:
+    """A text, or several as one, each on lines of its own; "" for null."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        value = "\n".join(value)
+    if value is not None and not isinstance(value, str):
+        raise UserError("the column of the text does not hold text", where)
+    text = value or ""
+    if not is_unicode(text):
         raise UserError("the text has half of a surrogate pair, which is no character", where)
     return text
-
-
-def record_documents(records: Iterable[tuple[str, Any]], selection: Selection) -> Iterator[str]:
-    """Texts of JSON records, each with the place that an error names."""
-
-    def pairs() -> Iterator[tuple[Any, str]]:
-        for where, record in records:
-            text = _record_text(record, selection, where)
-            if not text.strip():
-                continue
-            if selection.join_by:
-                _check_join(list(record) if isinstance(record, dict) else [], selection, where)
-                yield str(record[selection.join_by]), text
-            else:
-                yield None, text
-
-    yield from join_records(pairs()) if selection.join_by else (text for _, text in pairs())
-
-
-def jsonl_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a file with one JSON value a line; empty lines are passed over."""
-    for number, line in read_lines(path):
-        if line.strip():
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
-                raise UserError(f"the line is not valid JSON: {reason}", f"{path}:{number}") from error
-
-
-def json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a .json file: a list of strings or objects, {"dialogs": [...]} or {"data": [...]}, or one object."""
-    text = read_all(path)
-    if not text.strip():
-        return
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"the file is not valid JSON: {error.msg}", f"{path}:{error.lineno}") from error
-    except RecursionError as error:
-        raise UserError("the JSON is nested too deep", path) from error
-    name = "record"
-    if isinstance(value, dict):
-        lists = [key for key in ("dialogs", "data") if isinstance(value.get(key), list)]
-        name, value = (lists[0], value[lists[0]]) if lists else (name, [value])
-    if not isinstance(value, list):
-        raise UserError("the file holds neither a list nor an object", path)
-    for number, record in enumerate(value, 1):
-        yield f"{path}, {name} {number}", record
-
-
-def parquet_documents(path: Path, selection: Selection) -> Iterator[str]:
-    """Texts of a .parquet file, a row group at a time."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise UserError("reading .parquet needs the package pyarrow", path, "pip install pyarrow") from error
-    with open_bytes(path) as file:
-        try:
-            packed = path.suffix.lower() in COMPRESSED
-            table = pq.ParquetFile(pa.BufferReader(file.read()) if packed else pa.PythonFile(file, mode="r"))
-            schema = table.schema_arrow
-            _check_join(schema.names, selection, path)
-            textual = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-            column = choose_column(schema.names, textual, selection, path)
-            if column not in textual:
-                raise UserError(f'the column "{column}" does not hold text', path)
-            key = selection.join_by or column
-
-            def pairs() -> Iterator[tuple[Any, str]]:
-                for batch in table.iter_batches(batch_size=4096, columns=list({column, key})):
-                    keys = batch.column(key).to_pylist()
-                    for value, text in zip(keys, batch.column(column).to_pylist(), strict=True):
-                        if text and text.strip():
-                            yield value, text
-
-            yield from join_records(pairs()) if selection.join_by else (text for _, text in pairs())
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise UserError(f"the file is no readable Parquet: {reason}", path) from error

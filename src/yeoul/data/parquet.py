@@ -1,0 +1,150 @@
+"""Rows of Parquet files, a few at a time: what little bytes of a file can stand for is never all in memory.
+
+Texts that are there once and named many times (a dictionary, as most writers make it) stay so in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from yeoul.data.reading import DEFAULT, CheckColumns, Columns, Reading, Row
+from yeoul.data.streams import COMPRESSED, open_bytes, read_bounded
+from yeoul.errors import UserError
+from yeoul.units import size
+
+_ROWS = 1024
+"""Rows that are read at once, at most."""
+_BATCH_BYTES = 1 << 24
+_BUFFER = 1 << 20
+_RATIO = 200
+"""So many times its size no column of real texts becomes; only beyond `Reading.largest_whole` it is looked at."""
+_MOST_REPEATED = 1 << 26
+"""Values of a column of lists in a row group; beyond, each of them has to take at least a quarter of a bit."""
+_FRONT_CODED = "DELTA_BYTE_ARRAY"
+"""An encoding in which a long text costs next to nothing when it begins like the one before it."""
+
+
+def parquet_rows(path: Path, check_columns: CheckColumns, reading: Reading = DEFAULT) -> Iterator[Row]:
+    """Rows as dicts by column; see `rows.read_rows`. Categories and string views are texts as others are.
+
+    Raises:
+        UserError: no Parquet, damaged, or columns that could only fill memory.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError("reading .parquet needs the package pyarrow", path, "pip install pyarrow") from error
+    with open_bytes(path) as file:
+        try:
+            packed = path.suffix.lower() in COMPRESSED
+            source = pa.BufferReader(read_bounded(file, path, reading)) if packed else pa.PythonFile(file, mode="r")
+            table = pq.ParquetFile(source, buffer_size=_BUFFER)
+            wanted = check_columns(_columns(pa, table.schema_arrow), path)
+            names = list(dict.fromkeys(table.schema_arrow.names if wanted is None else wanted))
+            if not names:
+                return
+            leaves = [leaf for leaf in _leaves(table) if leaf.path.partition(".")[0] in names]
+            plain = _without_dictionary(table.metadata)
+            texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path not in plain]
+            table = pq.ParquetFile(source, metadata=table.metadata, buffer_size=_BUFFER, read_dictionary=texts)
+            number = 0
+            for group in range(table.num_row_groups):
+                rows = _rows_at_once(table.metadata.row_group(group), {leaf.path for leaf in leaves}, path, reading)
+                for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=names, use_threads=False):
+                    for value in _values(pa, batch, reading):
+                        number += 1
+                        where = f"{path}, row {number}"
+                        yield where, UserError(value, where) if isinstance(value, str) else value
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).split("\n")[0].rstrip(".")
+            raise UserError(f"the file is no readable Parquet: {reason}", path) from error
+
+
+def _leaves(table: Any) -> Iterator[Any]:
+    """The columns as the file stores them: one for each part of a nested one."""
+    return (table.schema.column(number) for number in range(len(table.schema)))
+
+
+def _without_dictionary(metadata: Any) -> set[str]:
+    """The columns that Arrow does not read as a dictionary, because of their encoding."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    return {c.path_in_schema for c in columns if any(name.startswith("DELTA_") for name in c.encodings)}
+
+
+def _columns(pa: Any, schema: Any) -> Columns:
+    return Columns(list(schema.names), [field.name for field in schema if _holds_text(pa, field.type)])
+
+
+def _holds_text(pa: Any, kind: Any) -> bool:
+    """Whether a type is text, or a list of texts."""
+    types = pa.types
+    if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind):
+        return _holds_text(pa, kind.value_type)
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _rows_at_once(group: Any, leaves: set[str], path: Path, reading: Reading) -> int:
+    """How many rows of a row group are read together, so that they take little memory as far as the file says.
+
+    Raises:
+        UserError: a column is said to become much more than real data do.
+    """
+    stored = 0
+    for column in (group.column(number) for number in range(group.num_columns)):
+        if column.path_in_schema not in leaves:
+            continue
+        packed, whole = max(1, column.total_compressed_size), column.total_uncompressed_size
+        repeated = "." in column.path_in_schema and column.num_values > max(_MOST_REPEATED, 32 * packed)
+        if repeated or whole > max(reading.largest_whole, _RATIO * packed):
+            what = f'the column "{column.path_in_schema}" takes {size(packed)}, but says that it holds {size(whole)}'
+            what += f" and {column.num_values:,} values"
+            raise UserError(what, path, "if you trust the file, raise --record-mib")
+        if _FRONT_CODED in column.encodings:
+            return 1
+        stored += whole
+    return max(1, min(_ROWS, _BATCH_BYTES * group.num_rows // max(1, stored)))
+
+
+def _values(pa: Any, batch: Any, reading: Reading) -> Iterator[dict[str, Any] | str]:
+    """Rows of an Arrow batch as dicts; a sentence for one that cannot be made one."""
+    values, length = map(sum, zip(*(_weight(pa, column) for column in batch.columns), strict=True))
+    small = values <= reading.most_values and length <= reading.largest_record
+    if small:
+        try:
+            yield from batch.to_pylist()
+            return
+        except UnicodeDecodeError:
+            if batch.num_rows == 1:
+                yield "the text is not UTF-8"
+                return
+    elif batch.num_rows == 1:
+        yield reading.too_large("the row", "").what
+        return
+    half = batch.num_rows // 2
+    yield from _values(pa, batch.slice(0, half), reading)
+    yield from _values(pa, batch.slice(half), reading)
+
+
+def _weight(pa: Any, array: Any) -> tuple[int, int]:
+    """(values, bytes) that an Arrow array becomes as Python's objects, as far as they are data."""
+    import pyarrow.compute as pc
+
+    types, kind = pa.types, array.type
+    if types.is_dictionary(kind):
+        found = array.dictionary
+        if not (types.is_string(found.type) or types.is_binary(found.type)):
+            return len(array), len(array) * 8
+        lengths = pc.take(pc.binary_length(found), array.indices)
+        return len(array), pc.sum(lengths.cast(pa.int64())).as_py() or 0
+    if types.is_struct(kind):
+        parts = array.flatten()
+    elif types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind) or types.is_fixed_size_list(kind):
+        parts = [array.flatten()]
+    else:
+        return len(array), array.nbytes
+    found = [_weight(pa, part) for part in parts]
+    return len(array) + sum(values for values, _ in found), sum(length for _, length in found)
