@@ -213,6 +213,50 @@ def test_the_verb_prints_a_table_and_leaves_a_folder(
     assert cli.main(command) == 2 and "--overwrite" in capsys.readouterr().err
 
 
+LOW = ("--bits", "4", "--group-size", "32", "--method", "rtn", "--calibration-tokens", "64", "--eval-tokens", "128")
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_what_ends_the_scoring_leaves_the_result_whole_and_says_that_scores_are_missing(
+    at: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from yeoul.evaluate import perplexity
+
+    calls, score = [], perplexity.score
+
+    def ended(*arguments: object, **more: object) -> object:
+        calls.append(arguments)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return score(*arguments, **more)  # type: ignore[arg-type]
+
+    out = tmp_path / "low"
+    with monkeypatch.context() as patched:
+        patched.setattr(perplexity, "score", ended)
+        assert cli.main(["quantize", str(folder), *LOW, "--out", str(out)]) == 130
+    assert f"{out} is whole" in capsys.readouterr().err
+    record = json.loads((out / "quantize.json").read_text())
+    assert record["scored"] is False and "perplexity" not in record["after"]
+    assert ("perplexity" in record["before"]) is (at == 2), "what is known is kept"
+    assert cli.main(["info", str(out)]) == 0 and "not scored yet: yeoul evaluate" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(out), "--data", "builtin", "--max-tokens", "200"]) == 0
+    assert "perplexity" in capsys.readouterr().out
+
+
+def test_the_record_says_what_was_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "low"
+    assert cli.main(["quantize", str(folder), *LOW, "--out", str(out), "--json"]) == 0
+    printed, kept = json.loads(capsys.readouterr().out), json.loads((out / "quantize.json").read_text())
+    assert printed == kept and kept["scored"] is True
+    assert kept["before"]["perplexity"] > 1 and kept["after"]["tokens_per_second"] > 0
+    assert cli.main(["info", str(out)]) == 0
+    assert f"perplexity {kept['before']['perplexity']:,.3f} before" in capsys.readouterr().out
+    assert cli.main(["quantize", str(folder), *LOW[:-2], "--eval-tokens", "0", "--no-speed", "--overwrite",
+                     "--out", str(out)]) == 0  # fmt: skip
+    assert "not scored; to score it: yeoul evaluate" in capsys.readouterr().out
+    assert json.loads((out / "quantize.json").read_text())["scored"] is False
+
+
 @pytest.mark.parametrize("damage", ["bits", "scale", "shape", "config"])
 def test_a_damaged_folder_is_one_sentence(damage: str, folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file

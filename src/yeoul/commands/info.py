@@ -70,6 +70,7 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
     import torch
 
     from yeoul.adapt.lora_files import adapter_folder, base_folder, tokenizer_beside
+    from yeoul.commands.quantize import read_record
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import load_config, load_quantization, model_folder, weight_files
     from yeoul.safe_json import read_object
@@ -102,6 +103,7 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
         "stored_dtype": published.get("dtype", published.get("torch_dtype")),
         "stored_bytes": sum(file.stat().st_size for file in weight_files(folder)),
         "quantization": None if quantization is None else [asdict(scheme) for scheme in quantization.schemes],
+        "quantized_from": None if quantization is None else read_record(folder),
         "config": config.to_dict(),
         "parameters": {"total": sum(parameters.values()), **parameters},
         "context_length": config.max_position_embeddings,
@@ -268,6 +270,7 @@ def describe(report: dict[str, Any]) -> str:
         ("folder", report["folder"]),
         ("format", f"{report['format']}{named}, {stored}"),
         *_quantization_rows(report["quantization"]),
+        *_score_rows(report["quantized_from"], report["model"]),
         *_adapter_rows(report["adapter"]),
         *_card_rows(report["card"]),
         ("layers", _layers(config)),
@@ -332,6 +335,14 @@ def _quantization_rows(schemes: list[dict[str, Any]] | None) -> list[tuple[str, 
         more = f" and {len(words) - 4} more" if len(words) > 4 else ""
         rows.append(("" if rows else "quantized", f"{scheme['bits']} bits, {scales}: {names}{more}"))
     return rows
+
+
+def _score_rows(record: dict[str, Any] | None, model: str) -> list[tuple[str, str]]:
+    if record is None:
+        return []
+    if not record["scored"]:
+        return [("", f"from {record['model']}; not scored yet: yeoul evaluate {shlex.quote(model)}")]
+    return [("", f"from {record['model']}; perplexity {record['before']:,.3f} before, {record['after']:,.3f} after")]
 
 
 def _adapter_rows(adapter: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ from cyclopts import Parameter
 from yeoul.config import Place
 from yeoul.data.reading import Reading
 from yeoul.errors import UserError
-from yeoul.files import only_writer
+from yeoul.files import only_writer, write_json
+from yeoul.safe_json import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,8 @@ ROWS = 8
 """Sequences at once."""
 STEPS, TURNS = 8, 5
 """Of decoding, when speeds are compared."""
+RECORD = "quantize.json"
+"""In the result's folder: what it was made from, and its scores or that there are none."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Config:
 
     Linear layers are quantized, and embeddings and head where they are asked for; norms, biases, feature maps and gates
     stay as they are. The folder is opened by every verb, and adapters are trained on it, but it cannot be merged with
-    them, linearized or written as GGUF.
+    them, linearized or written as GGUF. It is written before it is scored: what ends the scoring leaves it whole.
     """
 
     model: Place
@@ -148,23 +152,36 @@ class _Work:
         self.dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
 
     def run(self, out: Path) -> dict[str, Any]:
-        """Reads, scores, quantizes, saves, scores; what was found, JSON-able."""
+        """Reads, quantizes, saves, and only then scores; what was found, JSON-able, as it lies in `RECORD` too."""
+        scored = self._quantize(out)
+        record = read_object(out / RECORD)
+        try:
+            self._judge(out, scored, record)
+        except BaseException:
+            _say(f"{out} is whole, but not fully scored; to score it: yeoul evaluate {shlex.quote(str(out))}")
+            raise
+        return record
+
+    def _quantize(self, out: Path) -> list[Batch]:
+        """The folder, with a record that has no scores; returns what is to be scored."""
         from yeoul.adapt.quantize import quantize_model
         from yeoul.commands.corpus import save_folder
         from yeoul.evaluate.perplexity import autocast
         from yeoul.files import replace_folder
         from yeoul.model.checkpoint import load_model
+        from yeoul.model.finite import check_finite
         from yeoul.model.quantized import refuse_quantized
 
         model = load_model(self.folder, self.device).requires_grad_(False)
         refuse_quantized(model, "quantized again")
+        check_finite(model, self.folder, "quantized")
         if self.tokenizer is not None:
             self.tokenizer.check_fits(model.config.vocab_size)
         self.context = min(CONTEXT, model.config.max_position_embeddings)
         calibration, scored = self._texts()
-        before = self._score(model, scored)
+        settings = self.config.settings()
         with autocast(self.device, self.compute):
-            quantize_model(model, self.config.settings(), calibration, progress=_say)
+            quantize_model(model, settings, calibration, progress=_say)
         to_dtype(model, self.dtype)
         _say(f"writing {out}")
 
@@ -172,22 +189,27 @@ class _Work:
             save_folder(model, self.tokenizer, target)
             if (self.folder / "README.md").is_file():
                 (target / "README.md").write_bytes((self.folder / "README.md").read_bytes())
+            write_json(target / RECORD, {
+                "model": self.config.model, "out": str(out), "bits": settings.bits,
+                "group_size": settings.group or None, "method": settings.method, "parameters": model.num_parameters(),
+                "before": {"bytes": _bytes(self.folder)}, "after": {"bytes": _bytes(target)}, "scored": False,
+            })  # fmt: skip
 
         replace_folder(out, write)
-        quantized = load_model(out, self.device)
-        after = self._score(quantized, scored)
-        speeds = self._speeds(out) if self.config.speed else ({}, {})
-        settings = self.config.settings()
-        return {
-            "model": self.config.model,
-            "out": str(out),
-            "bits": settings.bits,
-            "group_size": settings.group or None,
-            "method": settings.method,
-            "parameters": quantized.num_parameters(),
-            "before": before | {"bytes": _bytes(self.folder)} | speeds[0],
-            "after": after | {"bytes": _bytes(out)} | speeds[1],
-        }
+        return scored
+
+    def _judge(self, out: Path, scored: list[Batch], record: dict[str, Any]) -> None:
+        """Scores and speeds into the record, and into its file as soon as each is known."""
+        from yeoul.model.checkpoint import load_model
+
+        for name, folder in (("before", self.folder), ("after", out)):
+            record[name] |= self._score(load_model(folder, self.device), scored)
+            record["scored"] = bool(scored) and name == "after"
+            write_json(out / RECORD, record)
+        if self.config.speed:
+            for name, found in zip(("before", "after"), self._speeds(out), strict=True):
+                record[name] |= found
+            write_json(out / RECORD, record)
 
     def _texts(self) -> tuple[list[Tensor], list[Batch]]:
         """Rows of ids (B, T) to calibrate with, and batches (B, T) to score; all begin as the model's texts do."""
@@ -339,4 +361,22 @@ def describe(values: dict[str, Any]) -> str:
             lines.append(f"{name:<16}{form.format(one):>14}{form.format(other):>14}{other / one:>10.4f}")
     share = after["bytes"] / (4 * values["parameters"])
     lines += ["", f"bytes: {share:.3f} of float32, {2 * share:.3f} of bfloat16"]
+    if not values["scored"]:
+        lines.append(f"not scored; to score it: yeoul evaluate {shlex.quote(values['out'])}")
     return "\n".join(lines)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What `yeoul quantize` left beside a model: its source, and perplexities; None where there is no such record.
+
+    Returns:
+        "model" (str), "scored" (bool), "before" and "after", each a perplexity or None.
+    """
+    if not (folder / RECORD).is_file():
+        return None
+    found = read_object(folder / RECORD)
+    sides = [found.get(name) for name in ("before", "after")]
+    scores = [side.get("perplexity") if isinstance(side, dict) else None for side in sides]
+    before, after = (score if isinstance(score, int | float) else None for score in scores)
+    scored = before is not None and after is not None
+    return {"model": str(found.get("model")), "scored": scored, "before": before, "after": after}
