@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yeoul.errors import UserError
+from yeoul.adapt.lora_patterns import check_expression, matches
+from yeoul.errors import UserError, shown
 from yeoul.model.quantized import QuantizedLinear
 
 CONFIG = "adapter_config.json"
@@ -26,6 +27,8 @@ _SAME_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """Initial values that leave the base weights alone; PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ subtract from them."""
 
 ALL_LINEAR = "all-linear"
+MOST_PATTERNS = 10_000
+"""Ranks and alphas of single modules: more than any model has modules."""
 OUTPUTS = ("lm_head", "embed_out")
 """What an output layer is called; GPT-NeoX's by the second name in transformers before 5."""
 _FIELDS = {
@@ -115,11 +118,13 @@ class LoraConfig:
         if self.layers_to_transform and isinstance(self.target_modules, str):
             raise UserError("layers_to_transform needs a list of target_modules", "layers_to_transform")
         expressions = [v for v in (self.target_modules, self.exclude_modules) if isinstance(v, str)]
-        for expression in (*expressions, *self.rank_pattern, *self.alpha_pattern, *self.layers_pattern):
-            try:
-                re.compile(expression)
-            except re.error as error:
-                raise UserError(f"{expression!r} is not a regular expression: {error}") from None
+        if len(self.rank_pattern) + len(self.alpha_pattern) > MOST_PATTERNS:
+            raise UserError(f"there are more than {MOST_PATTERNS:,} patterns of ranks and alphas", "rank_pattern")
+        for expression in (*expressions, *self.rank_pattern, *self.alpha_pattern):
+            check_expression(expression)
+        for name in self.layers_pattern:
+            if not re.fullmatch(r"[\w.\\-]{1,100}", name):
+                raise UserError(f"layers_pattern must name a list of layers, not {shown(name)}", "layers_pattern")
 
     def matches(self, path: str, *, linear: bool = True) -> bool:
         """Whether the module of this path takes the adapter (PEFT's rules).
@@ -136,7 +141,8 @@ class LoraConfig:
             return False
         if not self.layers_to_transform or path in self.target_modules:
             return True
-        patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
+        lists = [name.replace("\\", "") for name in self.layers_pattern]
+        patterns = [rf"(?:^|.*?\.){re.escape(name)}\.(\d+)\." for name in lists] or [r".*?\.[^.]*\.(\d+)\."]
         found = next((match for pattern in patterns if (match := re.match(pattern, path))), None)
         return found is not None and int(found[1]) in self.layers_to_transform
 
@@ -205,12 +211,19 @@ class LoraConfig:
 def named(modules: tuple[str, ...] | str, path: str) -> bool:
     """Whether a list of ends of paths, or a regular expression, names this path."""
     if isinstance(modules, str):
-        return bool(modules) and re.fullmatch(modules, path) is not None
+        return bool(modules) and matches(modules, path)
     return any(path == name or path.endswith(f".{name}") for name in modules)
 
 
 def _by_pattern(patterns: Mapping[str, float], path: str, default: float) -> float:
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+    return next((value for key, value in patterns.items() if _ends_with(path, key)), default)
+
+
+def _ends_with(path: str, expression: str) -> bool:
+    """Whether an expression matches a path, or what is behind one of its dots; adapters have names by the hundred."""
+    if re.fullmatch(r"[\w.]+", expression):
+        return any(matches(expression, path[at.end() :]) for at in re.finditer(r"^|\.", path))
+    return matches(rf"(?:.*\.)?(?:{expression})", path)
 
 
 class Adapter(nn.Module):
