@@ -381,7 +381,7 @@ def rewrite(folder: Path, settings: dict[str, Any], tensors: dict[str, torch.Ten
         ({"rank_pattern": {"(": 4}}, {}, "regular expression"),
         ({"rank_pattern": 3}, {}, "rank_pattern"),
         ({"r": "4"}, {}, "'4'"),
-        ({"lora_alpha": float("nan")}, {}, "nan"),
+        ({"lora_alpha": float("nan")}, {}, "NaN"),
         ({"lora_alpha": 0}, {}, "[0]"),
         ({"lora_dropout": 1.5}, {}, "1.5"),
         ({"peft_type": "IA3"}, {}, "peft_type"),
