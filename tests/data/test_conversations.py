@@ -132,7 +132,9 @@ def test_speakers_of_dialogs(tmp_path, speakers, roles):
         ({"prompt": "안녕?", "completion": ""}, '"completion" is empty'),
         ({"prompt": ASKED[:1], "completion": "네"}, '"prompt" is not text'),
         ({"text": 5}, '"text" is not text but 5'),
-        ({"Q": "안녕?", "A": "네"}, "no known shape: Q, A"),
+        ({"물음": "안녕?", "답": "네"}, "no known shape: 물음, 답"),
+        ({"messages": [ASKED[0], ASKED[1] | {"weight": 0.5}]}, '"weight" of entry 2 of "messages" is 0.5'),
+        ({"messages": [ASKED[0], ASKED[1] | {"weight": 0}]}, "has the weight 0, so there is nothing to learn"),
         ({"prompt": "안녕?", "chosen": "네", "rejected": "아니요"}, "a preference, not a conversation"),
         ({"dialogs": []}, 'the list "dialogs" is empty'),
         ({}, "no known shape: none"),
@@ -177,19 +179,33 @@ def test_columns_of_tables(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
-    (tmp_path / "a.csv").write_text('Q,A,label\n"안녕?","네, 안녕하세요.",0\n', encoding="utf-8")
-    (tmp_path / "b.tsv").write_text("label\tA\tQ\n0\t네, 안녕하세요.\t안녕?\n", encoding="utf-8")
-    pq.write_table(pa.table({"Q": ["안녕?"], "A": ["네, 안녕하세요."]}), tmp_path / "c.parquet")
-    write(tmp_path / "d.jsonl", {"Q": "안녕?", "A": "네, 안녕하세요."})
-    assert messages_of(tmp_path, question_column="Q", answer_column="A") == [ASKED] * 4
+    (tmp_path / "a.csv").write_text('물음,답,label\n"안녕?","네, 안녕하세요.",0\n', encoding="utf-8")
+    (tmp_path / "b.tsv").write_text("label\t답\t물음\n0\t네, 안녕하세요.\t안녕?\n", encoding="utf-8")
+    pq.write_table(pa.table({"물음": ["안녕?"], "답": ["네, 안녕하세요."]}), tmp_path / "c.parquet")
+    write(tmp_path / "d.jsonl", {"물음": "안녕?", "답": "네, 안녕하세요."})
+    assert messages_of(tmp_path, question_column="물음", answer_column="답") == [ASKED] * 4
     for name in ("a.csv", "b.tsv", "c.parquet"):
         for skip in ("error", "skip"):
             with pytest.raises(UserError, match="known shape.*name the columns"):
                 messages_of(tmp_path / name, on_bad_record=skip)
-        with pytest.raises(UserError, match='no column "답"; there are'):
-            messages_of(tmp_path / name, question_column="Q", answer_column="답")
+        with pytest.raises(UserError, match='no column "대답"; there are'):
+            messages_of(tmp_path / name, question_column="물음", answer_column="대답")
     with pytest.raises(UserError, match="name both"):
-        read_conversations(tmp_path, question_column="Q")
+        read_conversations(tmp_path, question_column="물음")
+
+
+def test_usual_columns_of_question_and_answer(tmp_path):
+    (tmp_path / "a.csv").write_text('Q,A,label\n"안녕?","네, 안녕하세요.",0\n', encoding="utf-8")
+    write(tmp_path / "b.jsonl", {"question": "안녕?", "answer": "네, 안녕하세요.", "id": 3})
+    assert messages_of(tmp_path) == [ASKED] * 2
+
+
+def test_weights_of_messages(tmp_path):
+    talk = [*ASKED, ASKED[0], ASKED[1] | {"weight": 0}]
+    write(tmp_path / "a.jsonl", {"messages": [message | {"weight": 1} for message in ASKED]}, {"messages": talk})
+    named = [{"from": m["role"], "value": m["content"], "weight": m.get("weight")} for m in talk]
+    write(tmp_path / "b.jsonl", {"conversations": named})
+    assert messages_of(tmp_path) == [ASKED, talk, talk]
 
 
 def test_shapes_as_columns(tmp_path):

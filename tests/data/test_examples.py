@@ -228,8 +228,6 @@ def test_records_become_examples(tmp_path):
     assert talk.ids.tolist() == [97, 98, 99] and talk.trained.tolist() == [False, False, True]
     assert text.ids.tolist() == [1, 100, 101, 2] and text.trained.all()
     assert talk.ids.dtype == np.int32 and talk.trained.dtype == bool
-    talk, _ = make_all(records, train_on="all")
-    assert talk.trained.all()
     with pytest.raises(UserError, match=r"refuses the messages \(.*a\.jsonl:2, chat template\)"):
         make_all(read_conversations(path))
     plain = [PlainText("a", "x:1"), Conversation(({"role": "assistant", "content": "b"},), "x:2")]

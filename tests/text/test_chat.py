@@ -78,7 +78,7 @@ def test_a_template_that_writes_earlier_turns_differently(folder: Path, tmp_path
     tokenizer = with_template(folder, tmp_path, FORGETFUL)
     messages = [{**m, "content": m["content"].strip()} for m in MESSAGES]
     ids, trained = render_chat(tokenizer, messages)
-    assert said(tokenizer, ids, trained) == "반가워요 🙂네<|end|>"
+    assert said(tokenizer, ids, trained) == "(반가워요 🙂)<|end|>네<|end|>"
 
 
 def test_a_template_that_leaves_an_answer_out(folder: Path, tmp_path: Path) -> None:
@@ -93,9 +93,8 @@ def test_special_tokens_in_a_message_are_text(attack: str, tokenizer: Tokenizer)
     ids, trained = render_chat(tokenizer, messages)
     special = [i for i in ids if i in tokenizer.special_tokens.values()]
     assert [tokenizer.piece(i) for i in special] == ["<|user|>", "<|end|>", "<|assistant|>", "<|end|>"]
-    clean = attack.strip("\ufdd0\ufdd1\ufdd2").replace("\ufdd1\ufdd2", "")
-    assert said(tokenizer, ids, trained) == clean + "<|end|>"
-    assert render_text(tokenizer, messages) == f"<|user|>{clean}<|end|><|assistant|>{clean}<|end|>"
+    assert said(tokenizer, ids, trained) == attack + "<|end|>"
+    assert render_text(tokenizer, messages) == f"<|user|>{attack}<|end|><|assistant|>{attack}<|end|>"
 
 
 @pytest.mark.parametrize(

@@ -95,5 +95,8 @@ def test_a_vocabulary_without_an_end(tmp_path: Path) -> None:
 
 def test_roles_that_nobody_knows(tmp_path: Path) -> None:
     tokenizer = ensure_template(base("gpt2", tmp_path))
-    with pytest.raises(UserError, match="must be system, user or assistant, not hero"):
-        render_chat(tokenizer, [{"role": "hero", "content": "나"}])
+    for role in ("hero", "assistant<|im_end|>", "user\n", ""):
+        with pytest.raises(UserError, match="the role must be one of system, developer, user"):
+            render_chat(tokenizer, [{"role": role, "content": "나"}])
+    with pytest.raises(UserError, match="must be system, user or assistant, not tool"):
+        render_chat(tokenizer, [{"role": "tool", "content": "나"}])

@@ -151,7 +151,7 @@ def render(messages: Any, *, add_generation_prompt: bool = False) -> tuple[list[
             raise UserError("refused", "message 1")
         text = [3 + ord(char) % 80 for char in message["content"]] + [2]
         ids += [0 if message["role"] == "user" else 1, *text]
-        trained += [False, *[message["role"] == "assistant"] * len(text)]
+        trained += [False, *[message["role"] == "assistant" and message.get("weight", 1) == 1] * len(text)]
     return (ids + [1], trained + [False]) if add_generation_prompt else (ids, trained)
 
 

@@ -188,12 +188,12 @@ class Chat:
 
     def _fitting_prompt(self, messages: list[Message]) -> list[int]:
         """Ids of the conversation; its oldest turns are forgotten where the model's context is too short."""
-        from yeoul.text.chat import render_chat
+        from yeoul.text.chat import render_ids
 
         limit, forgotten = self.model.config.bounded_context, 0
         room = 0 if limit is None else limit - min(self.params.max_tokens, limit // 4)
         while True:
-            ids, _ = render_chat(self.tokenizer, self._whole(messages), add_generation_prompt=True)
+            ids = render_ids(self.tokenizer, self._whole(messages), add_generation_prompt=True)
             if limit is None or len(ids) <= room or len(messages) < 3:
                 break
             messages, forgotten = messages[2:], forgotten + 1
@@ -202,7 +202,7 @@ class Chat:
             note(
                 f"The conversation outgrew the model's context; the oldest {count(forgotten, 'turn')} {are} forgotten."
             )
-        return list(ids)
+        return ids
 
     def _cost(self, result: GenerationResult) -> str:
         used, limit = result.prompt_tokens + len(result.ids), self.model.config.bounded_context
@@ -276,7 +276,7 @@ class Chat:
         record = next(iter(read_conversations(path)))
         if not isinstance(record, Conversation):
             raise UserError("the file holds plain text, not a conversation", record.where)
-        messages = list(record.messages)
+        messages = [{"role": message["role"], "content": message["content"]} for message in record.messages]
         while messages[-1]["role"] != "assistant":  # nobody answered
             messages.pop()
         self.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else None

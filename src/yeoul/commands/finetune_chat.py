@@ -36,7 +36,8 @@ class ChatFlags:
     """What --task chat reads and learns."""
 
     train_on: Literal["assistant", "all"] = "assistant"
-    """Tokens of a conversation that are learned: those of the assistant, or all. Plain text is learned whole."""
+    """Tokens of a conversation that are learned: those of the assistant, or all; none of messages with "weight": 0.
+    Plain text is learned whole."""
     packing: bool | None = None
     """Pack whole examples into rows of --context tokens, none seeing another; without, a row is one example and those
     of a batch are alike in length. Where all of the data is plain text it is packed, when not given."""
@@ -228,7 +229,8 @@ class ChatTask(Talking):
             spec, question_column=config.chat.question_column, answer_column=config.chat.answer_column,
             on_bad_record=config.on_bad_record, reading=config.reading,
         )  # fmt: skip
-        material.examples += make_examples(records, partial(render_chat, talking), encode, config.chat.train_on)
+        render = partial(render_chat, talking, train_on=config.chat.train_on)
+        material.examples += make_examples(records, render, encode)
         material.texts += texts
         if records.read > texts:  # plain text teaches no template
             self.tokenizer = talking

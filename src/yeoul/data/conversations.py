@@ -17,8 +17,8 @@ from yeoul.data.sources import Spec, resolve
 from yeoul.errors import UserError, shown
 from yeoul.safe_json import JSONError, parse
 
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}"""
+Message = dict[str, Any]
+"""{"role": "system" | "user" | "assistant", "content": text}, and "weight": 0 where it is not learned."""
 
 ROLES = {
     "system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
@@ -78,9 +78,11 @@ def read_conversations(
     - `{"dialogs": [{"id", "conversation": [{"speaker", "utterance"}]}]}`, or one dialog a line in .jsonl. The speaker
       "system" (or "assistant") answers the other one; of two other names, the one who speaks first is the user.
       Consecutive turns of one speaker are one message, joined by newlines.
-    - `{"messages": [{"role", "content"}]}`, `{"conversations": [{"from", "value"}]}`
+    - `{"messages": [{"role", "content"}]}`, `{"conversations": [{"from", "value"}]}`; a message with "weight": 0 is
+      part of the conversation and not learned
     - `{"instruction", "input", "output"}`, input may be missing; with "history" [[question, answer], ...]
     - `{"prompt", "completion"}`: texts or lists of messages
+    - `{"Q", "A"}`, `{"question", "answer"}`
     - `{"text"}`: `PlainText`
     - `{"prompt", "chosen", "rejected"}`, for kind "preference" alone: texts or lists of messages. Lists that begin with
       the same question need no "prompt"; what both have first belongs to it.
@@ -210,8 +212,11 @@ class _Shapes:
             if isinstance(found, str):
                 return PlainText(found, where)
             messages = _with_system(found, value)
-            if not any(message["role"] == "assistant" for message in messages):
+            answers = [message for message in messages if message["role"] == "assistant"]
+            if not answers:
                 raise _Bad("the conversation has no turn of the assistant's")
+            if all(message.get("weight") == 0 for message in answers):
+                raise _Bad("every turn of the assistant's has the weight 0, so there is nothing to learn")
             return Conversation(messages, where)
         except _Bad as bad:
             raise UserError(str(bad), where, bad.fix) from None
@@ -267,8 +272,16 @@ def _messages(value: Any, what: str, role_key: str = "role", text_key: str = "co
             content = _joined_parts(content, place)
         if ROLES[role.lower()] == "system" and isinstance(content, str) and not content.strip():
             continue
-        messages.append({"role": ROLES[role.lower()], "content": _text(content, f'"{text_key}" of {place}')})
+        message: Message = {"role": ROLES[role.lower()], "content": _text(content, f'"{text_key}" of {place}')}
+        messages.append(message | _weight(item.get("weight"), place))
     return tuple(messages)
+
+
+def _weight(value: Any, place: str) -> Message:
+    """The key of a message that is not learned."""
+    if value not in (None, 0, 1):
+        raise _Bad(f'the "weight" of {place} is {shown(value)}, but only 0 and 1 are read')
+    return {"weight": 0} if value == 0 else {}
 
 
 def _joined_parts(parts: list[Any], place: str) -> str:
@@ -336,6 +349,8 @@ _READERS: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (("conversations",), lambda record: _messages(record["conversations"], '"conversations"', "from", "value")),
     (("instruction", "output"), _from_instruction),
     (("prompt", "completion"), _from_completion),
+    (("Q", "A"), lambda record: _pair(record, "Q", "A")),
+    (("question", "answer"), lambda record: _pair(record, "question", "answer")),
     (("text",), lambda record: _text(record["text"], '"text"')),
 )
 """Keys of a shape, and what reads it; the first whose keys are all there."""

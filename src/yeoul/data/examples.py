@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,6 @@ def make_examples(
     records: Records | Iterable[Record],
     render: Render,
     encode: Callable[[str], list[int]],
-    train_on: Literal["assistant", "all"] = "assistant",
 ) -> list[Example]:
     """Conversations and plain texts as tokens.
 
@@ -51,8 +50,7 @@ def make_examples(
 
     Args:
         render: messages to ids and which of them are trained, as `functools.partial(render_chat, tokenizer)`.
-        encode: a plain text to ids, with the tokens that begin and end a text.
-        train_on: "assistant" is what `render` marks, "all" every token of a conversation.
+        encode: a plain text to ids, with the tokens that begin and end a text; all of them are trained.
 
     Raises:
         UserError: see above, with the place of the record.
@@ -70,8 +68,7 @@ def make_examples(
                 continue
         else:
             raise TypeError(f"{type(record).__name__} is no single sequence")
-        mask = np.asarray(trained, dtype=bool)
-        examples.append(Example(np.asarray(ids, dtype=np.int32), mask | (train_on == "all")))
+        examples.append(Example(np.asarray(ids, dtype=np.int32), np.asarray(trained, dtype=bool)))
     return examples
 
 

@@ -66,19 +66,8 @@ def make_pairs(records: Records | Iterable[Preference], render: Render) -> list[
 
 
 def _example(prompt: Sequence[Mapping[str, Any]], answer: Sequence[Mapping[str, Any]], render: Render) -> Example:
-    ids, trained = render([*prompt, *answer])
-    if any(message["role"] == "assistant" for message in prompt):
-        start = _alike(render(prompt, add_generation_prompt=True)[0], ids)
-        trained = [False] * start + list(trained[start:])
+    ids, trained = render([*({**message, "weight": 0} for message in prompt), *answer])
     return Example(np.asarray(ids, dtype=np.int32), np.asarray(trained, dtype=bool))
-
-
-def _alike(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens with which both begin."""
-    length = 0
-    while length < min(len(first), len(second)) and first[length] == second[length]:
-        length += 1
-    return length
 
 
 def fit_pairs(pairs: Iterable[Pair], context: int) -> FittedPairs:

@@ -54,8 +54,8 @@ class Backend(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
-    def encode_with_offsets(self, text: str, *, first: bool = True) -> tuple[list[int], list[int]]:
-        """Ids, and for each the index in `text` of its first character; `first` is False behind a special token."""
+    def encode_with_spans(self, text: str, *, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and where each begins and ends in `text`; `first` is False behind a special token."""
         ...
 
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -121,10 +121,10 @@ class JsonBackend:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def encode_with_offsets(self, text: str, *, first: bool = True) -> tuple[list[int], list[int]]:
+    def encode_with_spans(self, text: str, *, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         tokenizer = self._tokenizer if first else self._continuing
         encoding = tokenizer.encode(text, add_special_tokens=False)
-        return encoding.ids, [start for start, _ in encoding.offsets]
+        return encoding.ids, encoding.offsets
 
     @cached_property
     def _continuing(self) -> Any:
@@ -338,7 +338,7 @@ class ModelBackend:
 
     def encode(self, text: str) -> list[int]:
         if self._own is not None:
-            return self.encode_with_offsets(text)[0]
+            return self.encode_with_spans(text)[0]
         ids: list[int] = self._of(True).encode(text, out_type=int)
         return ids
 
@@ -348,21 +348,21 @@ class ModelBackend:
         ids: list[list[int]] = self._of(True).encode(list(texts), out_type=int, num_threads=-1)
         return ids
 
-    def encode_with_offsets(self, text: str, *, first: bool = True) -> tuple[list[int], list[int]]:
+    def encode_with_spans(self, text: str, *, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         ids: list[int] = []
-        offsets: list[int] = []
+        spans: list[tuple[int, int]] = []
         at = 0
         for match in [*(self._own.finditer(text) if self._own else ()), None]:
             part = text[at : match.start() if match else len(text)]
             found = self._of(first and at == 0).encode(part, out_type="offset_mapping")
             ids += found["ids"]
-            offsets += [at + start for start, _ in found["offsets"]]
+            spans += [(at + start, at + end) for start, end in found["offsets"]]
             if match is not None:
                 assert match.lastgroup is not None
                 ids.append(int(match.lastgroup[1:]))
-                offsets.append(match.start())
+                spans.append(match.span())
                 at = match.end()
-        return ids, offsets
+        return ids, spans
 
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         return None

@@ -1,21 +1,22 @@
 """A conversation as ids, and which of them a model is trained to say.
 
-Templates are Jinja as in transformers: the same variables, filters and `{% generation %}` blocks; in a
-sandbox, because a template comes with somebody's checkpoint.
+What is trained comes from the rendering itself: each character of the rendered text knows which message wrote it
+(`yeoul.text.tracked`). The ids are always those of the text that the template writes for the whole conversation.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from yeoul.errors import UserError
+from yeoul.errors import UserError, shown
+from yeoul.text.template import from_message, has_generation, render
+from yeoul.text.tracked import Tracked
 
 if TYPE_CHECKING:
-    from jinja2 import Environment, Template
-
     from yeoul.text.tokenizer import Tokenizer
 
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -52,58 +53,101 @@ PLAIN_TEMPLATE = """\
 """For a vocabulary without the tokens of `DEFAULT_TEMPLATE`: lines `User:` and `Assistant:` before what they say, the
 end token behind an answer. A line break stands before each text, so that no token reaches from a name into it."""
 
-OPEN, CLOSE, GUARD = "\ufdd0", "\ufdd1", "\ufdd2"
-"""Begin and end of trained text, and what keeps a user's text from being a special token. Unicode
-noncharacters: they never stand for themselves, so those in a message are dropped."""
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+"""A template writes the role as it stands, so nothing else may stand there."""
 
 Message = Mapping[str, Any]
+TrainOn = Literal["assistant", "all"]
 
 
 def render_chat(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = False,
+    train_on: TrainOn = "assistant",
 ) -> tuple[list[int], list[bool]]:
     """Ids of a conversation by the tokenizer's chat template, and which are trained.
 
-    Trained are the assistant's texts with the token that ends each: what the template's `{% generation %}`
-    blocks enclose, else what each assistant message adds after its generation prompt. Special tokens are
-    those that the template writes; in a message the same characters are ordinary text.
+    Trained are the assistant's texts with the token that ends each: what the template's `{% generation %}` blocks
+    enclose; without such blocks, what the template writes of each assistant message and behind the place where the
+    generation prompt before it would end. Messages with the weight 0 are not. A token is trained when any of its
+    characters is.
+
+    Special tokens are those that the template writes; in a message the same characters are ordinary text, also where
+    the tokenizer would make such a token of any text.
 
     Args:
         tokenizer: its template, or `DEFAULT_TEMPLATE` when it has none and knows the tokens of that; any other base
             model's gets one from `ensure_template`.
-        messages: mappings with "role" and "content", both texts.
+        messages: mappings with "role" and "content", both texts; "weight" may be 0 or 1.
         add_generation_prompt: end with the beginning of an assistant's turn.
+        train_on: "all" is every token but those of messages with the weight 0.
 
     Returns:
         ids, and as many truth values.
 
     Raises:
-        UserError: no template, a message without role or content, or one that the template refuses.
+        UserError: no template, a message without role or content, one that the template refuses, or an answer that it
+            does not write.
     """
-    marked = render_marked(tokenizer, messages, add_generation_prompt=add_generation_prompt)
-    return _to_ids(tokenizer, marked)
+    talk = Talk(tokenizer, messages)
+    text = talk.render(add_generation_prompt)
+    flags = trained_characters(talk, text, train_on)
+    ids, places = _encode(talk, text)
+    return ids, [any(flags[start:end]) for start, end in places]
+
+
+def render_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
+    """The ids alone, for a conversation that is gone on with: whatever the template makes of earlier answers."""
+    talk = Talk(tokenizer, messages)
+    return _encode(talk, talk.render(add_generation_prompt))[0]
 
 
 def render_text(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
     """What the template writes for a conversation, as `apply_chat_template(..., tokenize=False)` gives it."""
-    marked = render_marked(tokenizer, messages, add_generation_prompt=add_generation_prompt)
-    return re.sub(f"[{OPEN}{CLOSE}{GUARD}]", "", marked)
+    return "".join(Talk(tokenizer, messages).render(add_generation_prompt))
 
 
-def render_marked(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-    """The rendered text: `OPEN` and `CLOSE` around what is trained, `GUARD` in look-alikes of special tokens."""
-    source = _template_of(tokenizer)
-    special = _special_pattern(tokenizer)
-    checked = [_checked(message, number, special) for number, message in enumerate(messages, 1)]
+class Talk:
+    """A checked conversation and what renders it.
 
-    def render(part: Sequence[Message], prompt: bool) -> str:
-        return _render(source, part, prompt, tokenizer.special_names)
+    Attributes:
+        roles, weights: of each message.
+        messages: for the template, their texts with their origin.
+    """
 
-    text = render(checked, add_generation_prompt)
-    if not re.search(r"\{%-?\s*generation\s*-?%\}", source):
-        for start, end in reversed(_added_by_assistant(render, checked, text, special)):
-            text = text[:start] + OPEN + text[start:end] + CLOSE + text[end:]
-    return text
+    def __init__(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
+        self.tokenizer, self.source = tokenizer, _template_of(tokenizer)
+        self.messages = [_checked(message, number) for number, message in enumerate(messages)]
+        self.roles = [message["role"] for message in self.messages]
+        self.weights = [message.get("weight", 1) for message in messages]
+
+    def render(self, prompt: bool, count: int | None = None) -> Tracked:
+        """The conversation, or its first `count` messages."""
+        return render(self.source, self.messages[:count], prompt=prompt, names=self.tokenizer.special_names)
+
+    def render_or_nothing(self, prompt: bool, count: int) -> Tracked | None:
+        """None where the template refuses so short a conversation, for example one without a user's message."""
+        try:
+            return self.render(prompt, count)
+        except UserError:
+            return None
+
+
+def _checked(message: Message, number: int) -> dict[str, Any]:
+    where = f"message {number + 1}"
+    if not isinstance(message, Mapping):
+        raise UserError("a message must be a mapping with role and content", where)
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            raise UserError(f'a message needs the text "{key}"', where)
+    if message["role"] not in ROLES:
+        raise UserError(f"the role must be one of {', '.join(ROLES[:5])}, not {shown(message['role'])}", where)
+    if message.get("weight", 1) not in (0, 1):
+        raise UserError(f"the weight of a message must be 0 or 1, not {shown(message['weight'])}", where)
+    texts = {key: value for key, value in message.items() if key not in ("role", "weight")}
+    return {"role": message["role"], **from_message(texts, number)}
 
 
 def ensure_template(tokenizer: Tokenizer) -> Tokenizer:
@@ -137,166 +181,290 @@ def _template_of(tokenizer: Tokenizer) -> str:
     raise UserError("the tokenizer has no chat template", "chat_template.jinja", "add one to the model's folder")
 
 
-def _special_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    texts = sorted((t for t in tokenizer.special_tokens if t), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, texts))) if texts else None
+# -- what is trained
 
 
-def _checked(message: Message, number: int, special: re.Pattern[str] | None) -> dict[str, Any]:
-    """The message with its content disarmed."""
-    if not isinstance(message, Mapping):
-        raise UserError("a message must be a mapping with role and content", f"message {number}")
-    for key in ("role", "content"):
-        if not isinstance(message.get(key), str):
-            raise UserError(f'a message needs the text "{key}"', f"message {number}")
-    content = re.sub(f"[{OPEN}{CLOSE}{GUARD}]", "", message["content"])
-    # Again, because breaking one special token can leave another that overlapped it.
-    while special and (found := special.search(content)) and len(found[0]) > 1:
-        content = special.sub(lambda match: match[0][0] + GUARD + match[0][1:], content)
-    return {**message, "content": content}
+def trained_characters(talk: Talk, text: Tracked, train_on: TrainOn = "assistant") -> bytearray:
+    """1 for each character of the rendered text that is trained."""
+    flags = bytearray(len(text))
+    spans = _block_spans(talk, text) if has_generation(talk.source) else _turn_spans(talk, text)
+    if train_on == "all":
+        flags = bytearray(b"\1") * len(text)
+        spans += [(start, end, source) for start, end, source in _pieces(text) if talk.roles[source] != "assistant"]
+    for start, end, source in spans:
+        flags[start:end] = bytes([talk.weights[source]]) * (end - start)
+    return flags
 
 
-def _render(source: str, messages: Sequence[Message], prompt: bool, names: Mapping[str, str]) -> str:
-    from jinja2 import TemplateError, TemplateSyntaxError
-
-    fix = "mend or replace it"
-    try:
-        return _compiled(source).render(
-            messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **names
-        )
-    except TemplateSyntaxError as error:
-        where = f"chat template, line {error.lineno}"
-        raise UserError(f"the chat template is damaged: {error.message}", where, fix) from None
-    except TemplateError as error:
-        reason = str(error).rstrip(".")
-        raise UserError(f"the chat template refuses the messages: {reason}", "chat template") from None
-    except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-        raise UserError(f"the chat template fails: {error}", "chat template", fix) from None
+Span = tuple[int, int, int]
+"""Begin and end in the rendered text, and the message."""
 
 
-@lru_cache(maxsize=8)
-def _compiled(source: str) -> Template:
-    return _environment().from_string(source)
+def _pieces(text: Tracked) -> list[Span]:
+    """Where messages stand: from the first to the last character of one, without another's between."""
+    pieces, at = list[Span](), 0
+    for length, mark in text.runs:
+        if mark.source is not None and mark.source >= 0:
+            if pieces and pieces[-1][2] == mark.source:
+                pieces[-1] = pieces[-1][0], at + length, mark.source
+            else:
+                pieces.append((at, at + length, mark.source))
+        at += length
+    return pieces
 
 
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    """Jinja as transformers sets it up (`transformers.utils.chat_template_utils`)."""
-    import json
-    from datetime import datetime
-
-    from jinja2 import TemplateError, nodes, pass_eval_context
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}...{% endgeneration %}` encloses what the assistant says."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
-
-        @pass_eval_context
-        def _marked(self, context: Any, caller: Any) -> str:
-            return OPEN + str(caller()) + CLOSE
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    def strftime_now(form: str) -> str:
-        return datetime.now().strftime(form)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
-    return environment
+def _block_spans(talk: Talk, text: Tracked) -> list[Span]:
+    """`{% generation %}` blocks, each with the message that speaks in it."""
+    blocks, at = dict[int, Span](), 0
+    for length, mark in text.runs:
+        if mark.block is not None:
+            start, _, source = blocks.get(mark.block, (at, at, -1))
+            known = mark.source if mark.source is not None and source < 0 else source
+            blocks[mark.block] = start, at + length, known
+        at += length
+    answers = [number for number, role in enumerate(talk.roles) if role == "assistant"]
+    if len(answers) == len(blocks):  # one without a text of its own is told by its place
+        found = zip(blocks.values(), answers, strict=True)
+        return [(start, end, source if source >= 0 else number) for (start, end, source), number in found]
+    return [span for span in blocks.values() if span[2] >= 0]
 
 
-def _added_by_assistant(
-    render: Any, messages: Sequence[Message], text: str, special: re.Pattern[str] | None
-) -> list[tuple[int, int]]:
-    """Places in `text` of the assistant's turns, for templates that do not mark them.
-
-    A turn is what the conversation up to it has more than the conversation before it with a generation
-    prompt. Templates that write a turn differently once others follow (dropping its reasoning, say) break
-    that rule; there the turn is where its content is found.
-    """
-    spans: list[tuple[int, int]] = []
-    done = 0
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
+def _turn_spans(talk: Talk, text: Tracked) -> list[Span]:
+    """The assistant's turns, for templates that do not mark them."""
+    pieces, turns = _pieces(text), _Turns(talk)
+    spans: list[Span] = []
+    for number, role in enumerate(talk.roles):
+        if role != "assistant":
             continue
-        content = message["content"].strip()
-        before = _render_or_nothing(render, messages[:number], True)
-        after = _render_or_nothing(render, messages[: number + 1], False)
-        grows = before and text.startswith(before) and text.startswith(after)
-        if grows and content in after[len(before) :]:
-            start, end = len(before), _end_of_turn(text, len(before), len(after), special)
-        else:
-            start = text.find(content, done)
-            if start < 0:
-                what = "the chat template does not write this answer, so it cannot be trained"
-                raise UserError(what, f"message {number + 1}", "use a template with {% generation %} blocks")
-            end = start + len(content)
-            following = special.match(text, end) if special else None
-            end = following.end() if following else end
-        spans.append((start, end))
-        done = end
+        mine = [place for place, piece in enumerate(pieces) if piece[2] == number]
+        if not mine:
+            spans += _unwritten(talk, text, number)
+            continue
+        place = max(mine, key=lambda place: pieces[place][1] - pieces[place][0])
+        start, end, _ = pieces[place]
+        before = text[pieces[place - 1][1] if place else 0 : start]
+        after = text[end : pieces[place + 1][0] if place + 1 < len(pieces) else len(text)]
+        begin = start - len(before) + turns.prompt_end(str(before), number)
+        spans.append((begin, end + turns.turn_end(str(after), number), number))
     return spans
 
 
-def _render_or_nothing(render: Any, messages: Sequence[Message], prompt: bool) -> str:
-    try:
-        return str(render(messages, prompt))
-    except UserError:  # for example a template that wants a user's message first
-        return ""
+def _unwritten(talk: Talk, text: Tracked, number: int) -> list[Span]:
+    """Of an answer that is nowhere in the text: its end alone if it is empty; else it cannot be trained."""
+    if talk.messages[number]["content"].strip():
+        if talk.weights[number] == 0:
+            return []
+        what = "the chat template does not write this answer, so it cannot be trained"
+        raise UserError(what, f"message {number + 1}", "use a template with {% generation %} blocks")
+    before, whole = talk.render_or_nothing(True, number), talk.render_or_nothing(False, number + 1)
+    if before and whole and text.startswith(before) and text.startswith(whole) and len(before) < len(whole):
+        return [(len(before), len(before) + _stripped(talk.tokenizer, whole[len(before) :]), number)]
+    return []
 
 
-def _end_of_turn(text: str, start: int, end: int, special: re.Pattern[str] | None) -> int:
-    """Leave out the white space after the token that ends the turn."""
-    ends = [match.end() for match in special.finditer(text, start, end)] if special else []
-    return ends[-1] if ends and not text[ends[-1] : end].strip() else end
+def _ending(text: Tracked) -> str:
+    """What the template writes behind the last character of a message."""
+    pieces = _pieces(text)
+    return "".join(text[pieces[-1][1] :]) if pieces else "".join(text)
 
 
-def _to_ids(tokenizer: Tokenizer, marked: str) -> tuple[list[int], list[bool]]:
-    """Encode the text between special tokens; a token is trained when it begins in trained text."""
-    special = _special_pattern(tokenizer)
-    pattern = re.compile(f"[{OPEN}{CLOSE}]" + (f"|{special.pattern}" if special else ""))
-    ids: list[int] = []
-    trained: list[bool] = []
-    text, inside, at = "", 0, 0
-    first = True  # no special token so far
-    stripping = False  # the last one takes the white space behind it
-    flags: list[bool] = []  # for every character of `text`
+@dataclass
+class _Turns:
+    """Where a turn of the assistant's begins and ends in what the template writes around it.
 
-    for match in [*pattern.finditer(marked), None]:
-        plain = marked[at : match.start() if match else len(marked)].replace(GUARD, "")
-        if stripping:
-            plain = plain.lstrip()
-            stripping = not plain
-        text, flags = text + plain, flags + [inside > 0] * len(plain)
-        if match is None or match[0] not in (OPEN, CLOSE):
-            token = tokenizer.special_tokens[match[0]] if match else -1
-            before, after = tokenizer.stripping.get(token, (False, False))
-            found, offsets = tokenizer.encode_with_offsets(text.rstrip() if before else text, first=first)
-            first, stripping = False, after
-            ids += found
-            trained += [flags[min(offset, len(flags) - 1)] for offset in offsets]
-            text, flags = "", []
-        if match is None:
-            break
-        at = match.end()
-        if match[0] in (OPEN, CLOSE):
-            inside += 1 if match[0] == OPEN else -1
-        else:
-            ids.append(token)
-            trained.append(inside > 0)
-    return ids, trained
+    Found by rendering the conversation up to there; what the template writes around turns is mostly the same, and is
+    looked into once.
+    """
+
+    talk: Talk
+    begins: dict[str, int] = field(default_factory=dict)
+    ends: dict[str, int] = field(default_factory=dict)
+
+    def prompt_end(self, before: str, number: int) -> int:
+        """Characters of `before`, which stands between the last message and the answer, that a prompt has."""
+        if before not in self.begins:
+            self.begins[before] = self._prompt_end(before, number)
+        return self.begins[before]
+
+    def _prompt_end(self, before: str, number: int) -> int:
+        prompt = self.talk.render_or_nothing(True, number)
+        if prompt is None:
+            return len(before)
+        asked = _ending(prompt)
+        if before.startswith(asked):
+            return len(asked)
+        if asked.startswith(before):  # the prompt goes on, as one that begins the reasoning
+            return len(before)
+        without = self.talk.render_or_nothing(False, number)
+        beginning = asked.removeprefix(_ending(without)) if without is not None else ""
+        found = before.rfind(beginning) if beginning else -1
+        return found + len(beginning) if found >= 0 else len(before)
+
+    def turn_end(self, after: str, number: int) -> int:
+        """Characters of `after`, which stands between the answer and the next message, that end the turn."""
+        if after not in self.ends:
+            self.ends[after] = self._turn_end(after, number)
+        return self.ends[after]
+
+    def _turn_end(self, after: str, number: int) -> int:
+        tokenizer = self.talk.tokenizer
+        first = pattern.search(after) if (pattern := _marks(tokenizer)) else None
+        if first and tokenizer.token_id(first[0]) in tokenizer.stop_ids:
+            return first.end()
+        whole = self.talk.render_or_nothing(False, number + 1)
+        own = _ending(whole) if whole is not None else after
+        return _stripped(tokenizer, own if after.startswith(own) else after[: first.start() if first else None])
+
+
+def _stripped(tokenizer: Tokenizer, ending: str) -> int:
+    """Length of what ends a turn without the white space behind its last special token."""
+    pattern = _marks(tokenizer)
+    ends = [match.end() for match in pattern.finditer(ending)] if pattern else []
+    return ends[-1] if ends and not ending[ends[-1] :].strip() else len(ending)
+
+
+# -- ids
+
+
+@lru_cache(maxsize=8)
+def _marks(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """Finds special tokens, and those that end a turn."""
+    ends = (tokenizer.piece(token) for token in tokenizer.stop_ids)
+    texts = sorted({text for text in (*tokenizer.special_tokens, *ends) if text}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+
+@lru_cache(maxsize=8)
+def _controls(tokenizer: Tokenizer, source: str) -> frozenset[int]:
+    """Tokens that the tokenizer would make of any text, and that steer the conversation: the template names them."""
+    named = {i for text, i in tokenizer.added_tokens.items() if text in source and len(text) > 1 and not text.isspace()}
+    return frozenset(named) | frozenset(tokenizer.stop_ids)
+
+
+Place = tuple[int, int]
+"""Begin and end of a token in the rendered text."""
+
+
+def _encode(talk: Talk, text: Tracked) -> tuple[list[int], list[Place]]:
+    """Ids of the rendered text and their places; special tokens are found only in what the template writes."""
+    tokenizer = talk.tokenizer
+    segments = _segments(tokenizer, text)
+    coded = [segment.encoded(tokenizer) for segment in segments]
+    authors = _authors(talk, text)
+    seen = _written(tokenizer, coded, authors)
+    told = _controls(tokenizer, talk.source)
+    stops = frozenset(tokenizer.stop_ids)
+    ids, places = list[int](), list[Place]()
+    for segment, found in zip(segments, coded, strict=True):
+        if any(token in told or token in seen for token, _ in found):
+            found = _disarmed(tokenizer, segment, found, authors, {True: seen | stops, False: seen | told})
+        ids += [token for token, _ in found]
+        places += [place for _, place in found]
+        if segment.token is not None:
+            ids.append(segment.token)
+            places.append(segment.place)
+    return ids, places
+
+
+Coded = list[tuple[int, Place]]
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Text between special tokens, and the one behind it.
+
+    Attributes:
+        start: of the text in the whole.
+        first: whether it begins the whole.
+        token, place: the special token behind it; None at the end.
+    """
+
+    text: str
+    start: int
+    first: bool
+    token: int | None
+    place: Place
+
+    def encoded(self, tokenizer: Tokenizer) -> Coded:
+        """Ids with their places in the whole."""
+        return _coded(tokenizer, self.text, self.start, self.first)
+
+
+def _coded(tokenizer: Tokenizer, text: str, start: int, first: bool) -> Coded:
+    ids, spans = tokenizer.encode_with_spans(text, first=first)
+    return [(token, (start + a, start + max(b, a + 1))) for token, (a, b) in zip(ids, spans, strict=True)]
+
+
+def _segments(tokenizer: Tokenizer, text: Tracked) -> list[_Segment]:
+    """The text at the special tokens that the template writes, which may take the white space around them."""
+    plain, segments = "".join(text), list[_Segment]()
+    start, first, after = 0, True, False
+    for begin, end, token in [*_special_places(tokenizer, text, plain), (len(plain), len(plain), None)]:
+        part = plain[start:begin]
+        if after:
+            start += len(part) - len(part.lstrip())
+            part = part.lstrip()
+        before, following = tokenizer.stripping.get(token, (False, False)) if token is not None else (False, False)
+        segments.append(_Segment(part.rstrip() if before else part, start, first, token, (begin, end)))
+        start, first, after = end, False, following
+    return segments
+
+
+def _special_places(tokenizer: Tokenizer, text: Tracked, plain: str) -> list[tuple[int, int, int | None]]:
+    pattern, found, at = _special_pattern(tokenizer), list[tuple[int, int, int | None]](), 0
+    if pattern is None:
+        return found
+    begin = 0
+    for length, mark in (*text.runs, (0, None)):
+        if mark is None or mark.source is not None:
+            matches = pattern.finditer(plain, begin, at)
+            found += [(match.start(), match.end(), tokenizer.special_tokens[match[0]]) for match in matches]
+            begin = at + length
+        at += length
+    return found
+
+
+@lru_cache(maxsize=8)
+def _special_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    texts = sorted((text for text in tokenizer.special_tokens if text), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+
+def _authors(talk: Talk, text: Tracked) -> bytes:
+    """For each character: 0 the template's, 1 the assistant's, 2 somebody else's."""
+    kinds = bytearray()
+    for length, mark in text.runs:
+        known = mark.source is not None and mark.source >= 0
+        kind = 0 if mark.source is None else 1 if known and talk.roles[mark.source] == "assistant" else 2
+        kinds += bytes([kind]) * length
+    return bytes(kinds)
+
+
+def _written(tokenizer: Tokenizer, coded: Sequence[Coded], authors: bytes) -> frozenset[int]:
+    """Added tokens that the template itself has written here."""
+    added = tokenizer.added_ids
+    return frozenset(
+        token for part in coded for token, (a, b) in part if token in added and not any(authors[a:b]) and b - a > 1
+    )
+
+
+def _disarmed(
+    tokenizer: Tokenizer, segment: _Segment, found: Coded, authors: bytes, forbidden: Mapping[bool, frozenset[int]]
+) -> Coded:
+    """The ids of a segment in which no message makes a control token: where one does, its text is cut in two.
+
+    Args:
+        forbidden: tokens that others than the template may not write, by whether it is the assistant.
+    """
+    begin, end, cuts = segment.start, segment.start + len(segment.text), set[int]()
+
+    def offends(token: int, place: Place) -> bool:
+        whose = max(authors[place[0] : place[1]], default=0)
+        return whose > 0 and token in forbidden[whose == 1]
+
+    while more := {a + 1 for token, (a, b) in found if begin < a + 1 < end and offends(token, (a, b))} - cuts:
+        cuts |= more
+        edges, found = [begin, *sorted(cuts), end], []
+        for a, b in zip(edges, edges[1:], strict=False):
+            found += _coded(tokenizer, segment.text[a - begin : b - begin], a, segment.first and a == begin)
+    return found

@@ -31,7 +31,7 @@ USUAL_NAMES = {
 }
 """For folders without `tokenizer_config.json`."""
 TURN_ENDS = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "[|endofturn|]")
-"""Special tokens that end an answer in a chat, in the templates that are in use."""
+"""Tokens, special or added, that end an answer in a chat, in the templates that are in use."""
 
 
 class Tokenizer:
@@ -132,7 +132,12 @@ class Tokenizer:
             first: False for text that follows a special token, where some tokenizers leave out the space that
                 they put before a whole text.
         """
-        return self._robustly(lambda text: self._backend.encode_with_offsets(text, first=first), text)
+        ids, spans = self.encode_with_spans(text, first=first)
+        return ids, [start for start, _ in spans]
+
+    def encode_with_spans(self, text: str, *, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and the first character in `text` of each and the one behind its last; `first` as above."""
+        return self._robustly(lambda text: self._backend.encode_with_spans(text, first=first), text)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of ids; bytes that are no UTF-8 become U+FFFD. Special tokens are left out or written out.
@@ -215,9 +220,20 @@ class Tokenizer:
         return self._special
 
     @property
+    def added_tokens(self) -> Mapping[str, int]:
+        """Tokens that are added to the vocabulary but not special: found in any text."""
+        return self._added
+
+    @property
+    def added_ids(self) -> frozenset[int]:
+        """Ids of `added_tokens`."""
+        return frozenset(self._added.values())
+
+    @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids after which an answer is over: the end token, those of `generation_config.json`, the end of a turn."""
-        ends = [self.eos_id, *self.framing.end, *self._stops, *(self._special.get(text) for text in TURN_ENDS)]
+        known = {**self._added, **self._special}
+        ends = [self.eos_id, *self.framing.end, *self._stops, *(known.get(text) for text in TURN_ENDS)]
         return tuple(dict.fromkeys(token for token in ends if token is not None))
 
     @property
@@ -280,7 +296,7 @@ class Tokenizer:
         if isinstance(template, list):  # several, by name
             named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
             template = named.get("default")
-        return template if isinstance(template, str) else None
+        return template.removeprefix("\ufeff") if isinstance(template, str) else None
 
     @cached_property
     def special_names(self) -> dict[str, str]:
@@ -350,6 +366,11 @@ class Tokenizer:
     @cached_property
     def _special(self) -> dict[str, int]:
         return dict(self._backend.special) | {self.piece(i): i for i in self._roles.values()}
+
+    @cached_property
+    def _added(self) -> dict[str, int]:
+        special = set(self._special.values())
+        return {self.piece(i): i for i in sorted(self._backend.added) if i not in special}
 
     @cached_property
     def _decoding(self) -> Decoding:
