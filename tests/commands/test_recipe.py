@@ -316,6 +316,19 @@ def test_stages_go_on_from_one_another_and_each_says_what_it_brought(tmp_path: P
     assert json.loads(json.dumps(values)) == values and values["loss"] == results["distil"].after
 
 
+def test_a_finished_conversion_is_lengthened_in_its_last_stage(tmp_path: Path) -> None:
+    trains: Any = {"align": "maps", "distil": "low-rank-all"}
+    recipe = Recipe(settings={"align": settings(6, lr=1e-2), "distil": settings(6)}, trains=trains)
+    short = convert_in_stages(tmp_path, recipe)[2]
+    longer = Recipe(settings={"align": settings(9, lr=1e-2), "distil": settings(13, patience=5)}, trains=trains)
+    for _ in range(2):
+        long = convert_in_stages(tmp_path, longer)[2]
+        assert (long["align"].tokens, long["distil"].tokens) == (6 * 48, 16 * 48)
+        assert long["align"].after == short["align"].after and long["distil"].after < short["distil"].after
+    with pytest.raises(UserError, match="tokens"):
+        convert_in_stages(tmp_path, recipe)
+
+
 def test_the_energy_of_a_stage_is_that_of_all_its_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Estimated where nothing measures it, the same when a finished stage is passed, longer when it was killed."""
     monkeypatch.setattr("yeoul.evaluate.energy.package_zones", lambda powercap: [])

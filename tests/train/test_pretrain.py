@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,19 @@ def test_stopped_and_started_again_equals_undisturbed(text, tmp_path, monkeypatc
     assert first == second
     a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "stopped"))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_finished_run_is_lengthened_and_another_is_not(text, tmp_path, capsys):
+    assert run(_config(text, tmp_path / "run")) == 0
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    longer = _config(text, tmp_path / "run", train={"tokens": 30 * 4 * 16})
+    assert run(longer) == 0 and "lengthened from step 24 to 30" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() != before
+    assert json.loads((tmp_path / "run" / "pretrain.json").read_text())["steps"] == 30
+    assert run(_config(text, tmp_path / "stopped", train={"tokens": 12 * 4 * 16})) == 0
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-00000012")
+    with pytest.raises(UserError, match=r"only a finished run can be lengthened .*--tokens 768"):
+        run(_config(text, tmp_path / "stopped"))
 
 
 def test_other_values_are_refused_before_anything_changes(text, tmp_path):

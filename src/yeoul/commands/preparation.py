@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.loop import TrainResult
 
+LENGTHS = {"tokens", "epochs"}
+"""Flags by which a finished run is lengthened."""
+
 
 def preparation_of(config: Config) -> dict[str, Any]:
     """What decides the losses of a run, by flag; a run goes on only while all of it is the same.
@@ -47,7 +50,7 @@ def preparation_of(config: Config) -> dict[str, Any]:
 
 def check_run(config: Config | FinetuneConfig, preparation: dict[str, Any]) -> None:
     """Refuse a run in --out that must not go on or was made of something else; writes nothing."""
-    from yeoul.train.runstate import Checkpoints
+    from yeoul.train.runstate import Checkpoints, standing
 
     out = config.out
     if config.overwrite or not Checkpoints(out / "checkpoints", 1).steps():
@@ -57,6 +60,14 @@ def check_run(config: Config | FinetuneConfig, preparation: dict[str, Any]) -> N
         raise UserError("there is a run already", where=out, fix=fix)
     before = _read_record(out / "prepared.json")
     changed = sorted(k for k in before.keys() & preparation.keys() if before[k] != preparation[k])
+    longer = [key for key in LENGTHS & set(changed) if preparation[key] > before[key]]
+    stands = standing(out)
+    if longer and changed == longer:
+        if stands is not None and stands.finished:
+            return
+        same = " ".join(f"--{key} {before[key]}" for key in longer)
+        fix = f"finish it first ({same}), then lengthen it; or choose another --out"
+        raise UserError("only a finished run can be lengthened", where=out, fix=fix)
     if changed:
         names = ", ".join("--" + name.replace("_", "-") for name in changed)
         fix = "give the same again, throw the run away (--overwrite) or choose another --out"

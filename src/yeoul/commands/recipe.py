@@ -39,6 +39,7 @@ from yeoul.train.kept import put_weights
 from yeoul.train.loop import TrainResult, train
 from yeoul.train.loss import Objective, language_model_objective
 from yeoul.train.optim import Rates, trainable_parameters
+from yeoul.train.runstate import standing
 
 Stage = Literal["align", "distil", "finetune"]
 Trained = Literal["maps", "attention", "all", "low-rank", "low-rank-all"]
@@ -175,7 +176,8 @@ def run_stages(
 ) -> dict[str, StageResult]:
     """Runs each stage, or passes it where it is finished; called again after any stop it goes on.
 
-    The tokens that a stage leaves unspent, because it no longer pays, are added to the next one. A stage whose best
+    A finished conversion whose budget has grown goes on with its last stage. The tokens that a stage leaves unspent,
+    because it no longer pays, are added to the next one. A stage whose best
     validation is worse than the one before it is taken back.
 
     Args:
@@ -194,9 +196,12 @@ def run_stages(
         UserError: see `yeoul.train.loop.train`.
     """
     results: dict[str, StageResult] = {}
-    values, unspent = _start(folder, student, validate, dict(identity)), 0
+    values, unspent, spare = _start(folder, student, validate, dict(identity)), 0, 0
     for number, (stage, planned) in enumerate(recipe.settings.items(), start=1):
-        settings, what = replace(planned, tokens=planned.tokens + unspent), recipe.trains[stage]
+        what, last = recipe.trains[stage], number == len(recipe.settings)
+        settings, spare = _as_long_as_it_was(
+            replace(planned, tokens=planned.tokens + unspent), spare, last, folder / f"{number}-{stage}"
+        )
         prepare(student, teacher, what, rank=recipe.rank, seed=planned.seed + number)
         say(f"Stage {number}, {stage}: {settings.tokens:,} tokens in {settings.steps:,} steps, training {what}.")
         run_dir = folder / f"{number}-{stage}"
@@ -216,9 +221,27 @@ def run_stages(
             validation=best if kept else values, energy=stretched(total(notes.sessions), result.seconds),
         )  # fmt: skip
         unspent = result.unspent
-        say(_verdict(number, stage, results[stage], unspent, last=number == len(recipe.settings)))
+        say(_verdict(number, stage, results[stage], unspent, last=last))
         values = results[stage].validation
     return results
+
+
+def _as_long_as_it_was(settings: TrainConfig, spare: int, last: bool, run_dir: Path) -> tuple[TrainConfig, int]:
+    """Settings of a stage where a finished conversion is lengthened: what is added goes to the last stage.
+
+    Args:
+        spare: tokens that earlier stages would have got of the longer budget.
+
+    Returns:
+        settings, and tokens for the stages to come.
+    """
+    if last:
+        return replace(settings, tokens=settings.tokens + spare), 0
+    stands = standing(run_dir)
+    if stands is None or not stands.finished or stands.budget >= settings.tokens:
+        return settings, spare
+    before = replace(settings, tokens=stands.budget, patience=stands.settings["patience"])
+    return before, spare + settings.tokens - stands.budget
 
 
 class _EnergyNotes:

@@ -28,6 +28,7 @@ from yeoul.train.runstate import (
     Checkpoints,
     DamagedCheckpoint,
     RunState,
+    is_finished,
     random_state,
     restore_random_state,
 )
@@ -196,8 +197,12 @@ class _Run:
                 raise DamagedCheckpoint(f"optimizer.safetensors: {error}") from None
 
     def _restore(self, state: RunState) -> None:
-        values = state.values
-        self._require_same("setting", values["config"], _plain(asdict(self.config)))
+        values, now = state.values, _plain(asdict(self.config))
+        longer = is_finished(values) and now["tokens"] > values["config"]["tokens"]
+        lengthened = longer and self.config.steps > values["step"]
+        if longer:  # what is added has a schedule, and looks at plateaus, of its own
+            now |= {name: values["config"].get(name) for name in ("tokens", "patience")}
+        self._require_same("setting", values["config"], now)
         self._require_same("part of the run", values["identity"], _plain(self.identity))
         parameters = trainable_parameters(self.model)
         if shapes_of(parameters) != shapes_of(state.weights):
@@ -211,7 +216,8 @@ class _Run:
         self.step, self.tokens, self.seconds = values["step"], values["tokens"], values["seconds"]
         self.pending, self.best = values["pending"], values["best"]
         self.resumed_from = self.step
-        if "plateau" in values:
+        self.plateau = Plateau(self.config, self.step if lengthened else values.get("start", 0))
+        if "plateau" in values and not lengthened:
             self.plateau.load_state_dict(values["plateau"])
         if self.best and self.best["step"] not in self.checkpoints.steps():
             self.best = None  # its checkpoint was lost with the damaged ones
@@ -220,7 +226,12 @@ class _Run:
         done = [line for line in lines if line["kind"] == "val" and line["step"] == self.step]
         if done:
             self._note_validation({k: v for k, v in done[-1].items() if k not in ("kind", "step", "tokens")})
-        if self.step < self.plateau.end:
+        if lengthened:
+            self.progress.say(
+                f"The finished run in {self.run_dir} is lengthened from step {self.step:,} to {self.config.steps:,}"
+                + ("." if self.config.schedule == "constant" else ": the learning rate rises and falls once more.")
+            )
+        elif self.step < self.plateau.end:
             self.progress.say(f"Resuming {self.run_dir} at step {self.step:,} of {self.config.steps:,}.")
         if not done and self._validates_at(self.step):  # killed between saving and validating
             self._validate()
@@ -343,6 +354,8 @@ class _Run:
             "loader": self.loader.state_dict(),
             "optimizer": self.optimizer.layout(),
         }
+        if self.plateau.start:
+            values["start"] = self.plateau.start
         state = RunState(
             values=values,
             weights={key: p.data for key, p in trainable_parameters(self.model).items()},

@@ -19,13 +19,23 @@ WSD_DECAY = 0.2
 """Share of the steps in which the schedule "wsd" decays; arXiv:2404.06395 finds 10 % enough."""
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of step number `step`, counted from 0; nothing else decides it."""
-    steps = config.steps
+def learning_rate(config: TrainConfig, step: int, start: int = 0) -> float:
+    """Learning rate of step number `step`, counted from 0; nothing else decides it.
+
+    Args:
+        config: what the run is told.
+        step: of the run.
+        start: where a finished run was lengthened. What is added then has a schedule of its own: the rate rises again,
+            from its last value, and falls again, as Ibrahim and others (2024) found good for training that goes on.
+    """
+    steps, step = config.steps - start, step - start
+    low = config.lr * config.min_lr_ratio
+    if start and config.schedule == "constant":
+        return config.lr
     warmup = min(steps, math.ceil(config.warmup * steps))
     if step < warmup:
-        return config.lr * (step + 1) / warmup
-    low = config.lr * config.min_lr_ratio
+        bottom = low if start else 0.0
+        return bottom + (config.lr - bottom) * (step + 1) / warmup
     if config.schedule == "constant":
         return config.lr
     if config.schedule == "cosine":

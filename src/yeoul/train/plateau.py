@@ -20,12 +20,16 @@ class Plateau:
     on. Otherwise the learning rate decays linearly to its last value within half a window more, and the run ends.
     Nothing but the losses decides, so a resumed run ends at the same step.
 
+    Args:
+        config: what the run is told.
+        start: where a finished run was lengthened; 0 for one that was not.
+
     Attributes:
         end: number of steps of the run as far as is known; `config.steps` until a plateau is found.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config, self.end = config, config.steps
+    def __init__(self, config: TrainConfig, start: int = 0) -> None:
+        self.config, self.start, self.end = config, start, config.steps
         self._found_at, self._rate = 0, 0.0
         self._now: list[float] = []
         self._before: tuple[float, float] | None = None  # mean loss and squared standard error
@@ -33,7 +37,7 @@ class Plateau:
     def learning_rate(self, step: int) -> float:
         """Learning rate of step number `step`, counted from 0."""
         if not self._found_at:
-            return learning_rate(self.config, step)
+            return learning_rate(self.config, step, self.start)
         low = min(self._rate, self.config.lr * self.config.min_lr_ratio)
         return self._rate + (low - self._rate) * (step - self._found_at + 1) / max(1, self.end - self._found_at)
 

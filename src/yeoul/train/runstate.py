@@ -15,6 +15,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,58 @@ def forget_run(run_dir: Path) -> None:
     with only_run(run_dir):
         for name in ("checkpoints", "tensorboard", "metrics.jsonl"):
             remove(run_dir / name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How far a run has come by its newest checkpoint that can be read.
+
+    Attributes:
+        step, steps: done, and of the whole run as far as is known.
+        tokens, budget: done, and of the whole run.
+        seconds: time spent in steps.
+        checkpoint: its folder.
+        finished: whether nothing is left to do.
+        settings: what the loop was told.
+    """
+
+    step: int
+    steps: int
+    tokens: int
+    budget: int
+    seconds: float
+    checkpoint: Path
+    finished: bool
+    settings: dict[str, Any]
+
+
+def standing(run_dir: Path) -> Standing | None:
+    """Where the run in a folder stands, or None where there is no checkpoint of one; reads no tensors."""
+    checkpoints = Checkpoints(run_dir / "checkpoints", 1)
+    for step in reversed(checkpoints.steps()):
+        folder = checkpoints.path(step)
+        with suppress(*_UNREADABLE):
+            path = folder / "state" / "trainer.json"
+            values = read_object(path, largest=LARGEST_STATE, most_values=None, finite=False)
+            _check_values(values)
+            return Standing(
+                step=values["step"], steps=_end(values), tokens=values["tokens"], budget=values["config"]["tokens"],
+                seconds=values["seconds"], checkpoint=folder, finished=is_finished(values), settings=values["config"],
+            )  # fmt: skip
+    return None
+
+
+def is_finished(values: dict[str, Any]) -> bool:
+    """Whether a checkpoint is the last one of its run, by the values of its trainer.json."""
+    return bool(values["step"] >= _end(values))
+
+
+def _end(values: dict[str, Any]) -> int:
+    """Steps of the run that a checkpoint belongs to."""
+    if "plateau" in values:
+        return int(values["plateau"]["end"])
+    config = values["config"]
+    return -(-int(config["tokens"]) // (config["batch_size"] * config["context"] * config["accumulate"]))
 
 
 def _write_state(state: RunState, folder: Path) -> None:
