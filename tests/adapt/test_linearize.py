@@ -146,9 +146,9 @@ def test_the_command_converts_resumes_and_leaves_its_evidence(
     assert {record["context"] for record in result["speed"]} == {64, 128}
     capsys.readouterr()
     assert main(linearize.split()) == 0  # finished stages are passed
-    assert capsys.readouterr().err.count("finished already") == len(result["stages"])
+    assert capsys.readouterr().err.count("already finished") == len(result["stages"])
     assert main([*linearize.split(), "--overwrite"]) == 0  # begins afresh
-    assert "finished already" not in capsys.readouterr().err
+    assert "already finished" not in capsys.readouterr().err
     assert "overwrite: true" not in (tmp_path / "linear" / "config.yaml").read_text()
     from yeoul import generate, load
 

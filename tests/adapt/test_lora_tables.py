@@ -377,7 +377,7 @@ def test_dora_is_refused_before_anything_changes() -> None:
     ("flags", "said"),
     [
         (dict(embedding_rank=16), "--embedding-rank 16"),
-        (dict(embedding_rank=0, target_modules=("embed_tokens",)), "0 is no rank"),
+        (dict(embedding_rank=0, target_modules=("embed_tokens",)), "is 0, but must be at least 1"),
         (dict(dora=True, target_modules=("all-linear", "lm_head")), "--dora"),
     ],
 )

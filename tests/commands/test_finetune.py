@@ -95,12 +95,12 @@ def test_an_adapter_is_trained_further(home: Path, tmp_path: Path, capsys: pytes
     ]
     assert configs[0] == configs[1]
     assert finetune(home, tmp_path / "first", "--method", "lora", "--overwrite", model=str(tmp_path / "first")) == 2
-    assert "the adapter lies in this folder" in capsys.readouterr().err
+    assert "the adapter itself is in this folder" in capsys.readouterr().err
     assert finetune(home, tmp_path / "third", "--method", "lora", "--rank", "4", model=str(tmp_path / "first")) == 2
-    assert "what it is (--rank)" in capsys.readouterr().err
+    assert "keeps its settings (--rank)" in capsys.readouterr().err
     labels = ["--task", "classify", "--method", "lora"]
     assert finetune(home, tmp_path / "third", *labels, model=str(tmp_path / "first")) == 2
-    assert "--task classify does not go on with an adapter" in capsys.readouterr().err
+    assert "--task classify cannot train an adapter further" in capsys.readouterr().err
 
 
 def test_the_tokens_of_the_template_have_rows_of_their_own(home: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_bad_records_stop_or_are_counted(home: Path, tmp_path: Path, capsys: pyt
     assert finetune(home, tmp_path / "run", data=str(tmp_path / "data.jsonl")) == 2
     assert "data.jsonl:61" in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert finetune(home, tmp_path / "run", "--on-bad-record", "skip", data=str(tmp_path / "data.jsonl")) == 0
-    assert "Left out: 1 records that cannot be used. The first: " in capsys.readouterr().out
+    assert "Left out: 1 unusable record. The first: " in capsys.readouterr().out
 
 
 def test_questions_and_answers_of_a_table_and_validation_of_its_own(home: Path, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_texts_from_everywhere(
     ("rows", "flags", "complaint"),
     [
         ([("글", "하나"), ("말", "하나")], [], 'all texts have the label "하나"'),
-        ([(f"글 {n}", f"이름{n}") for n in range(30)], [], "tell no classes apart"),
+        ([(f"글 {n}", f"이름{n}") for n in range(30)], [], "do not look like classes"),
         ([("글", "하나"), ("말", "둘"), ("", "둘")], [], "bad.tsv:4"),
         ([("글", "하나"), ("말", "둘")], ["--label-column", "stars"], 'there is no column "stars"'),
         ([("글", "하나"), ("말", "둘")], ["--context", "999"], "longer than the model's 64 positions"),

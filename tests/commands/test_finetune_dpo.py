@@ -81,7 +81,7 @@ def test_the_better_answer_is_learned(
     said, report = capsys.readouterr().out, json.loads((tmp_path / "run" / "finetune.json").read_text())
     assert report["before"] == {"loss": pytest.approx(math.log(2), abs=1e-6), "accuracy": 0, "margin": 0}
     assert report["after"]["accuracy"] > 0.9 and report["after"]["loss"] < 0.6 and report["after"]["margin"] > 0.1
-    assert "48 pairs, 16 of other prompts" in said and "Reference: 64 pairs" in said
+    assert "48 pairs, 16 with other prompts" in said and "Reference: 64 pairs" in said
     assert "  better: [<|user|>│" in said and "좋아요" in said and "  worse:  [<|user|>│" in said
     tuned, tokenizer = yeoul.load(tmp_path / "run", device="cpu")
     assert tokenizer is not None and tokenizer.chat_template is not None
@@ -151,12 +151,12 @@ def test_it_goes_on_where_it_stopped(method: str, home: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--beta", "0"), "give a number above 0, such as 0.1"),
+        (("--beta", "0"), "must be above 0; give a number such as 0.1"),
         (("--preference-noise", "0.5"), "not a share from 0 to below 0.5"),
-        (("--text-column", "text"), "preferences have no column of text"),
-        (("--train-on", "all"), "--task dpo has no use for this flag"),
+        (("--text-column", "text"), "preferences have no text column"),
+        (("--train-on", "all"), "--task dpo does not use this flag"),
         (("--task", "chat", "--beta", "0.2"), "add --task dpo"),
-        (("--context", "3"), "none of 48 pairs has two different answers within 3 tokens"),
+        (("--context", "3"), "none of the 48 pairs has two different answers within 3 tokens"),
         (("--context", "4000"), "longer than the model's 64 positions"),
     ],
 )
@@ -173,7 +173,7 @@ def test_one_clear_sentence(
 
 
 def test_tokens_are_not_taught() -> None:
-    with pytest.raises(UserError, match="preferences teach no tokens"):
+    with pytest.raises(UserError, match="--task dpo cannot train embeddings of tokens"):
         make(Config("model", data="pairs.jsonl", task="dpo", method="lora", lora=LoraFlags(train_tokens=True)))
 
 
@@ -185,4 +185,4 @@ def test_bad_records_stop_or_are_counted(home: Path, tmp_path: Path, capsys: pyt
     assert finetune(tmp_path, "softmax", tmp_path / "run") == 2
     assert '"chosen" and "rejected" are the same' in (err := capsys.readouterr().err) and "pairs.jsonl:1" in err
     assert finetune(tmp_path, "softmax", tmp_path / "run", "--on-bad-record", "skip", "--epochs", "0.1") == 0
-    assert "Left out: 2 records that cannot be used. The first:" in capsys.readouterr().out
+    assert "Left out: 2 unusable records. The first:" in capsys.readouterr().out

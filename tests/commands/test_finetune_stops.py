@@ -107,13 +107,13 @@ def test_a_finished_run_again_otherwise_and_anew(
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "model").iterdir()} == before
     capsys.readouterr()
     for change, words in (
-        (("--lr", "1e-3"), "other values of --lr"), (("--no-resume",), "there is a run already"),
-        (("--method", "lora"), "other values of --method"), (("--train-on", "all"), "--train-on"),
+        (("--lr", "1e-3"), "different values of --lr"), (("--no-resume",), "there is already a run"),
+        (("--method", "lora"), "different values of --method"), (("--train-on", "all"), "--train-on"),
     ):  # fmt: skip
         assert finetune(home, tmp_path / "run", *change) == 2
         assert words in capsys.readouterr().err
     assert finetune(home, tmp_path / "run", model="hybrid") == 2
-    assert "cannot go on with another part of the run" in capsys.readouterr().err
+    assert "cannot continue with different contents" in capsys.readouterr().err
     assert finetune(home, tmp_path / "run", "--overwrite", "--method", "lora") == 0
     assert not (tmp_path / "run" / "model").exists() and (tmp_path / "run" / "adapter").is_dir()
 
@@ -125,7 +125,7 @@ def test_a_finished_run_again_otherwise_and_anew(
     ("arguments", "words"),
     [
         (["nowhere", "--data", "dialogs.jsonl"], "no such model folder"),
-        (["softmax"], "no data is named (--data)"),
+        (["softmax"], "no data was given (--data)"),
         (["softmax", "--data", "nowhere.jsonl"], "no such file or folder (nowhere.jsonl)"),
         (["softmax", "--data", "dialogs.jsonl", "--bits", "4"], "--method full trains all weights and has no adapter"),
         (["softmax", "--data", "dialogs.jsonl", "--rank", "4"], "add --method lora"),
@@ -139,15 +139,15 @@ def test_a_finished_run_again_otherwise_and_anew(
         (["softmax", "--data", "dialogs.jsonl", "--epochs", "0"], "(--epochs)"),
         (["softmax", "--data", "dialogs.jsonl", "--question-column", "Q"], "(--answer-column)"),
         (["softmax", "--data", "d.csv", "--question-column", "Q", "--answer-column", "A", "--text-column", "T"],
-         "a text has no question"),
+         "plain text has no question"),
         (["softmax", "--data", "questions.jsonl"], "questions.jsonl:1"),
-        (["softmax", "--data", "dialogs.jsonl", "--label-column", "Q"], "--task chat has no use for this flag"),
-        (["softmax", "--data", "dialogs.jsonl", "--out", "softmax"], "the model lies in this folder"),
-        (["softmax", "--data", "dialogs.jsonl", "--out", "hybrid"], "there is a model in this folder already"),
+        (["softmax", "--data", "dialogs.jsonl", "--label-column", "Q"], "--task chat does not use this flag"),
+        (["softmax", "--data", "dialogs.jsonl", "--out", "softmax"], "the model itself is in this folder"),
+        (["softmax", "--data", "dialogs.jsonl", "--out", "hybrid"], "there is already a model in this folder"),
         (["mute", "--data", "dialogs.jsonl"], "the model's folder has no tokenizer"),
         (["adapter", "--data", "dialogs.jsonl"], "this is an adapter, not a model"),
-        (["low-bit", "--data", "dialogs.jsonl"], "weights of few bits do not learn (low-bit); add --method lora"),
-        (["low-bit", "--data", "dialogs.jsonl", "--method", "qlora"], "few bits already (low-bit); add --method lora"),
+        (["low-bit", "--data", "dialogs.jsonl"], "quantized weights cannot be trained (low-bit); add --method lora"),
+        (["low-bit", "--data", "dialogs.jsonl", "--method", "qlora"], "quantized already (low-bit); add --method lora"),
     ],
 )  # fmt: skip
 def test_one_clear_sentence(

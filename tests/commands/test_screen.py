@@ -61,7 +61,7 @@ def test_chat_refuses_what_the_classifier_finds(
     assert main(["chat", str(home / "model"), *flags, "--max-tokens", "3", "--device", "cpu"]) == 0
     shown = capsys.readouterr()
     assert asked == ["강과 산 친구"]  # what is refused is not even read
-    assert 'The question is not answered: the screen takes it for "1" (probability' in shown.err
+    assert 'The question is not answered: the screen classified it as "1" (probability' in shown.err
 
     screen = ScreenFlags(screen=str(home / "screen"), screen_label=("1",)).open("cpu")
     assert screen is not None and screen.threshold == 0.5
@@ -75,9 +75,9 @@ def test_chat_refuses_what_the_classifier_finds(
     [
         (("--screen-label", "1"), "there is no classifier to screen with"),
         (("--screen-threshold", "0.5"), "name it: --screen FOLDER"),
-        (("--screen", "screen"), "name one of the classifier's: 0, 1"),
+        (("--screen", "screen"), "give one of the classifier's: 0, 1"),
         (("--screen", "screen", "--screen-label", "x"), 'the classifier has no label "x"'),
-        (("--screen", "screen", "--screen-label", "1", "--screen-threshold", "2"), "2 is no probability"),
+        (("--screen", "screen", "--screen-label", "1", "--screen-threshold", "2"), "must be above 0 and at most 1"),
         (("--screen", "model", "--screen-label", "1"), "no classifier"),
     ],
 )

@@ -132,12 +132,12 @@ def test_speakers_of_dialogs(tmp_path, speakers, roles):
         ({"prompt": "안녕?", "completion": ""}, '"completion" is empty'),
         ({"prompt": ASKED[:1], "completion": "네"}, '"prompt" is not text'),
         ({"text": 5}, '"text" is not text but 5'),
-        ({"물음": "안녕?", "답": "네"}, "no known shape: 물음, 답"),
+        ({"물음": "안녕?", "답": "네"}, "no known format: 물음, 답"),
         ({"messages": [ASKED[0], ASKED[1] | {"weight": 0.5}]}, '"weight" of entry 2 of "messages" is 0.5'),
         ({"messages": [ASKED[0], ASKED[1] | {"weight": 0}]}, "has the weight 0, so there is nothing to learn"),
         ({"prompt": "안녕?", "chosen": "네", "rejected": "아니요"}, "a preference, not a conversation"),
         ({"dialogs": []}, 'the list "dialogs" is empty'),
-        ({}, "no known shape: none"),
+        ({}, "no known format: none"),
         (["안녕?"], "not an object with keys"),
         (None, "not an object with keys"),
     ],
@@ -186,11 +186,11 @@ def test_columns_of_tables(tmp_path):
     assert messages_of(tmp_path, question_column="물음", answer_column="답") == [ASKED] * 4
     for name in ("a.csv", "b.tsv", "c.parquet"):
         for skip in ("error", "skip"):
-            with pytest.raises(UserError, match="known shape.*name the columns"):
+            with pytest.raises(UserError, match="known format.*give the columns"):
                 messages_of(tmp_path / name, on_bad_record=skip)
         with pytest.raises(UserError, match='no column "대답"; there are'):
             messages_of(tmp_path / name, question_column="물음", answer_column="대답")
-    with pytest.raises(UserError, match="name both"):
+    with pytest.raises(UserError, match="give both"):
         read_conversations(tmp_path, question_column="물음")
 
 
@@ -271,7 +271,7 @@ def test_files_that_cannot_be_read_at_all(tmp_path):
 def test_nothing_to_learn_from(tmp_path):
     with pytest.raises(UserError, match="no record in the data"):
         list(read_conversations(write(tmp_path / "empty.jsonl")))
-    with pytest.raises(UserError, match=r"none of the 2 records can be used.*known shape"):
+    with pytest.raises(UserError, match=r"none of the 2 records can be used.*known format"):
         list(read_conversations(write(tmp_path / "bad.jsonl", {"a": 1}, {"b": 2}), on_bad_record="skip"))
     (tmp_path / "a.txt").write_text("여울", encoding="utf-8")
     with pytest.raises(UserError, match="who speaks"):

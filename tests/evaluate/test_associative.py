@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_left_out_and_said(tokenizer, material):
     assert len(asked.cells) == 2 and len(asked.left_out) == 4
     assert "more than the context of 200" in asked.left_out[0]
     asked = mqar_questions(material, context=10_000, pairs=(500,), distances=(0,))
-    assert not asked.cells and "whole words, 1000 are needed" in asked.left_out[0]
+    assert not asked.cells and "whole words, but 1000 are needed" in asked.left_out[0]
     assert "held-out text has 800" in mqar_questions(material, context=10_000, distances=(2048,)).left_out[0]
     assert "held-out text has 800" in needle_questions(material, context=10_000, lengths=(2048,)).left_out[0]
 

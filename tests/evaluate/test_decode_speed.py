@@ -70,4 +70,4 @@ def test_what_does_not_fit_is_left_out_and_said_to_be() -> None:
     found = decode_speeds(models, (64, 128), steps=1, turns=1, budget_seconds=0.0)
     assert {r.position for r in found.records} == {64}
     assert [(r.model, r.position) for r in found.left_out] == [("teacher", 128), ("converted", 128)]
-    assert "of 0 s are left" in found.left_out[0].reason
+    assert "0 s of 0 s is left" in found.left_out[0].reason

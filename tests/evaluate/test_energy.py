@@ -144,4 +144,4 @@ def test_what_a_killed_run_left_out_is_estimated_by_its_power():
     assert stretched(measured(100), 10.05) == measured(100)
     longer = stretched(measured(100), 30)
     assert longer.joules is None and longer.estimated_joules == 300 and longer.assumed_watts == 10
-    assert "20 s that a killed run left no note of" in str(longer)
+    assert "20 s that a killed run left no record of" in str(longer)

@@ -118,7 +118,7 @@ def test_evaluate_judges_a_conversion_against_its_teacher(word_folder, capsys):
     config = evaluate.Config(str(word_folder / "linear"), prompts=0, window=8, **settings)
     assert evaluate.run(config) == 0
     printed = capsys.readouterr().out
-    assert "the last 8 positions and the first 4" in printed and "window only" in printed
+    assert "the last 8 and the first 4 positions" in printed and "window only" in printed
 
 
 def test_evaluate_asks_a_single_model(word_folder, capsys):

@@ -57,7 +57,7 @@ def test_the_cut_teacher_shares_the_weights_and_stops_gradients():
 def test_what_cannot_be_cut_is_said():
     with pytest.raises(UserError, match="no softmax attention"):
         cut_teacher(make("dijiang"))
-    with pytest.raises(UserError, match="rotate positions in two ways"):
+    with pytest.raises(UserError, match="two kinds of rotary positions"):
         cut_teacher(make("gemma-like"))
 
 

@@ -92,7 +92,7 @@ def test_everything_about_a_hybrid(teacher, tokenizer):
         "chrF",
         "20 W",
         "decoding at position",
-        "repeating what a short",
+        "Caches were filled by repeating",
     ):
         assert text in table
 
@@ -121,7 +121,7 @@ def test_views_of_a_model_without_a_window(teacher):
 def test_a_window_as_long_as_the_text_says_that_distance_is_worth_nothing(teacher, tokenizer):
     found = judged(teacher, convert(teacher, Conversion()), tokenizer, window=100, budget=replace(SMALL, prompts=0))
     assert not found.far.measurable and found.agreement is None
-    assert "worth nothing measurable" in found.table()
+    assert "distance is not measurable" in found.table()
 
 
 def test_parts_that_are_not_wanted_are_not_made(teacher, tokenizer):

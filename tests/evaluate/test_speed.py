@@ -59,7 +59,7 @@ def test_budget_stops_before_long_contexts():
 
 
 def test_unreachable_contexts_and_empty_comparisons_are_user_errors():
-    with pytest.raises(UserError, match="reaches 512 positions"):
+    with pytest.raises(UserError, match="has 512 positions"):
         compare({"m": tiny("softmax")}, [510], steps=1, turns=1)
     with pytest.raises(UserError, match="nothing to compare"):
         compare({}, [8])

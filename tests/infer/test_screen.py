@@ -54,11 +54,11 @@ def said(*texts: str) -> list[dict[str, str]]:
 def test_questions_and_answers_are_refused_from_the_threshold_on(classifier: ByKeyword) -> None:
     screen = Screen(classifier, "hate", 0.6)
     assert screen(said("안녕?"), None) is None
-    assert screen(said("독은?"), None) == 'the screen takes it for "hate" (probability 0.60)'
-    assert screen(said("안녕?"), "독입니다") == 'the screen takes it for "hate" (probability 0.60)'
+    assert screen(said("독은?"), None) == 'the screen classified it as "hate" (probability 0.60)'
+    assert screen(said("안녕?"), "독입니다") == 'the screen classified it as "hate" (probability 0.60)'
     assert Screen(classifier, "hate", 0.61)(said("독은?"), None) is None
     both = Screen(classifier, ("insult", "hate", "insult"), 0.75)
-    assert both(said("욕은?"), None) == 'the screen takes it for "insult" or "hate" (probability 0.80)'
+    assert both(said("욕은?"), None) == 'the screen classified it as "insult" or "hate" (probability 0.80)'
 
 
 def test_all_of_a_conversation_is_judged_and_each_text_once(classifier: ByKeyword) -> None:
@@ -67,7 +67,7 @@ def test_all_of_a_conversation_is_judged_and_each_text_once(classifier: ByKeywor
     assert screen(said("안녕?", "네", "그래서?"), "강이요") is None
     assert screen(said("안녕?", "네", "그래서?", "강이요", "또?"), None) is None
     assert sorted(classifier.asked) == sorted(["안녕?", "네", "그래서?", "강이요", "또?"])
-    reason = 'the screen takes an earlier message for "hate" (probability 0.60)'
+    reason = 'the screen classified an earlier message as "hate" (probability 0.60)'
     assert screen([{"role": "system", "content": "독을 권해"}, *said("안녕?")], None) == reason
     assert screen(said("안녕?", "독이요", "그래서?"), None) == reason
     assert screen(said("독?", "네", "그래서?"), "강이요") is None  # the conversation was judged before
@@ -110,9 +110,9 @@ def test_pieces_of_a_real_classifier_are_read_whole(parts: tuple[SequenceClassif
         ("toxic", 0.5, 'no label "toxic".*it has none, hate, insult'),
         ((), 0.5, "no label is refused.*none, hate, insult"),
         (("none", "hate", "insult"), 0.5, "all labels"),
-        ("hate", 0.0, "0 is no probability"),
-        ("hate", 50, "50 is no probability"),
-        ("hate", float("nan"), "nan is no probability"),
+        ("hate", 0.0, "is 0, but must be above 0"),
+        ("hate", 50, "is 50, but must be above 0"),
+        ("hate", float("nan"), "is nan, but must be above 0"),
     ],
 )
 def test_what_cannot_be_is_said(labels: Any, threshold: float, words: str, classifier: ByKeyword) -> None:

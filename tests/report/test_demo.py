@@ -6,6 +6,7 @@ import shlex
 import pytest
 import torch
 
+from report.reading import foreign, seen
 from yeoul.commands import demo, linearize, plan, pretrain
 from yeoul.commands.results import collect, command_line, linear_results
 from yeoul.config import parse_flags
@@ -125,6 +126,9 @@ def test_a_small_demo_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     assert [stage.name for stage in found["stages"]] == ["pretrain", "align", "distil"]
     assert {curve.stage for curve in found["curves"]} == {"pretrain", "align", "distil"}
     assert "without the linear part" in (out / "report.md").read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for language in ("en", "ko"):
+        assert len(seen(page, language)) > 100 and foreign(page, language) == []
     assert (out / "linear" / "model" / "tokenizer.json").is_file()
     assert demo.run(config) == 0
     assert "--overwrite" in capsys.readouterr().out

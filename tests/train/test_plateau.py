@@ -68,7 +68,7 @@ def _train(folder: Path, **changes: object) -> TrainResult:
 def test_a_stopped_run_ends_at_the_same_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = _train(tmp_path / "whole")
     assert 40 < whole.step < 120 and whole.unspent == (120 - whole.step) * 24
-    assert "no longer falls" in capsys.readouterr().err
+    assert "stopped falling" in capsys.readouterr().err
     draw = ToyLoader.next_batch
     for stop_at in (15, 38, whole.step - 4):
 

@@ -111,7 +111,7 @@ def test_other_values_are_refused_before_anything_changes(text, tmp_path):
         (replace(config, train=replace(config.train, lr=1e-4)), "--lr"),
         (replace(config, layers=1), "--layers"),
         (replace(config, vocab_size=335), "--vocab-size"),
-        (replace(config, resume=False), "there is a run already"),
+        (replace(config, resume=False), "there is already a run"),
     ):
         with pytest.raises(UserError, match=flag):
             run(changed)

@@ -161,7 +161,7 @@ def test_finished_run_started_again_ends_with_its_result(tmp_path, capsys):
     first = _train(tmp_path, tokens=10 * 24)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     again = _train(tmp_path, tokens=10 * 24)
-    assert "finished already" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     assert (again.step, again.loss, again.validation, again.best) == (
         first.step, first.loss, first.validation, first.best
     )  # fmt: skip
@@ -173,7 +173,7 @@ def test_other_settings_are_refused_by_name_and_watching_may_change(tmp_path):
     with pytest.raises(UserError, match=r"lr \(0\.01 before, 0\.02 now\)"):
         _train(tmp_path, tokens=10 * 24, lr=0.02)
     _train(tmp_path, tokens=10 * 24, log_every=3, eval_every=5, save_every=4, keep_last=1)
-    with pytest.raises(UserError, match="there is a run already"):
+    with pytest.raises(UserError, match="there is already a run"):
         train(
             toy_model(), ToyLoader(4, 6), language_model_objective, toy_config(), tmp_path,
             save_model=lambda f: None, resume=False,

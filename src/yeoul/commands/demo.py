@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from yeoul.commands import conclusion, linearize, pretrain
 from yeoul.errors import UserError
+from yeoul.report.content import Text
 from yeoul.safe_json import read_object
 from yeoul.units import count, rate, size
 
@@ -338,11 +339,13 @@ def _report(config: Config, state: dict[str, Any], clock: Any) -> int:
     from yeoul.report.page import write_report
 
     out, recall = config.out, state["recall"]
+    questions = recall["teacher"]["questions"]
     found = collect(out / "pretrain", out / "linear")
     found["models"] = tuple(
         replace(row, recall=recall[row.role]["accuracy"]) if row.role in recall else row for row in found["models"]
     )
-    result = f"{VOCAB:,} pieces, {state['plan']['corpus_tokens']:,} tokens of text"
+    tokens = state["plan"]["corpus_tokens"]
+    result = Text(f"{VOCAB:,} pieces, {tokens:,} tokens of text", f"조각 {VOCAB:,}개, 텍스트 {tokens:,}토큰")
     first = Stage(name="text", seconds=state["seconds"]["text"], result=result)
     found["stages"] = (first, *found["stages"])
     again = Path(f"{out}-again")
@@ -354,39 +357,72 @@ def _report(config: Config, state: dict[str, Any], clock: Any) -> int:
         seconds=clock.elapsed(),
         recall_chance=recall["teacher"]["chance"],
         samples=tuple(Sample(**values) for values in state["texts"]),
-        sample_settings=f"Temperature {SAMPLING['temperature']}, top-p {SAMPLING['top_p']}, seed {config.seed}.",
+        sample_settings=Text(
+            f"Temperature {SAMPLING['temperature']}, top-p {SAMPLING['top_p']}, seed {config.seed}.",
+            f"온도 {SAMPLING['temperature']}, top-p {SAMPLING['top_p']}, 시드 {config.seed}.",
+        ),
         reproduce=(
-            Command(line=f"{_command(config)} --overwrite", what="All of it, as far as the time allows"),
+            Command(
+                line=f"{_command(config)} --overwrite",
+                what=Text("All of it, as far as the time allows", "전체를 주어진 시간만큼"),
+            ),
             Command(
                 line=command_line("pretrain", before, ("data",)),
-                what="Or step by step, with the same budgets",
+                what=Text("Or step by step, with the same budgets", "또는 같은 예산으로 한 단계씩"),
             ),
             Command(line=command_line("linearize", after, ("model",))),
         ),
         next_steps=tuple(Command(line=line, what=what) for line, what in _next_steps(config)),
         notes=(
-            "Bits per byte are measured on held-out documents; no model was trained on them.",
-            "Speeds are measured after a real prefill of random tokens, the models in turns, "
-            "with batch 1; contexts beyond the training length measure speed and memory only.",
-            "Recall ranks the right answer among four, "
-            f"{recall['teacher']['questions']} questions of the built-in kind.",
+            Text(
+                "Bits per byte are measured on held-out documents; no model was trained on them.",
+                "바이트당 비트는 따로 둔 문서로 쟀고, 어느 모델도 그 문서로 학습하지 않았습니다.",
+            ),
+            Text(
+                "Speeds are measured after a real prefill of random tokens, the models in turns, with batch 1; "
+                "contexts beyond the training length measure speed and memory only.",
+                "속도는 무작위 토큰을 실제로 프리필한 뒤 두 모델을 번갈아 배치 1로 쟀습니다. 학습 길이를 넘는 "
+                "문맥에서는 속도와 메모리만 뜻이 있습니다.",
+            ),
+            Text(
+                f"Recall ranks the right answer among four, {questions} questions of the built-in kind.",
+                f"회상은 보기 네 개 가운데 정답을 고르는 방식이고, 내장 질문 {questions}개로 쟀습니다.",
+            ),
         ),
     )
     write_report(report, out)
     return 0
 
 
-def _next_steps(config: Config) -> tuple[tuple[str, str], ...]:
+def _next_steps(config: Config) -> tuple[tuple[str, Text], ...]:
     out = config.out
     linear, pretrained = (shlex.quote(str(out / name)) for name in ("linear", "pretrain"))
     more, mine = shlex.quote(f"{out}-30"), shlex.quote(str(out.parent / "mine"))
     return (
-        (f'yeoul generate {linear} "{PROMPTS[0]}" --temperature 0.7', "Let the linear-time model write"),
-        (f"yeoul chat {linear}", "Chat with it"),
-        (f"yeoul bench {pretrained} {linear} --contexts 1024 4096 16384", "See the gap at longer contexts"),
-        (f"yeoul evaluate {linear} --by-position", "Where in the text it predicts well"),
-        (f"yeoul demo --minutes 30 --out {more}", "The same with more time: better Korean"),
-        (f"yeoul pretrain YOUR_TEXT --out {mine}", "Your own text: .txt, .jsonl, .csv, .parquet, a folder"),
+        (
+            f'yeoul generate {linear} "{PROMPTS[0]}" --temperature 0.7',
+            Text("Let the linear-time model write", "선형 시간 모델로 글쓰기"),
+        ),
+        (f"yeoul chat {linear}", Text("Chat with it", "이 모델과 대화하기")),
+        (
+            f"yeoul bench {pretrained} {linear} --contexts 1024 4096 16384",
+            Text("See the gap at longer contexts", "더 긴 문맥에서 차이 보기"),
+        ),
+        (
+            f"yeoul evaluate {linear} --by-position",
+            Text("Where in the text it predicts well", "텍스트의 어느 위치를 잘 예측하는지"),
+        ),
+        (
+            f"yeoul demo --minutes 30 --out {more}",
+            Text("The same with more time: better Korean", "시간을 더 들여 더 나은 한국어로"),
+        ),
+        (
+            f"yeoul pretrain YOUR_TEXT --out {mine}",
+            Text(
+                "Your own text: .txt, .jsonl, .csv, .parquet, a folder",
+                "내 텍스트로: .txt, .jsonl, .csv, .parquet, 폴더",
+            ),
+        ),
     )
 
 
@@ -398,4 +434,4 @@ def _say_goodbye(config: Config, clock: Any) -> None:
     print(f"\nDone in {clock.total()}. The report: {out / 'report.html'} (or {out / 'report.md'})")
     print(f"The models: {out / 'pretrain'} (softmax) and {out / 'linear'} (DiJiang).\n\nWhat to try next:")
     for line, what in _next_steps(config):
-        print(f"  {line}\n      {what}")
+        print(f"  {line}\n      {what.en}")

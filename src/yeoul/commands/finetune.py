@@ -23,6 +23,7 @@ from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 from yeoul.safe_json import read_object
 from yeoul.train.config import CHANGEABLE
+from yeoul.units import count
 
 if TYPE_CHECKING:
     import torch
@@ -41,23 +42,23 @@ RECORD = "finetune.json"
 
 @dataclass(frozen=True)
 class Config:
-    """Teach a model conversations, a field's text, labels or preferences.
+    """Train a model further: on conversations, text, labels or preferences.
 
-    Reads conversations in the usual forms, and plain text, and trains the whole model (full), a low-rank adapter
-    beside its frozen weights (lora), or an adapter beside weights of few bits (qlora). Leaves OUT/model or OUT/adapter.
-    The same command again goes on where it was stopped.
+    Reads conversations in the common formats and plain text, and trains the whole model (full), a low-rank adapter
+    on its frozen weights (lora), or an adapter on quantized weights (qlora). Writes OUT/model or OUT/adapter. Run the
+    same command again to continue where it stopped.
     """
 
     model: Place
     """Model: a Hugging Face folder, a run's folder, or an id on the hub; softmax or linearized. With --method lora also
-    an adapter, which is trained further."""
+    an adapter, to be trained further."""
     _: KW_ONLY
     data: Place = ""
     """Conversations, instructions or text: a file, a folder or a hub data set "org/name"; several with commas."""
     task: Literal["chat", "classify", "embed", "dpo"] = "chat"
     """What is learned: chat (conversations, instructions, text), classify, embed, or dpo (preferences)."""
     method: Literal["full", "lora", "qlora"] = "full"
-    """full trains all weights, lora an adapter, qlora an adapter beside weights of 4 or 8 bits."""
+    """full trains all weights, lora an adapter, qlora an adapter on weights of 4 or 8 bits."""
     out: Path = Path("runs/finetune")
     """Folder of the run."""
     config: Path | None = None
@@ -69,7 +70,7 @@ class Config:
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights that --method full saves; auto keeps that of the model's files."""
+    """Number type of the weights that --method full saves; auto keeps that of the model's files."""
 
     text_column: str | None = None
     """Column of tables (key of JSON objects) with the text; with --task chat it is learned as plain text. When not
@@ -79,11 +80,11 @@ class Config:
     val_data: Place | None = None
     """Data for validation; when not given, a share of --data is held out."""
     val_fraction: float = 0.05
-    """Share of the examples put aside for validation, equal ones together; 0 for none."""
+    """Share of the examples held out for validation, equal ones kept together; 0 for none."""
     val_max: int = 2000
-    """Most examples that --val-fraction puts aside."""
+    """Hold out at most this many examples with --val-fraction."""
     on_bad_record: Literal["error", "skip"] = "error"
-    """What a record that cannot be used does: stop with its file and line, or be left out and counted."""
+    """What to do about an unusable record: stop with its file and line, or skip and count it."""
 
     chat: Annotated[ChatFlags, Parameter(name="*")] = field(default_factory=ChatFlags)
     """Of --task chat."""
@@ -102,19 +103,21 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise UserError("no data is named", "--data", "give a file or a folder, such as --data dialogs.jsonl")
+            raise UserError("no data was given", "--data", "give a file or a folder, such as --data dialogs.jsonl")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"{self.val_fraction} is not a share from 0 to below 1", "--val-fraction")
         if self.val_max < 1:
-            raise UserError(f"{self.val_max} examples are none", "--val-max", "give --val-fraction 0 for no validation")
+            raise UserError(
+                f"--val-max is {self.val_max}, but must be at least 1", fix="give --val-fraction 0 for no validation"
+            )
         for tasks, flags in (
             (("chat",), self.chat), (("classify", "embed"), self.texts), (("classify",), self.classify),
             (("embed",), self.embed), (("dpo",), self.dpo),
         ):  # fmt: skip
             if self.task not in tasks and (others := changed(flags)):
-                raise UserError(f"--task {self.task} has no use for this flag", others[0], f"add --task {tasks[0]}")
+                raise UserError(f"--task {self.task} does not use this flag", others[0], f"add --task {tasks[0]}")
         if self.chat.question_column and self.text_column:
-            raise UserError("a text has no question and no answer", "--text-column", "leave it out")
+            raise UserError("plain text has no question and no answer", "--text-column", "leave it out")
         given = changed(self.lora)
         quantized = {"--bits", "--group-size"} & set(given)
         if self.method == "full" and given:
@@ -192,14 +195,14 @@ def _check_results(config: Config, start: Start) -> None:
     out = config.out.resolve()
     for what, folder in (("model", start.model), ("adapter", start.adapter)):
         if folder is not None and (out == folder.resolve() or out in folder.resolve().parents):
-            raise UserError(f"the {what} lies in this folder", f"--out {config.out}", "choose another --out")
+            raise UserError(f"the {what} itself is in this folder", f"--out {config.out}", "choose another --out")
     if config.overwrite or Checkpoints(config.out / "checkpoints", 1).steps():
         return
     for name in ("config.json", "adapter_config.json", "model", "adapter"):
         if (config.out / name).exists():
             what = "an adapter" if "adapter" in name else "a model"
-            fix = "choose another --out, or throw it away (--overwrite)"
-            raise UserError(f"there is {what} in this folder already", config.out / name, fix)
+            fix = "choose another --out, or discard it (--overwrite)"
+            raise UserError(f"there is already {what} in this folder", config.out / name, fix)
 
 
 def _dtypes(config: Config, folder: Path) -> tuple[torch.dtype, torch.dtype]:
@@ -235,10 +238,8 @@ class _Finetuning:
         config, model, task = self.config, self.model, self.task
         self.low_bit = any(True for _ in quantized_modules(model))
         if self.low_bit and config.method != "lora":
-            what = (
-                "the model's weights have few bits already" if self.with_adapter else "weights of few bits do not learn"
-            )
-            raise UserError(what, config.model, "add --method lora, which trains an adapter beside them")
+            what = "the model is quantized already" if self.with_adapter else "quantized weights cannot be trained"
+            raise UserError(what, config.model, "add --method lora, which trains an adapter on them")
         if not self.with_adapter:
             train_everything(model)
         task.prepare(model, tokenizer)
@@ -329,19 +330,21 @@ class _Finetuning:
 
     def _introduce(self) -> None:
         config, settings = self.config, self.settings
-        how = {"full": "all weights", "lora": "LoRA", "qlora": f"LoRA beside {config.lora.bits or BITS}-bit weights"}
+        how = {"full": "all weights", "lora": "LoRA", "qlora": f"LoRA on {config.lora.bits or BITS}-bit weights"}
         what = getattr(self.task, "learned", how[config.method])
         if self.start.adapter is not None:
             what += f", the adapter in {self.start.adapter} trained further"
         elif self.with_adapter:
             rows = len(getattr(self.task, "tokens", ()))
-            what += f" {config.lora.introduction()}" + (f" and the embeddings of {rows} tokens" if rows else "")
+            what += f" {config.lora.introduction()}" + (
+                f" and the embeddings of {count(rows, 'token')}" if rows else ""
+            )
         kinds = "/".join(dict.fromkeys(self.model.config.attention))
         share = f"{self.trained:,} of them trained ({self.trained / self.total:.2%})"
         print(f"Model: {self.total:,} parameters ({kinds}), {share}: {what}.")
         beside = "" if self.extra_rate is None else f" ({self.extra_rate:.3g} of what is trained on top)"
         print(
-            f"Training: {config.train.epochs:g} epochs in {settings.steps:,} steps of {settings.batch_size} x "
+            f"Training: epochs {config.train.epochs:g}, {count(settings.steps, 'step')} of {settings.batch_size} x "
             f"{settings.accumulate} examples of at most {settings.context:,} tokens, learning rate {settings.lr:.3g}"
             f"{beside}, on {self.model.device}."
         )

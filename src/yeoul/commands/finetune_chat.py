@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from yeoul.commands.finetune_tasks import Talking, to_open
 from yeoul.errors import UserError
+from yeoul.units import count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,17 +40,17 @@ class ChatFlags:
     """Tokens of a conversation that are learned: those of the assistant, or all; none of messages with "weight": 0.
     Plain text is learned whole."""
     packing: bool | None = None
-    """Pack whole examples into rows of --context tokens, none seeing another; without, a row is one example and those
-    of a batch are alike in length. Where all of the data is plain text it is packed, when not given."""
+    """Pack whole examples into rows of --context tokens, none seeing another; otherwise a row is one example, and a
+    batch has rows of similar length. When not given, data that is all plain text is packed."""
     question_column: str | None = None
-    """Column of tables (key of JSON objects) with the question, for data in no known form."""
+    """Column of tables (key of JSON objects) with the question, for data in no known format."""
     answer_column: str | None = None
-    """Column with its answer."""
+    """Column with the answer, likewise."""
 
     def __post_init__(self) -> None:
         if (self.question_column is None) != (self.answer_column is None):
             missing = "--answer-column" if self.answer_column is None else "--question-column"
-            raise UserError("question and answer need a column each", missing, "name it too")
+            raise UserError("question and answer need a column each", missing, "give this one too")
 
 
 def make(config: Config) -> ChatTask:
@@ -113,19 +114,19 @@ class ChatTask(Talking):
         from yeoul.commands.finetune_tasks import marked
 
         material = self.material
-        kinds = [f"{count:,} {name}" for count, name in
-                 ((material.conversations, "conversations"), (material.texts, "texts")) if count]  # fmt: skip
+        kinds = [count(number, name) for number, name in
+                 ((material.conversations, "conversation"), (material.texts, "text")) if number]  # fmt: skip
         tokens = sum(len(example.ids) for example in self.train)
         learned = sum(int(example.trained[1:].sum()) for example in self.train)
-        held_out = f"{len(self.val):,} examples for validation" if self.val else "none for validation"
-        how = "packed into rows" if self.packing else "one in a row"
-        lines = [f"Data: {' and '.join(kinds)}, {held_out}; {tokens:,} tokens, {learned:,} of them learned, {how}."]
+        held_out = f"{count(len(self.val), 'example')} for validation" if self.val else "none for validation"
+        how = "packed into rows" if self.packing else "one per row"
+        lines = [f"Data: {' and '.join(kinds)}, {held_out}; {tokens:,} tokens, {learned:,} of them trained, {how}."]
         if material.skipped:
-            lines.append(f"Left out: {material.skipped:,} records that cannot be used. The first: {material.complaint}")
+            lines.append(f"Left out: {count(material.skipped, 'unusable record')}. The first: {material.complaint}")
         if self.cut:
-            lines.append(f"{self.cut:,} examples are longer than {self.context:,} tokens and lose their ends.")
+            lines.append(f"Truncated to {self.context:,} tokens: {count(self.cut, 'example')}.")
         if self.dropped:
-            lines.append(f"{self.dropped:,} examples have nothing to learn within that and are left out.")
+            lines.append(f"Left out, with nothing to learn within that length: {count(self.dropped, 'example')}.")
         if material.conversations and self.given_template is None:
             lines.append("The model has no chat template; the default one is saved with it.")
         lines.append(self._begins())
@@ -256,7 +257,7 @@ class ChatTask(Talking):
         pieces = in_pieces(examples, self.context, self.tokenizer.framing.begin)
         fitted = fit_examples(pieces, self.context)
         if not fitted.examples:
-            what = f"none of {len(examples):,} examples has anything to learn within {self.context:,} tokens"
+            what = f"none of the {count(len(examples), 'example')} has anything to learn within {self.context:,} tokens"
             raise UserError(what, where, "give a longer --context" if fitted.cut else "give examples with answers")
         return fitted.examples, fitted.cut, fitted.dropped
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from yeoul.commands.finetune_texts import TextTask, check_share
 from yeoul.errors import UserError
+from yeoul.units import count
 
 if TYPE_CHECKING:
     import torch
@@ -42,17 +43,17 @@ class ClassifyFlags:
     label_column: str | None = None
     """Column with the label; when not given, it is looked up by its usual names."""
     label_smoothing: float = 0.0
-    """Share of each target that is spread over all classes."""
+    """Label smoothing: share of each target that is spread over all classes."""
     head_dropout: float = 0.0
-    """Dropout of what goes into the classification head."""
+    """Dropout before the classification head."""
     lm_weight: float = 0.0
-    """Go on learning the texts themselves: the loss of the next token is added with this weight."""
+    """Keep learning the texts themselves: the next-token loss is added with this weight."""
 
     def __post_init__(self) -> None:
         check_share(self.label_smoothing, "--label-smoothing")
         check_share(self.head_dropout, "--head-dropout")
         if not 0 <= self.lm_weight < float("inf"):
-            raise UserError(f"{self.lm_weight} is no weight", "--lm-weight", "give 0 or more")
+            raise UserError(f"--lm-weight is {self.lm_weight}, but must be at least 0")
 
 
 def make(config: Config) -> ClassifyTask:
@@ -139,11 +140,11 @@ class ClassifyTask(TextTask):
         return train + [t for t in val if t.label not in known], [t for t in val if t.label in known]
 
     def _check_labels(self, train: Sequence[LabelledText], val: Sequence[LabelledText]) -> None:
-        where, count = self.config.data, len(self.labels)
-        if count < 2:
+        where, number = self.config.data, len(self.labels)
+        if number < 2:
             raise UserError(f'all texts have the label "{self.labels[0]}"', where, "give texts of two labels or more")
-        if count > max(FEW_LABELS, len(train) // 2):
-            what = f"{count:,} different labels for {len(train):,} texts tell no classes apart"
+        if number > max(FEW_LABELS, len(train) // 2):
+            what = f"{number:,} different labels for {count(len(train), 'text')} do not look like classes"
             raise UserError(what, where, "name the column with the label (--label-column)")
         known = set(self.labels)
         for text in val:
@@ -162,7 +163,7 @@ class ClassifyTask(TextTask):
         shown = [f"{name} {self.counts[name]:,}" for name in self.labels[:SHOWN_LABELS]]
         if len(self.labels) > SHOWN_LABELS:
             shown.append(f"{len(self.labels) - SHOWN_LABELS} more")
-        lines = self.data_lines(f"{len(self.items):,} texts", self.skipped, self.complaint)
+        lines = self.data_lines(count(len(self.items), "text"), self.skipped, self.complaint)
         lines.append(f"Classes: {', '.join(shown)}; from the {self._states()}.")
         ids = list(self.items[0][0])
         learned = bool(self.config.classify.lm_weight)
@@ -227,7 +228,7 @@ class ClassifyTask(TextTask):
             scores = self.scored[1]
             write_json(out / "classification.json", scores.to_dict())
             lines.append(
-                f"Validation on {len(self.val):,} texts: accuracy {scores.accuracy:.4f}, "
+                f"Validation on {count(len(self.val), 'text')}: accuracy {scores.accuracy:.4f}, "
                 f"macro F1 {scores.macro_f1:.4f}.\n{scores.table()}\n"
             )
         return [*lines, f'Next: yeoul classify {shlex.quote(str(out))} --text "..."']

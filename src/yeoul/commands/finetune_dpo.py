@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from yeoul.commands.finetune_tasks import Talking, to_open
 from yeoul.errors import UserError
-from yeoul.units import duration
+from yeoul.units import count, duration
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,13 +34,13 @@ class DpoFlags:
     """Of --task dpo."""
 
     beta: float = 0.1
-    """How dear it is to leave the model as it came: the larger, the nearer to it the trained one stays."""
+    """Penalty on moving away from the original model: the larger, the closer the trained one stays to it."""
     preference_noise: float = 0.0
-    """Share of the pairs that is taken to be the wrong way round, so that no pair is learned with all force."""
+    """Share of pairs assumed to be mislabelled, so that no pair is learned too strongly (label smoothing)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < float("inf"):
-            raise UserError(f"{self.beta} cannot be", "--beta", "give a number above 0, such as 0.1")
+            raise UserError(f"--beta is {self.beta}, but must be above 0", fix="give a number such as 0.1")
         if not 0 <= self.preference_noise < 0.5:
             raise UserError(f"{self.preference_noise} is not a share from 0 to below 0.5", "--preference-noise")
 
@@ -48,9 +48,11 @@ class DpoFlags:
 def make(config: Config) -> DpoTask:
     """The task."""
     if config.text_column is not None:
-        raise UserError("preferences have no column of text", "--text-column", "leave it out")
+        raise UserError("preferences have no text column", "--text-column", "leave it out")
     if config.lora.train_tokens:
-        raise UserError("preferences teach no tokens", "--train-tokens", "make a chat model first (--task chat)")
+        raise UserError(
+            "--task dpo cannot train embeddings of tokens", "--train-tokens", "make a chat model first (--task chat)"
+        )
     return DpoTask(config)
 
 
@@ -119,7 +121,7 @@ class DpoTask(Talking):
 
         fitted = fit_pairs(pairs, self.context)
         if not fitted.pairs:
-            what = f"none of {len(pairs):,} pairs has two different answers within {self.context:,} tokens"
+            what = f"none of the {count(len(pairs), 'pair')} has two different answers within {self.context:,} tokens"
             raise UserError(what, where, "give a longer --context" if fitted.cut else "give pairs with answers")
         return fitted
 
@@ -132,14 +134,16 @@ class DpoTask(Talking):
         from yeoul.commands.finetune_tasks import marked
 
         tokens = sum(len(row.ids) for pair in self.train for row in pair[1:])
-        held_out = f"{len(self.val):,} of other prompts for validation" if self.val else "none for validation"
-        lines = [f"Data: {len(self.train):,} pairs, {held_out}; {tokens:,} tokens; beta {self.config.dpo.beta:g}."]
+        held_out = f"{len(self.val):,} with other prompts for validation" if self.val else "none for validation"
+        lines = [
+            f"Data: {count(len(self.train), 'pair')}, {held_out}; {tokens:,} tokens; beta {self.config.dpo.beta:g}."
+        ]
         if self.skipped:
-            lines.append(f"Left out: {self.skipped:,} records that cannot be used. The first: {self.complaint}")
+            lines.append(f"Left out: {count(self.skipped, 'unusable record')}. The first: {self.complaint}")
         if self.cut:
-            lines.append(f"{self.cut:,} pairs are longer than {self.context:,} tokens and lose their ends.")
+            lines.append(f"Truncated to {self.context:,} tokens: {count(self.cut, 'pair')}.")
         if self.dropped:
-            lines.append(f"{self.dropped:,} pairs have no two different answers within that and are left out.")
+            lines.append(f"Left out, with no two different answers within that length: {count(self.dropped, 'pair')}.")
         if self.given_template is None:
             lines.append("The model has no chat template; the default one is saved with it.")
         head, *_ = marked(self.tokenizer, [], []).split("\n")
@@ -155,8 +159,8 @@ class DpoTask(Talking):
         The first call must come before the training, and before the state of a resumed run is read.
         """
         if self._reference is None:
-            began, count = time.perf_counter(), len(self.train) + len(self.val)
-            print(f"Reference: {count:,} pairs, scored once by the model as it came ...", end=" ", flush=True)
+            began, number = time.perf_counter(), len(self.train) + len(self.val)
+            print(f"Reference: {count(number, 'pair')}, scored once by the original model ...", end=" ", flush=True)
             self._reference = self._log_probs(self.train), self._log_probs(self.val)
             print(f"{duration(time.perf_counter() - began)}.", flush=True)
         return self._reference
@@ -209,7 +213,7 @@ class DpoTask(Talking):
         lines = []
         if after:
             lines.append(
-                f"Validation on {len(self.val):,} pairs: the better answer gained more than the worse one in "
+                f"Validation on {count(len(self.val), 'pair')}: the better answer gained more than the worse one in "
                 f"{after['accuracy']:.1%}, by a margin of {after['margin']:.3f} (beta times nats)."
             )
         return [*lines, f"Next: yeoul chat {to_open(self.config, out)}"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from yeoul.commands.finetune_texts import TextTask
 from yeoul.errors import UserError
+from yeoul.units import count
 
 if TYPE_CHECKING:
     import torch
@@ -31,28 +32,28 @@ class EmbedFlags:
     """Of --task embed."""
 
     pair_columns: tuple[str, str] | None = None
-    """The two columns with texts that belong together; found by their usual names when not given."""
+    """The two columns with texts that belong together; when not given, they are looked up by their usual names."""
     score_column: str | None = None
-    """Column that says how much they do, on any scale; when not given, it is looked up by its usual names."""
+    """Column with a similarity score, on any scale; when not given, it is looked up by its usual names."""
     pair_loss: Literal["cosent", "pearson", "cosine", "infonce"] | None = None
-    """For pairs with scores cosent (their order; when not given), pearson (their correlation with the cosines; when not
-    given with --whiten) or cosine (the cosine is to be the score, scaled to 0 to 1); for pairs without, infonce (each
-    finds its partner in the batch)."""
+    """For pairs with scores: cosent (their order; the default), pearson (their correlation with the cosines; the
+    default with --whiten) or cosine (the cosine should equal the score, scaled to 0 to 1). For pairs without: infonce
+    (each text finds its partner in the batch)."""
     temperature: float = 0.05
-    """Divides the cosines in cosent and infonce; smaller minds close neighbours more."""
+    """Divides the cosines in cosent and infonce; smaller values penalize close neighbours more."""
     states: Literal["last", "embeddings", "both"] = "last"
-    """What is pooled: the last hidden states, the embeddings that enter the first block (then no block is used), or
+    """What is pooled: the last hidden states (last), the embeddings before the first block (then no block is used), or
     both side by side."""
     whiten: bool = False
-    """A linear layer on the pooled states, begun as the one that makes them uncorrelated over the training texts."""
+    """Add a linear layer on the pooled states, initialized to whiten them over the training texts."""
     freeze_model: bool = False
-    """Train that layer alone, which takes seconds; then --lr is 1e-3 when not given."""
+    """Train only that layer, which takes seconds; --lr is then 1e-3 when not given."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
-            raise UserError(f"{self.temperature} is no temperature", "--temperature", "give a number above 0")
+            raise UserError(f"--temperature is {self.temperature}, but must be above 0")
         if self.freeze_model and not self.whiten:
-            what = "a frozen model without a layer on it has nothing to learn"
+            what = "a frozen model without a layer on top has nothing to train"
             raise UserError(what, "--freeze-model", "add --whiten")
 
 
@@ -117,11 +118,11 @@ class EmbedTask(TextTask):
         flags, lora = self.config.embed, self.config.method != "full"
         if self.config.texts.head_lr is not None and (flags.freeze_model or not flags.whiten):
             fix = "give its rate as --lr" if flags.freeze_model else "add --whiten"
-            raise UserError("there is no layer with a learning rate beside the model's", "--head-lr", fix)
+            raise UserError("there is no layer that could have its own learning rate", "--head-lr", fix)
         if lora and flags.freeze_model:
             raise UserError("a frozen model has no adapter to train", "--freeze-model", "leave out --method")
         if lora and flags.states == "embeddings" and "embed_tokens" not in self.config.lora.target_modules:
-            fix = "leave out --method, or take --states both"
+            fix = "leave out --method, or use --states both"
             raise UserError("the adapter is in the blocks, which the embeddings do not use", "--states", fix)
         for name, parameter in model.named_parameters():
             if flags.freeze_model or (flags.states == "embeddings" and not name.startswith("model.embed_")):
@@ -183,25 +184,25 @@ class EmbedTask(TextTask):
         self.loss_name = flags.pair_loss or (usual if self.scored else "infonce")
         if self.scored != (self.loss_name != "infonce"):
             what = "the pairs have scores" if self.scored else "the pairs have no scores"
-            named = "take infonce, or name the column (--score-column)"
-            fix = "take cosent, pearson or cosine" if self.scored else named
-            raise UserError(f"{what}, which {self.loss_name} does not take", "--pair-loss", fix)
+            named = "use infonce, or give the column (--score-column)"
+            fix = "use cosent, pearson or cosine" if self.scored else named
+            raise UserError(f"{what}, which {self.loss_name} cannot use", "--pair-loss", fix)
         if self.loss_name == "pearson" and self.config.train.batch_size < LEAST_PEARSON:
             raise UserError("fewer than three pairs have no correlation", "--batch-size", "give 3 or more")
         if val and (val[0].score is not None) != self.scored:
-            raise UserError("only one of training and validation data has scores", self.config.val_data)
+            raise UserError("only one of the training and validation data has scores", self.config.val_data)
 
     def introduce(self) -> list[str]:
         """Sizes, the loss, and the first example."""
         from yeoul.commands.finetune_tasks import marked
 
-        kind = "triples" if self.first.negative is not None else "pairs"
+        kind = count(len(self.items), "triple" if self.first.negative is not None else "pair")
         scores = f" with scores from {self.low:g} to {self.high:g}" if self.scored else ""
-        lines = self.data_lines(f"{len(self.items):,} {kind}{scores}", self.skipped, self.complaint)
+        lines = self.data_lines(f"{kind}{scores}", self.skipped, self.complaint)
         lines.append(f"Loss: {self.loss_name}; a text's vector is the {self._described()}.")
         shown = [marked(self.tokenizer, list(ids), [True] * len(ids)).split("\n")[-1] for ids in self.items[0]]
         score = f"\n  score {self.first.score:g}" if self.first.score is not None else ""
-        return [*lines, "First example, tokens between bars:", "\n".join(shown) + score]
+        return [*lines, "First example, tokens separated by bars:", "\n".join(shown) + score]
 
     def _described(self) -> str:
         what = {"last": "last hidden states", "embeddings": "embeddings", "both": "embeddings and last hidden states"}
@@ -295,5 +296,5 @@ class EmbedTask(TextTask):
         lines = []
         for key, what in (("spearman", "Spearman"), ("partner_found", "Share that finds its partner")):
             if key in before and key in after:
-                lines.append(f"{what} of the validation: {before[key]:.4f} before, {after[key]:.4f} after.")
+                lines.append(f"{what} on the validation data: {before[key]:.4f} before, {after[key]:.4f} after.")
         return [*lines, f"Next: yeoul embed {shlex.quote(str(out))} --data texts.txt --out vectors.npy"]

@@ -41,10 +41,10 @@ class FinetuneBudget:
     epochs: float = 3.0
     """Passes over the data."""
     context: int | None = None
-    """Tokens of the longest example; the model's own length, but at most 1,024, when not given."""
+    """Longest example in tokens; when not given, the model's own length, but at most 1,024."""
     lr: float | None = None
-    """Peak learning rate; when not given, 0.1 / the model's width, at most 3e-4, with --method full, and ten times
-    that, at most 2e-3, with lora and qlora; with --task dpo 5e-6 and 5e-5."""
+    """Peak learning rate; when not given, 0.1 / hidden size (at most 3e-4) with --method full, and ten times that (at
+    most 2e-3) with lora and qlora; with --task dpo 5e-6 and 5e-5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +52,16 @@ class Training(TrainHabits, FinetuneBudget):
     """How it is trained: `TrainConfig` with a length in epochs, and defaults for a model that is trained already."""
 
     batch_size: int = 16
-    """Examples in one micro-batch (rows of packed ones with --packing)."""
+    """Examples per micro-batch (packed rows with --packing)."""
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises linearly."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices; embeddings, norms and biases have none."""
     eval_every: int = 200
-    """Most steps between two validations; there is one after each epoch, too, but at most twenty of them. 0 validates
+    """At most this many steps between validations; up to twenty epochs are validated at their ends, too. 0 validates
     only at the end. The state with the lowest validation loss is the result."""
     save_every: int = 200
-    """Steps between two checkpoints; 0 saves only at validations and at the end."""
+    """Steps between checkpoints; 0 saves only at validations and at the end."""
 
     def __post_init__(self) -> None:
         require(0 < self.epochs < math.inf, "epochs", self.epochs, "give a number above 0")
@@ -101,25 +101,25 @@ class LoraFlags:
     alpha: float = 16.0
     """The low-rank part is multiplied by alpha / rank."""
     dropout: float = 0.0
-    """Dropout of what goes into the low-rank part."""
+    """Dropout before the low-rank part."""
     target_modules: tuple[str, ...] = ("all-linear",)
     """Layers that get the adapter, by the ends of their names (q_proj k_proj v_proj o_proj gate_proj up_proj
-    down_proj), or all-linear; embed_tokens and lm_head are the embedding and the output layer. Of a model that ties
-    the two, either name means both."""
+    down_proj), or all-linear; embed_tokens and lm_head are the embedding and the output layer. If the model ties the
+    two, either name means both."""
     embedding_rank: int | None = None
-    """Rank of the low-rank part of the embedding and the output layer, where --target-modules has them; --rank when not
-    given. The part is multiplied by the same number, alpha / rank; with --rslora by alpha / sqrt(embedding rank)."""
+    """Rank of the low-rank part of the embedding and the output layer, if --target-modules has them; --rank when not
+    given. The part is scaled as the others, by alpha / rank; with --rslora by alpha / sqrt(embedding rank)."""
     rslora: bool = False
-    """Multiply by alpha / sqrt(rank) instead, for high ranks."""
+    """Scale by alpha / sqrt(rank) instead, for high ranks."""
     dora: bool = False
-    """Train the length of each row of the weights as well (DoRA)."""
+    """Also train the length of each row of the weights (DoRA)."""
     train_tokens: bool | None = None
-    """Train with the adapter the embeddings of the chat template's special tokens, a row each; when not given, where
-    the vocabulary is Yeoul's, whose pretrained models have never met these tokens."""
+    """Also train the embeddings of the chat template's special tokens, one row each; when not given, only if the
+    vocabulary is Yeoul's, whose pretrained models have never seen these tokens."""
     bits: Literal[4, 8] | None = None
     """Bits of the frozen weights with --method qlora; 4 when not given."""
     group_size: int | None = None
-    """Inputs that share a scale with --method qlora: 32, 64 or 128; 64 with 4 bits and all with 8 when not given."""
+    """Inputs that share a scale with --method qlora: 32, 64 or 128; when not given, 64 with 4 bits and all with 8."""
 
     def config(self, base_model: str | None, tokens: tuple[int, ...] | dict[str, tuple[int, ...]] = ()) -> LoraConfig:
         """The adapter that the flags describe.
@@ -141,7 +141,7 @@ class LoraFlags:
                 f"add --target-modules {' '.join(self.target_modules)} embed_tokens",
             )  # fmt: skip
         if r is not None and r < 1:
-            raise UserError(f"{r} is no rank", "--embedding-rank", "give 1 or more")
+            raise UserError(f"--embedding-rank is {r}, but must be at least 1")
         if self.dora and TABLES & set(self.target_modules):
             raise UserError("DoRA of the embedding or the output layer is not supported", "--dora", "leave it out")
         ranks = {} if r is None else dict.fromkeys(sorted(TABLES), r)

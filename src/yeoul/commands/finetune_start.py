@@ -50,7 +50,7 @@ def start_of(config: Config) -> Start:
         further = "; --method lora trains it further" if config.task in ("chat", "dpo") else ""
         raise UserError("this is an adapter, not a model", config.model, merge + further)
     if config.task not in ("chat", "dpo"):
-        raise UserError(f"--task {config.task} does not go on with an adapter", config.model, merge)
+        raise UserError(f"--task {config.task} cannot train an adapter further", config.model, merge)
     if given := [flag for flag in changed(config.lora) if flag not in ("--bits", "--group-size")]:
-        raise UserError("the adapter that is trained further is what it is", given[0], "leave this flag out")
+        raise UserError("an adapter that is trained further keeps its settings", given[0], "leave this flag out")
     return Start(model=model_folder(base_folder(adapter)), adapter=adapter, name=config.model)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from yeoul.errors import UserError
+from yeoul.units import count
 
 if TYPE_CHECKING:
     import torch
@@ -118,13 +119,13 @@ def divide(records: Sequence[T], fraction: float, most: int, key: Callable[[T], 
     """
     keys = [key(record) for record in records]
     distinct = list(dict.fromkeys(keys))
-    count = min(most, max(1, round(fraction * len(distinct)))) if fraction else 0
-    if count >= len(distinct):
-        what = f"{len(distinct)} examples cannot be divided between training and validation"
+    held_out = min(most, max(1, round(fraction * len(distinct)))) if fraction else 0
+    if held_out >= len(distinct):
+        what = f"{count(len(distinct), 'example')} cannot be divided between training and validation"
         raise UserError(what, "--val-fraction", "give more, or --val-fraction 0")
     # Sorted by a digest: as good as drawn, and the same after the data has been put into another order.
     chosen = set(
-        sorted(distinct, key=lambda k: hashlib.blake2b(repr(k).encode("utf-8", "surrogatepass")).digest())[:count]
+        sorted(distinct, key=lambda k: hashlib.blake2b(repr(k).encode("utf-8", "surrogatepass")).digest())[:held_out]
     )
     train = [record for record, k in zip(records, keys, strict=True) if k not in chosen]
     return train, [record for record, k in zip(records, keys, strict=True) if k in chosen]
@@ -167,4 +168,4 @@ def marked(tokenizer: Tokenizer, ids: Sequence[int], trained: Sequence[bool]) ->
         text = "│".join(tokenizer.decode([int(token)], skip_special=False) for token, _ in run).replace("\n", "⏎")
         parts.append(text if is_trained else f"[{text}]")
     more = " …" if len(ids) > SHOWN else ""
-    return f"First example, tokens between bars, those not trained in brackets:\n  {'│'.join(parts)}{more}"
+    return f"First example, tokens separated by bars, untrained ones in brackets:\n  {'│'.join(parts)}{more}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from yeoul.errors import UserError
 from yeoul.files import write_json
 from yeoul.safe_json import read_object
+from yeoul.units import count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,23 +31,23 @@ class TextFlags:
     """Of --task classify and embed."""
 
     pooling: Literal["last", "mean"] | None = None
-    """Which states stand for a text: that of its last token (classify, when not given) or the mean of all (embed).
-    transformers has only the last token for classifiers."""
+    """Pooling over tokens: the last one (classify, when not given) or the mean of all (embed). For classifiers,
+    transformers supports only the last token."""
     word_dropout: float = 0.0
-    """Leave out each token with this probability, in training."""
+    """Drop each token with this probability in training."""
     piece_length: int | None = None
-    """Cut the texts into pieces of at most so many characters, a space being one; the tokenizer that is saved goes on
-    doing so. As the tokenizer does it when not given."""
+    """Limit tokens to this many characters, the space included; the saved tokenizer keeps the limit. No limit when not
+    given."""
     head_lr: float | None = None
-    """Peak learning rate of what is trained on top of the model: the classification head, or the layer of --whiten. The
+    """Peak learning rate of what is trained on top of the model: the classification head, or the layer of --whiten; the
     same as the model's when not given."""
 
     def __post_init__(self) -> None:
         check_share(self.word_dropout, "--word-dropout")
         if self.head_lr is not None and not 0 < self.head_lr < 100:
-            raise UserError(f"{self.head_lr} is no learning rate", "--head-lr", "give a number above 0, such as 1e-3")
+            raise UserError(f"--head-lr is {self.head_lr}, but must be above 0", fix="give a number such as 1e-3")
         if self.piece_length is not None and self.piece_length < 1:
-            raise UserError(f"pieces of {self.piece_length} characters are none", "--piece-length", "give 1 or more")
+            raise UserError(f"--piece-length is {self.piece_length}, but must be at least 1")
 
 
 def check_share(value: float, flag: str) -> None:
@@ -67,7 +68,7 @@ class TextTask:
 
     def __init__(self, config: Config) -> None:
         if config.lora.train_tokens:
-            raise UserError(f"--task {config.task} teaches no tokens", "--train-tokens", "leave it out")
+            raise UserError(f"--task {config.task} cannot train embeddings of tokens", "--train-tokens", "leave it out")
         self.config = config
         self.items: list[Item] = []
         self.val: list[Item] = []
@@ -149,9 +150,9 @@ class TextTask:
         held_out = f"{len(self.val):,} for validation" if self.val else "none for validation"
         lines = [f"Data: {what}, {held_out}; {tokens:,} tokens."]
         if skipped:
-            lines.append(f"Left out: {skipped:,} records that cannot be used. The first: {complaint}")
+            lines.append(f"Left out: {count(skipped, 'unusable record')}. The first: {complaint}")
         if self.cut:
-            lines.append(f"{self.cut:,} texts are longer than {self.context:,} tokens and lose their ends.")
+            lines.append(f"Truncated to {self.context:,} tokens: {count(self.cut, 'text')}.")
         framing, spelled = self.tokenizer.framing, self.tokenizer.spelled
         around = [("begins", framing.begin), ("ends", framing.end)]
         if shown := [f"{verb} with {spelled(ids)}" for verb, ids in around if ids]:

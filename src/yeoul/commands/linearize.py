@@ -38,8 +38,8 @@ class Config:
     """Turn the softmax attention of a trained model into DiJiang's linear attention.
 
     The stages share the token budget: the new attention learns to give what each softmax layer gives (align), the whole
-    model learns the teacher's predictions (distil) and, where --finetune-share says so, the text (finetune). The same
-    command again goes on where it was stopped.
+    model learns the teacher's predictions (distil) and, if --finetune-share is above 0, the text (finetune). Run the
+    same command again to continue where it stopped.
     """
 
     model: Place
@@ -48,9 +48,9 @@ class Config:
     data: Place = "builtin"
     """Text: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas."""
     tokens: int | None = None
-    """Token budget of all stages together; 2,000,000, but at most four passes over the text, when not given."""
+    """Token budget of all stages together; when not given, 2,000,000, but at most four passes over the text."""
     out: Path = Path("runs/linearize")
-    """Folder of the run; the model is left in OUT/model."""
+    """Folder of the run; the model is written to OUT/model."""
     config: Path | None = None
     """YAML file with any of these settings; flags take precedence."""
     overwrite: bool = False
@@ -58,33 +58,33 @@ class Config:
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the matrix products."""
+    """Number type of matrix products."""
     teacher_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the teacher's weights and of the student's that are not trained; auto: float32, or bfloat16 where both
-    the products and the model's files have it."""
+    """Number type of the teacher's weights and of the student's frozen ones; auto: bfloat16 if both the products and
+    the model's files are bfloat16, else float32."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the saved weights; auto keeps that of the model's files."""
+    """Number type of the saved weights; auto keeps that of the model's files."""
 
     attention: Literal["hybrid", "dijiang"] = "hybrid"
     """hybrid: a softmax window and linear attention over what came before it; dijiang: linear attention alone."""
     window: int = 64
     """Positions of the hybrid's window."""
     sinks: int = 4
-    """First positions of every text that the hybrid's softmax sees for ever (none where the model has sliding layers,
-    which would see them too)."""
+    """Number of first positions that the hybrid's softmax always sees (attention sinks; none where the model has
+    sliding layers, which would see them too)."""
     keep_softmax: str = "0"
-    """How many layers stay softmax, those that need distance most; auto: the fewest that make up half of what distance
-    is worth, at most a quarter. Their caches grow."""
+    """Number of layers that stay softmax, those that need distant text most; auto: as few as account for half of what
+    distance is worth, at most a quarter of the layers. Their caches keep growing."""
     softmax_layers: tuple[int, ...] = ()
-    """Layers that stay softmax by number, counted from 0, instead."""
+    """Layers that stay softmax, by number, counted from 0; instead of --keep-softmax."""
     map: (
         Literal["dijiang", "performer", "pff", "wpff", "dcf", "wdcf", "dijiang-code", "hedgehog", "elu", "fourier"]
         | None
     ) = None
-    """Feature map; the settings below take what it has when not given. fourier with the delta rule, else dijiang, when
-    not given."""
+    """Feature map; when not given, fourier with the delta rule, else dijiang. The settings below default to what the
+    map uses."""
     features: int | None = None
-    """Features of a head; twice the head size when not given, once where the map has no pairs, eight times with
+    """Features per head; when not given, twice the head size, once where the map has no pairs, eight times with
     fourier."""
     kernel: Literal["softmax", "exp"] | None = None
     """Feature kernel: softmax normalises the features of each vector, exp estimates the softmax kernel."""
@@ -93,28 +93,28 @@ class Config:
     sequence: Literal["sobol", "stratified", "random"] | None = None
     """Points behind the frequencies: quasi-Monte Carlo (sobol, stratified) or random."""
     learn: tuple[Literal["weights", "frequencies", "directions"], ...] | None = None
-    """What of the feature map is trained."""
+    """Which parts of the feature map are trained."""
     decay: Literal["none", "fixed", "learned", "gated"] = "none"
-    """Decay of the linear state: for each head fixed or learned, or for each token by a learned gate."""
+    """Decay of the linear state: fixed or learned per head, or per token by a learned gate."""
     separate_maps: bool | None = None
-    """Queries and keys get maps of their own; with fourier they do when not given."""
+    """Give queries and keys separate maps; when not given, only with fourier."""
     mass: Literal["constant", "learned"] = "constant"
-    """How much a key or a query weighs altogether: the same for all of a head, or learned from the vector."""
+    """Overall weight of a key or query: the same for the whole head, or learned from the vector."""
     calibrate: bool = True
     """Set maps, masses and decays in closed form from the teacher's queries and keys before training."""
     state_update: Literal["additive", "delta"] | None = None
-    """How the state takes in a token: additive sums, delta corrects (the gated delta rule, with its own decay). delta
-    when neither a map nor a decay is given, else additive."""
+    """How the state takes in a token: additive sums, delta corrects (the gated delta rule, with its own decay). When
+    not given, delta if neither a map nor a decay is given, else additive."""
     short_conv: int | None = None
-    """Positions that a convolution over queries, keys and values spans, 0 for none; 4 in linear attention alone and
-    with the delta rule, none for sums beside a window, when not given."""
+    """Width in positions of a convolution over queries, keys and values, 0 for none; when not given, 4 in purely linear
+    attention and with the delta rule, none for sums beside a window."""
 
     stages: tuple[Literal["align", "distil", "finetune"], ...] = ("align", "distil", "finetune")
-    """Stages to run; they share the whole budget in the proportion of their shares."""
+    """Stages to run; they divide the whole budget in proportion to their shares."""
     align_share: float = 0.1
     """Share of the budget for the first stage."""
     finetune_share: float = 0.0
-    """Share of the budget for the last stage, cross-entropy with the text; distillation takes what is left."""
+    """Share of the budget for the last stage, cross-entropy on the text; distillation takes the rest."""
     align_lr: float = 5e-3
     """Peak learning rate of the feature maps in the first stage."""
     lr: float = 1e-4
@@ -122,43 +122,43 @@ class Config:
     finetune_lr: float = 1e-4
     """Peak learning rate in the last stage."""
     map_lr: float = 5e-3
-    """Peak learning rate of feature maps, gates and convolutions in the second and third stage: what is new has far to
-    go, what the teacher had has not."""
+    """Peak learning rate of feature maps, gates and convolutions in the second and third stage: new parts have further
+    to go than those taken over from the teacher."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon (orthogonalised momentum) for the matrices of linear layers where they are trained."""
     train_align: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "maps"
-    """What alignment trains: feature maps and gates; the whole attention; all weights; or the maps and a low-rank part
-    of the attention (low-rank) and of the MLPs too (low-rank-all)."""
+    """What alignment trains: feature maps and gates (maps); the whole attention; all weights; or the maps and a
+    low-rank part of the attention (low-rank), or of attention and MLPs (low-rank-all)."""
     train_distil: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "all"
-    """What distillation trains, likewise; all keeps the weights in memory twice, for teacher and student."""
+    """What distillation trains, likewise; all holds the weights in memory twice, for teacher and student."""
     train_finetune: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "all"
     """What the last stage trains, likewise."""
     rank: int = 8
     """Rank of the low-rank parts."""
     align_on: Literal["outputs", "hidden"] = "outputs"
-    """Align each layer's attention on the teacher's inputs (outputs), or the hidden states of the whole model."""
+    """Align each layer's attention on the teacher's inputs (outputs), or the whole model's hidden states (hidden)."""
     temperature: float = 1.0
     """Temperature of the distillation."""
     kl_weight: float = 1.0
-    """Share of the divergence from the teacher in the distillation; the rest is cross-entropy with the text."""
+    """Weight of the divergence from the teacher in distillation; the rest is cross-entropy on the text."""
     patience: int | None = None
-    """Steps between two looks at whether a stage still pays; a fifth of the stage when not given, 0 never looks."""
+    """Steps between checks whether a stage still improves; a fifth of the stage when not given, 0 for no checks."""
     batch_size: int = 8
-    """Sequences in a micro-batch."""
+    """Sequences per micro-batch."""
     accumulate: int = 1
-    """Micro-batches in a step."""
+    """Micro-batches per step."""
     context: int | None = None
-    """Tokens in a sequence; the model's own length, but at most 2,048, when not given."""
+    """Tokens per sequence; when not given, the model's own length, but at most 2,048."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     seed: int = 0
     """Seed of frequencies and of the order of the data."""
     eval_every: int = 0
-    """Steps between two validations within a stage; 0 validates at its end."""
+    """Steps between validations within a stage; 0 validates only at its end."""
     save_every: int = 100
-    """Steps between two checkpoints."""
+    """Steps between checkpoints."""
     log_every: int = 5
-    """Steps between two lines of metrics.jsonl."""
+    """Steps between lines of metrics.jsonl."""
 
     text_column: str | None = None
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
@@ -175,17 +175,17 @@ class Config:
     contexts: tuple[int, ...] = (512, 2048, 8192)
     """Contexts at which tokens per second and cache are measured at the end."""
     judge_tokens: int = 50_000
-    """Held-out tokens by which the result is judged against the teacher and against the teacher cut to the window
-    (what distance is worth, recall, free generation); 0 leaves this out."""
+    """Held-out tokens on which the result is judged against the teacher and against the teacher cut to the window
+    (value of distant text, recall, free generation); 0 for no judgement."""
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 1:
-            raise UserError(f"the budget is {self.tokens} tokens", "--tokens", "give at least one step's tokens")
+            raise UserError(f"--tokens is {self.tokens}, but must be at least one step's tokens")
         for flag, share in (("--align-share", self.align_share), ("--finetune-share", self.finetune_share)):
             if not 0 <= share <= 1:
                 raise UserError(f"{share} is not a share between 0 and 1", flag)
         if self.align_share + self.finetune_share > 1:
-            raise UserError("the shares of the stages are more than 1 together", "--align-share, --finetune-share")
+            raise UserError("the shares of the stages add up to more than 1", "--align-share, --finetune-share")
         if not self.stages:
             raise UserError("there is no stage to run", "--stages", f"choose from {', '.join(get_args(Stage))}")
         for flag, value, ok in (
@@ -201,7 +201,7 @@ class Config:
         if self.keep_softmax != "auto" and not self.keep_softmax.isdecimal():
             raise UserError(f"{self.keep_softmax!r} is neither a number of layers nor auto", "--keep-softmax")
         if self.keep_softmax != "0" and self.softmax_layers:
-            raise UserError("give one of them", "--keep-softmax, --softmax-layers")
+            raise UserError("both --keep-softmax and --softmax-layers are given", fix="leave one of them out")
         if self.batch_size < 1 or (self.context is not None and self.context < 2):
             raise UserError("a step needs at least one sequence of two tokens", "--batch-size, --context")
 
@@ -247,7 +247,7 @@ def _run(config: Config) -> int:
     with removed_on_user_error(config.out):
         shards, val = shards_of(config, tokenizer)
         if val is None:
-            raise UserError("there is no text to validate on", "--val-fraction", "put a share aside or give --val-data")
+            raise UserError("there is no text to validate on", "--val-fraction", "hold out a share or give --val-data")
         budget = config.tokens or min(LARGEST_BUDGET, MOST_PASSES * shards.meta.tokens)
         recipe = recipe_of(replace(config, tokens=budget), context, student)
         make_loader = lambda stage: PackedLoader(  # noqa: E731
@@ -303,7 +303,7 @@ def _dtypes(config: Config) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
         held = getattr(torch, config.teacher_dtype)
     if held == torch.bfloat16 != compute:
         raise UserError(
-            f"products in {str(compute).removeprefix('torch.')} do not take weights in bfloat16",
+            f"matrix products in {str(compute).removeprefix('torch.')} cannot use bfloat16 weights",
             "--teacher-dtype", "give --dtype bfloat16 too, or --teacher-dtype float32",
         )  # fmt: skip
     return compute, held, stored if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
@@ -337,10 +337,10 @@ def recipe_of(config: Config, context: int, student: Decoder) -> Recipe:
     )  # fmt: skip
     for stage in recipe.settings:
         if recipe.trains[stage] == "maps" and not _learns_alone(student):
-            fix = "give --align-share 0" if stage == "align" else f"let --train-{stage} be another"
+            fix = "give --align-share 0" if stage == "align" else f"choose another --train-{stage}"
             raise UserError(
-                f"nothing of the feature map {linear_part(config)[0]!r} is learned, so there is nothing to {stage}",
-                "--map", f"{fix}, or --learn where the map has parts to learn",
+                f"nothing of the feature map {linear_part(config)[0]!r} is trained, so there is nothing to {stage}",
+                "--map", f"{fix}, or give --learn if the map has parts to train",
             )  # fmt: skip
     return recipe
 
@@ -363,7 +363,9 @@ def plan(config: Config, context: int) -> dict[Stage, TrainConfig]:
     ]
     budgets = [(stage, share, lr) for stage, share, lr in budgets if stage in config.stages]
     if not any(share for _, share, _ in budgets):
-        raise UserError("the stages have no share of the budget", "--stages", "give --finetune-share or --align-share")
+        raise UserError(
+            "the chosen stages have no share of the budget", "--stages", "give --finetune-share or --align-share"
+        )
     total = sum(share for _, share, _ in budgets)
     budget = config.tokens or LARGEST_BUDGET
     stages: dict[Stage, TrainConfig] = {}

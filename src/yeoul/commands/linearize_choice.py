@@ -24,7 +24,7 @@ def kept_layers(
     count = None if config.keep_softmax == "auto" else int(config.keep_softmax)
     costs = layer_costs(teacher, batches, window=config.window, sinks=config.sinks, dtype=dtype)
     kept = layers_to_keep(costs, count)
-    print("What a window instead of softmax costs in each layer alone, nats a token:")
+    print("Cost of a window instead of full softmax in each layer alone, nats per token:")
     print("\n".join(f"  layer {i}: {cost:+.4f}{'  stays softmax' if i in kept else ''}" for i, cost in costs.items()))
     return kept
 

@@ -56,8 +56,8 @@ def check_run(config: Config | FinetuneConfig, preparation: dict[str, Any]) -> N
     if config.overwrite or not Checkpoints(out / "checkpoints", 1).steps():
         return
     if not config.resume:
-        fix = "go on with it (--resume), throw it away (--overwrite) or choose another --out"
-        raise UserError("there is a run already", where=out, fix=fix)
+        fix = "continue it (--resume), discard it (--overwrite) or choose another --out"
+        raise UserError("there is already a run", where=out, fix=fix)
     before = _read_record(out / "prepared.json")
     changed = sorted(k for k in before.keys() & preparation.keys() if before[k] != preparation[k])
     longer = [key for key in LENGTHS & set(changed) if preparation[key] > before[key]]
@@ -70,8 +70,8 @@ def check_run(config: Config | FinetuneConfig, preparation: dict[str, Any]) -> N
         raise UserError("only a finished run can be lengthened", where=out, fix=fix)
     if changed:
         names = ", ".join("--" + name.replace("_", "-") for name in changed)
-        fix = "give the same again, throw the run away (--overwrite) or choose another --out"
-        raise UserError(f"the run was started with other values of {names}", where=out, fix=fix)
+        fix = "give the same values, discard the run (--overwrite) or choose another --out"
+        raise UserError(f"the run was started with different values of {names}", where=out, fix=fix)
 
 
 def begin(config: Config | FinetuneConfig, preparation: dict[str, Any], record: str) -> None:

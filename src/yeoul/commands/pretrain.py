@@ -13,6 +13,7 @@ from yeoul.config import Place
 from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 from yeoul.train.config import TrainConfig
+from yeoul.units import count
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +35,8 @@ RECORD = "pretrain.json"
 class Config:
     """Pretrain a language model from text.
 
-    Trains a tokenizer unless one is given, stores the text as tokens, trains the model and leaves it in
-    OUT/model as a Hugging Face folder. The same command again goes on where it was stopped.
+    Trains a tokenizer unless one is given, stores the text as tokens, trains the model and writes it to OUT/model
+    as a Hugging Face folder. Run the same command again to continue where it stopped.
     """
 
     data: Place = "builtin"
@@ -65,21 +66,21 @@ class Config:
     val_tokens: int = 200_000
     """Score at most this many tokens in one validation."""
     isolate_documents: bool = False
-    """Pack documents so that none sees another; without it they follow one another in a row."""
+    """Pack documents so that none sees another; otherwise they follow one another in a row."""
 
     tokenizer: Path | None = None
-    """Folder of a tokenizer; without it one is trained on the data."""
+    """Folder of a tokenizer; when not given, one is trained on the data."""
     vocab_size: int = 8000
-    """Vocabulary of the tokenizer that is trained."""
+    """Vocabulary size of the tokenizer to train."""
     model_type: Literal["bpe", "unigram"] = "bpe"
-    """Kind of the tokenizer that is trained."""
+    """Kind of the tokenizer to train."""
     character_coverage: float = 0.9995
-    """Share of the text's characters that become pieces of that tokenizer; the rest are spelled in bytes."""
+    """Share of the text's characters that become pieces of that tokenizer; the rest are spelled as bytes."""
 
     preset: str = "10m"
     """Size of the model by name: 1m, 3m, 5m, 10m, 15m, 30m, 125m, 350m, 1b or gpt-classic."""
     hidden_size: int | None = None
-    """Width of the model, instead of the preset's."""
+    """Hidden size, instead of the preset's."""
     layers: int | None = None
     """Number of layers, instead of the preset's."""
     heads: int | None = None
@@ -87,21 +88,21 @@ class Config:
     kv_heads: int | None = None
     """Key-value heads; must divide the query heads."""
     intermediate_size: int | None = None
-    """Width inside the MLP."""
+    """Hidden size of the MLP."""
     attention: tuple[str, ...] | None = None
-    """Attention of all layers, or of each: softmax, sliding, dijiang or hybrid."""
+    """Attention of all layers, or one kind per layer: softmax, sliding, dijiang or hybrid."""
     window: int | None = None
-    """Positions that sliding and hybrid attention see, the present one included."""
+    """Positions that sliding and hybrid attention see, including the current one."""
     positions: Literal["rotary", "sinusoidal", "learned", "none"] | None = None
-    """How positions are told apart."""
+    """Position encoding."""
     norm: Literal["rmsnorm", "layernorm"] | None = None
     """Normalisation."""
     mlp: Literal["swiglu", "gelu"] | None = None
     """MLP."""
     tie_embeddings: bool | None = None
-    """Use the embedding as output projection too."""
+    """Share the embedding with the output projection."""
     max_positions: int | None = None
-    """Longest text that the model is made for; the training context when not given."""
+    """Longest text that the model is made for, in tokens; the training context when not given."""
 
     train: Annotated[TrainConfig, Parameter(name="*")] = field(default_factory=TrainConfig)
     """How it is trained."""
@@ -217,15 +218,15 @@ def _introduce(
     validation = f", {val_shards.num_tokens:,} for validation" if val_shards else ", none for validation"
     train = config.train
     epochs = train.tokens / max(1, shards.num_tokens)
-    print(f"Data: {shards.num_documents:,} documents, {shards.num_tokens:,} tokens{validation}.")
+    print(f"Data: {count(shards.num_documents, 'document')}, {count(shards.num_tokens, 'token')}{validation}.")
     print(f"Model: {model.num_parameters():,} parameters ({config.preset}), on {place}.")
     print(
-        f"Training: {train.tokens:,} tokens ({epochs:.2f} times the data) in {train.steps:,} steps of "
+        f"Training: {train.tokens:,} tokens ({epochs:.2f} epochs) in {count(train.steps, 'step')} of "
         f"{train.tokens_per_step:,} tokens, context {train.context:,}."
     )
     print(tokenizer.begins)
     print(
-        f"First example, tokens between bars, those not trained in brackets:\n  {_example(batch, tokenizer)}",
+        f"First example, tokens separated by bars, untrained ones in brackets:\n  {_example(batch, tokenizer)}",
         flush=True,
     )
 

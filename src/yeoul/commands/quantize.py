@@ -39,50 +39,51 @@ RECORD = "quantize.json"
 
 @dataclass(frozen=True)
 class Config:
-    """Write a model with weights of 8 or 4 bits, and print what it was and what it is.
+    """Quantize a model's weights to 8 or 4 bits, and compare it before and after.
 
-    Linear layers are quantized, and embeddings and head where they are asked for; norms, biases, feature maps and gates
-    stay as they are. The folder is opened by every verb, and adapters are trained on it, but it cannot be merged with
-    them, linearized or written as GGUF. It is written before it is scored: what ends the scoring leaves it whole.
+    Linear layers are quantized, and embeddings and output layer on request; norms, biases, feature maps and gates stay
+    as they are. Every command opens the result, and adapters can be trained on it, but they cannot be merged into it,
+    and it cannot be linearized or exported as GGUF. It is written before it is scored, so it survives an interruption
+    of the scoring.
     """
 
     model: Place
-    """Model: a Hugging Face folder, a run's folder, or an id on the hub; of any kind."""
+    """Model: a Hugging Face folder, a run's folder, or an id on the hub; softmax or linearized."""
     _: KW_ONLY
     bits: Literal[8, 4] = 8
-    """Bits of a weight."""
+    """Bits per weight."""
     group_size: Literal[32, 64, 128] | None = None
-    """Inputs that share a scale; all of an output's with 8 bits and 64 with 4, when not given."""
+    """Inputs that share a scale; when not given, all inputs of an output with 8 bits, and 64 with 4."""
     method: Literal["gptq", "awq", "rtn"] = "gptq"
-    """gptq: the error of each number is made good by those after it, on calibration text; awq: channels that matter are
-    made large before rounding, by the same text; rtn: each number to the nearest, without text."""
+    """gptq: each weight's error is compensated by the ones after it, using calibration text; awq: important channels
+    are scaled up before rounding, using the same text; rtn: round to nearest, without text."""
     data: Place | None = None
-    """Calibration text: a file, a folder, a hub data set or "builtin"; what MODEL's run was trained on, or else
-    "builtin", when not given."""
+    """Calibration text: a file, a folder, a hub data set or "builtin"; when not given, the training text of MODEL's
+    run, or else "builtin"."""
     text_column: str | None = None
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
     reading: Annotated[Reading, Parameter(name="*")] = field(default_factory=Reading)
     """Files of data."""
     calibration_tokens: int = 65_536
-    """Tokens of the text to calibrate with."""
+    """Number of calibration tokens."""
     embeddings: bool = True
-    """The embeddings too: one scale a row, and 6 bits beside layers of 4. Tied to the output, they are quantized if
-    either they or the head are."""
+    """Quantize the embeddings too: one scale per row, and 6 bits where layers have 4. Tied embeddings are quantized if
+    either flag is given."""
     head: bool = True
-    """The output projection likewise."""
+    """Quantize the output layer likewise."""
     out: Path | None = None
-    """Folder of the result; MODEL-8bit or MODEL-4bit in the current folder, with the model's name, when not given."""
+    """Folder of the result; when not given, MODEL-8bit or MODEL-4bit in the current folder, after the model's name."""
     overwrite: bool = False
-    """Replace what is there."""
+    """Replace the output if it exists."""
     eval_data: Place | None = None
-    """Text to score before and after: as --data; what MODEL's run put aside, or else what follows the calibration text,
-    when not given."""
+    """Text to score before and after, given as --data is; when not given, what MODEL's run held out, or else what
+    follows the calibration text."""
     eval_tokens: int = 32_768
-    """Tokens to score; 0 for no scores."""
+    """Number of tokens to score; 0 for no scores."""
     speed: bool = True
-    """Compare how fast both decode."""
+    """Compare the decoding speed of both."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of what is not quantized, in which the model will compute; auto is bfloat16."""
+    """Number type of the unquantized parts, in which the model will compute; auto is bfloat16."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     json: bool = False
@@ -92,9 +93,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.calibration_tokens < 1:
-            raise UserError(f"{self.calibration_tokens} tokens are no text", "--calibration-tokens", "use 1 or more")
+            raise UserError(f"--calibration-tokens is {self.calibration_tokens}, but must be at least 1")
         if self.eval_tokens < 0:
-            raise UserError(f"{self.eval_tokens} tokens cannot be scored", "--eval-tokens", "use 0 or more")
+            raise UserError(f"--eval-tokens is {self.eval_tokens}, but must be at least 0")
 
     def settings(self) -> QuantizationConfig:
         """How the weights are rounded."""
@@ -120,7 +121,7 @@ def run(config: Config) -> int:
     runtime.set_threads()
     tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
     if tokenizer is None and config.method != "rtn":
-        raise UserError("the model has no tokenizer, so no text can calibrate it", config.model, "use --method rtn")
+        raise UserError("the model has no tokenizer, so it cannot be calibrated", config.model, "use --method rtn")
     work = _Work(config, top, folder, tokenizer)
     with only_writer(out):
         _check_out(out, folder, config.overwrite)  # it may have been written meanwhile
@@ -133,7 +134,7 @@ def _check_out(out: Path, folder: Path, overwrite: bool) -> None:
     if out.is_file():
         raise UserError("this is a file, not a folder", f"--out {out}")
     if out.exists() and out.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise UserError("the model lies in this folder", f"--out {out}", "choose another --out")
+        raise UserError("the model itself is in this folder", f"--out {out}", "choose another --out")
     if out.exists() and not overwrite:
         raise UserError("the output exists already", out, "replace it (--overwrite) or choose another --out")
 

@@ -40,6 +40,7 @@ from yeoul.train.loop import TrainResult, train
 from yeoul.train.loss import Objective, language_model_objective
 from yeoul.train.optim import Rates, trainable_parameters
 from yeoul.train.runstate import standing
+from yeoul.units import count
 
 Stage = Literal["align", "distil", "finetune"]
 Trained = Literal["maps", "attention", "all", "low-rank", "low-rank-all"]
@@ -81,7 +82,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if "align" in self.settings and self.align_on == "outputs" and self.trains["align"] in ("all", "low-rank-all"):
             raise UserError(
-                "alignment of the attention's outputs reaches nothing but attention", "--train-align",
+                "aligning the attention's outputs can train nothing but the attention", "--train-align",
                 "give --align-on hidden, or train the maps, the attention, or a low-rank part of it",
             )  # fmt: skip
 
@@ -110,7 +111,7 @@ class Recipe:
                 "finetune": "cross-entropy",
             }[stage]
             what = self.trains[stage] + (f" (rank {self.rank})" if self.trains[stage].startswith("low-rank") else "")
-            own = "" if self.rates(stage) is None else f", of the maps {self.map_lr:g}"
+            own = "" if self.rates(stage) is None else f" ({self.map_lr:g} for the maps)"
             result.append(f"  {stage}: {how}; trains {what}, learning rate {settings.lr:g}{own}.")
         return result
 
@@ -203,7 +204,10 @@ def run_stages(
             replace(planned, tokens=planned.tokens + unspent), spare, last, folder / f"{number}-{stage}"
         )
         prepare(student, teacher, what, rank=recipe.rank, seed=planned.seed + number)
-        say(f"Stage {number}, {stage}: {settings.tokens:,} tokens in {settings.steps:,} steps, training {what}.")
+        say(
+            f"Stage {number}, {stage}: {count(settings.tokens, 'token')} in {count(settings.steps, 'step')}, "
+            f"training {what}."
+        )
         run_dir = folder / f"{number}-{stage}"
         before = _write_before(student, run_dir)
         with _EnergyNotes(run_dir, student.device) as notes:
@@ -273,10 +277,10 @@ class _EnergyNotes:
 
 def _verdict(number: int, stage: str, result: StageResult, unspent: int, *, last: bool) -> str:
     text = f"Stage {number}, {stage}: validation loss {result.before:.4f} before, {result.after:.4f} after"
-    text += "." if result.kept else "; that is no better, so the state before it is kept."
+    text += "." if result.kept else "; that is not better, so the earlier state is kept."
     if result.ended_early:
-        where = "are left unspent" if last else "go to the next stage"
-        text += f" It stopped paying; {unspent:,} tokens {where}."
+        where = "remain unspent" if last else "are passed to the next stage"
+        text += f" It stopped improving; {unspent:,} tokens {where}."
     return text
 
 

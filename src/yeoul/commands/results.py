@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
+from yeoul.report.content import Text, Words
 from yeoul.safe_json import read_object
-from yeoul.units import count, size
+from yeoul.units import size
 
 if TYPE_CHECKING:
     from yeoul.model.decoder import Decoder
@@ -91,7 +92,7 @@ def _pretrain_stage(lines: list[dict[str, Any]]) -> Stage:
         name="pretrain",
         tokens=last.get("tokens"),
         seconds=last.get("seconds"),
-        result=_validation_words(val[-1]) if val else "",
+        result=(_validation_words(val[-1]) if val else None) or "",
     )
 
 
@@ -99,24 +100,34 @@ def _linear_stages(values: Mapping[str, Any]) -> list[Stage]:
     from yeoul.report.content import Stage
 
     what = {
-        "align": "each layer's linear attention learned to give what its softmax attention gives",
-        "distil": "the whole model learned the teacher's predictions",
-        "finetune": "the whole model learned from the text",
+        "align": Text(
+            "each layer's linear attention learned to reproduce its softmax attention",
+            "층마다 선형 어텐션이 소프트맥스 어텐션의 출력을 따라 하도록 학습",
+        ),
+        "distil": Text("the whole model learned the teacher's predictions", "모델 전체가 교사의 예측을 학습"),
+        "finetune": Text("the whole model learned from the text", "모델 전체가 텍스트로 학습"),
     }
     return [
         Stage(
             name=name,
             tokens=stage["tokens"],
             seconds=stage["seconds"],
-            result="; ".join(filter(None, (what.get(name), _validation_words(stage)))),
+            result=_joined(what.get(name), _validation_words(stage)),
         )
         for name, stage in values["stages"].items()
     ]
 
 
-def _validation_words(line: Mapping[str, Any]) -> str:
+def _validation_words(line: Mapping[str, Any]) -> Text | None:
     bits = line.get("bits_per_byte")
-    return f"{bits:.3f} bits per byte on held-out text" if isinstance(bits, float) else ""
+    if not isinstance(bits, float):
+        return None
+    return Text(f"{bits:.3f} bits per byte on held-out text", f"따로 둔 텍스트에서 바이트당 {bits:.3f}비트")
+
+
+def _joined(*parts: Text | None) -> Words:
+    given = [part for part in parts if part is not None]
+    return Text("; ".join(part.en for part in given), "; ".join(part.ko for part in given)) if given else ""
 
 
 def _speeds(records: Iterable[Mapping[str, Any]]) -> Iterable[SpeedPoint]:
@@ -155,7 +166,8 @@ def machine_facts() -> tuple[tuple[str, str], ...]:
 
     facts = runtime.machine()
     lines = [
-        ("processor", f"{facts['cpu']}, {count(facts['cores'], 'usable core')}"),
+        ("processor", facts["cpu"]),
+        ("usable cores", str(facts["cores"])),
         ("instruction sets", ", ".join(facts["features"]) or "none that matter"),
         ("threads", str(facts["threads"])),
         ("memory", size(facts["memory"])),

@@ -100,7 +100,7 @@ def read_conversations(
             table without the columns of any shape, no usable record at all.
     """
     if (question_column is None) != (answer_column is None):
-        raise UserError("only one of the columns with question and answer is named", fix="name both")
+        raise UserError("only one of the columns with question and answer was given", fix="give both")
     columns = None if question_column is None or answer_column is None else (question_column, answer_column)
     if columns and kind == "preference":
         raise UserError("preferences have no columns with question and answer")
@@ -191,8 +191,8 @@ class _Shapes:
             if not {"chosen", "rejected"} <= {*columns}:
                 raise UserError(f'the columns "chosen" and "rejected" are missing; there are: {listed}', path)
         elif _reader(columns) is None:
-            fix = "name the columns with question and answer"
-            raise UserError(f"the columns are those of no known shape: {listed}", path, fix)
+            fix = "give the columns with question and answer"
+            raise UserError(f"the columns match no known format: {listed}", path, fix)
 
     def record(self, value: Any, where: str, *, table: bool) -> Record:
         """The record at `where`; what is wrong with it is raised with its place."""
@@ -364,7 +364,7 @@ def _unknown(record: Mapping[str, Any]) -> str:
     if "chosen" in record and "rejected" in record:
         return "the record is a preference, not a conversation"
     keys = ", ".join(str(key) for key in record) or "none"
-    return f"the keys are those of no known shape: {keys if len(keys) <= 100 else keys[:97] + '...'}"
+    return f"the keys match no known format: {keys if len(keys) <= 100 else keys[:97] + '...'}"
 
 
 def _from_cell(key: str, cell: Any) -> Any:

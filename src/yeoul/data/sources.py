@@ -143,10 +143,10 @@ def _resolve_one(part: str, revision: str | None, reading: Reading) -> Source:
     if builtin:
         size = int(float(builtin[1]) * _UNITS[(builtin[2] or "B").upper()]) if builtin[1] else BUILTIN_BYTES
         if size < 1:
-            raise UserError("the built-in corpus needs a size above zero", part, "write for example builtin:5MB")
+            raise UserError("the built-in corpus needs a size above zero", part, "write, for example, builtin:5MB")
         return Source(name=part, builtin_bytes=size)
     if part.lower().startswith("builtin:"):
-        raise UserError("this size is not understood", part, "write for example builtin:5MB")
+        raise UserError("this size cannot be read", part, "write, for example, builtin:5MB")
     path = Path(part).expanduser()
     if path.is_dir():
         refuse_made(path)
@@ -180,7 +180,7 @@ def resolve(spec: Spec, revision: str | None = None, reading: Reading = DEFAULT)
         whole = isinstance(item, Path) or "," not in text or Path(text).expanduser().exists()
         parts += [text] if whole else [piece.strip() for piece in text.split(",") if piece.strip()]
     if not parts or not all(parts):
-        raise UserError("no data is named", None, 'give a file, a folder, a hub id or "builtin"')
+        raise UserError("no data was given", None, 'give a file, a folder, a hub id or "builtin"')
     return [_resolve_one(part, revision, reading) for part in parts]
 
 

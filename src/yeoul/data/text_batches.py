@@ -13,6 +13,7 @@ from torch import Tensor
 
 from yeoul.data.batch import IGNORE, Batch
 from yeoul.errors import UserError
+from yeoul.units import count
 
 POOL = 50
 """So many batches are drawn together and sorted by length."""
@@ -116,7 +117,7 @@ class TextLoader:
         ends: tuple[int, int] = (0, 0),
     ) -> None:
         if not items or batch_size < 1:
-            raise UserError(f"{len(items)} examples in batches of {batch_size} are nothing to learn from")
+            raise UserError(f"{count(len(items), 'example')} in batches of {batch_size} cannot be trained on")
         self.items, self.targets, self.batch_size = items, targets, batch_size
         self.seed, self.pad_id, self.drop, self.alike, self.ends = seed, pad_id, drop, alike, ends
         self.lengths = np.array([max(len(text) for text in item) for item in items])

@@ -182,7 +182,7 @@ class Material:
         self.newline = line_break(tokenizer)
         self.begin = list(tokenizer.framing.begin)
         if len(self.words) < 8:
-            raise UserError(f"only {len(self.words)} pieces of the tokenizer are whole words, too few to ask for")
+            raise UserError(f"only {len(self.words)} pieces of the tokenizer are whole words, which is too few")
         if len(self.text) < lead:
             raise UserError(f"the held-out text has {len(self.text)} tokens, fewer than the {lead} before the pairs")
 
@@ -227,9 +227,11 @@ def mqar_questions(
             length = frame + 4 * count + distance + (len(material.newline) if distance else 0)
             name = f"{count} pairs, {distance:,} apart"
             if length > context:
-                left_out.append(f"{name}: {length:,} tokens, more than the context of {context:,}")
+                left_out.append(f"{name}: {length:,} tokens are more than the context of {context:,}")
             elif 2 * count > len(material.words):
-                left_out.append(f"{name}: the tokenizer has {len(material.words)} whole words, {2 * count} are needed")
+                left_out.append(
+                    f"{name}: the tokenizer has {len(material.words)} whole words, but {2 * count} are needed"
+                )
             elif distance > len(material.text):
                 left_out.append(f"{name}: the held-out text has {len(material.text):,} tokens")
             else:

@@ -96,7 +96,7 @@ def stretched(energy: Energy, seconds: float) -> Energy:
     watts = known / energy.seconds
     words = [energy.assumption] if energy.assumption else []
     words.append(
-        f"{watts:.3g} W were assumed for {duration(seconds - energy.seconds)} that a killed run left no note of"
+        f"{watts:.3g} W were assumed for {duration(seconds - energy.seconds)} that a killed run left no record of"
     )
     return Energy(
         seconds=seconds, joules=None, source="", estimated_joules=watts * seconds, assumed_watts=watts,

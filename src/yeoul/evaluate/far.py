@@ -46,12 +46,12 @@ def cut_teacher(teacher: Decoder, window: int = 64, sinks: int = 4) -> Decoder:
     config = teacher.config
     softmax = [kind for kind in config.attention if kind in ("softmax", "sliding")]
     if not softmax:
-        raise UserError("the teacher has no softmax attention that could be cut", fix="give the softmax model")
+        raise UserError("the teacher has no softmax attention to cut", fix="give the softmax model")
     theta, narrow = config.rope_local_theta, window
     if "sliding" in softmax:
         narrow = min(window, config.sliding_window or config.window)
         if theta is not None and "softmax" in softmax:
-            raise UserError("the teacher's layers rotate positions in two ways, so that it cannot be cut to a window")
+            raise UserError("the teacher's layers use two kinds of rotary positions, so it cannot be cut to a window")
     else:
         theta = None  # only "sliding" layers have it, and those here are softmax layers that were cut
     kinds = tuple("sliding" if kind in ("softmax", "sliding") else kind for kind in config.attention)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from yeoul.evaluate.associative import CellScore, KeptShare, RecallGrid
 from yeoul.evaluate.far import CUT, FAR_NATS, TEACHER, Estimate, FarScore, PositionScore
-from yeoul.units import duration, size
+from yeoul.units import count, duration, size
 
 if TYPE_CHECKING:
     from yeoul.evaluate.agreement import Agreement
@@ -41,9 +41,9 @@ def judgement_table(judgement: Judgement) -> str:
 def _legend(judgement: Judgement) -> str:
     rows = [
         (TEACHER, "the softmax model before the conversion"),
-        (CUT, f"it sees only the last {judgement.window} positions and the first {judgement.sinks}, without training:"),
+        (CUT, f"sees only the last {judgement.window} and the first {judgement.sinks} positions, without training:"),
         ("", "the baseline that a conversion must beat"),
-        ("converted", "the model that is judged"),
+        ("converted", "the model being judged"),
         ("linear only, window only", "the converted model with the other part of its attention switched off"),
     ]
     return "\n".join(f"{name:<{LABEL}}  {text}" for name, text in rows)
@@ -75,17 +75,17 @@ def _share(estimate: Estimate) -> str:
 
 def _gain(far: FarScore) -> str:
     if far.gain.value is None:
-        return "The teacher could not be cut, so that nobody knows what distance is worth."
+        return "The teacher could not be cut, so the value of distance is unknown."
     gain = _nats(far.gain)
     if not far.measurable:
         return _wrapped(
-            f"Distance is worth nothing measurable on this text: cutting the teacher to {far.window} positions and "
-            f"{far.sinks} sinks changes its loss by {gain} nats a token, which is within the noise. "
-            "So there is no share of it to keep, and perplexity says nothing about far context here."
+            f"The value of distance is not measurable on this text: cutting the teacher to {far.window} positions and "
+            f"{far.sinks} sinks changes its loss by {gain} nats per token, which is within the noise. "
+            "So no share of it can be kept or lost, and perplexity says nothing about distant context here."
         )
     words = (
-        f"Distance is worth {gain} nats a token: so much more the teacher loses when it is cut. A conversion keeps "
-        f"the share that it does not lose (teacher 1, cut teacher 0). Far tokens, where it is at least {FAR_NATS}: "
+        f"Distance is worth {gain} nats per token: the loss rises by so much when the teacher is cut. A conversion "
+        f"keeps the share that it does not lose (teacher 1, cut teacher 0). Far tokens, at least {FAR_NATS} each: "
         f"{far.far_tokens:,} of {far.tokens:,} in {far.sequences:,} sequences"
     )
     return _wrapped(words + (f", worth {_nats(far.gain_far)} each." if far.far_tokens else "."))
@@ -135,8 +135,8 @@ def recall_table(grids: dict[str, RecallGrid]) -> str:
             )
     lines.append(
         _wrapped(
-            "% right: the likeliest of all tokens / of the candidates. "
-            f"* every pair is farther back than {first.window} positions when it is asked for."
+            "% right: most likely of all tokens / of the candidates. "
+            f"* every pair is more than {first.window} positions back when it is asked for."
         )
     )
     return "\n".join(lines)
@@ -158,13 +158,15 @@ def _kept(share: KeptShare) -> str:
 
 
 def _agreement(found: Agreement) -> str:
-    head = f"Greedy continuations of {found.prompts} prompts by up to {found.max_tokens} tokens: the same for "
+    head = (
+        f"Greedy continuations of {count(found.prompts, 'prompt')}, up to {found.max_tokens} tokens each: the same for "
+    )
     lines = [
         _wrapped(
             f"{head}{found.prefix_mean:.1f} tokens on average (median {found.prefix_median:g}), to the end in "
             f"{100 * found.equal:.0f} %; chrF {found.chrf:.1f} of 100."
         ),
-        f"{'text that is written':<{LABEL}}{'tokens':>12}{'repeated 4-grams':>20}{'distinct-1':>14}{'distinct-2':>14}",
+        f"{'generated text':<{LABEL}}{'tokens':>12}{'repeated 4-grams':>20}{'distinct-1':>14}{'distinct-2':>14}",
     ]
     for name, style in ((TEACHER, found.teacher), ("converted", found.converted)):
         line = f"{name:<{LABEL}}{style.tokens:>12.1f}{style.repetition:>20.3f}"
@@ -173,7 +175,7 @@ def _agreement(found: Agreement) -> str:
 
 
 def _speed(speed: DecodeSpeeds) -> str:
-    head = f"{'decoding at position':<{LABEL}}{'teacher tokens/s':>17}{'converted tokens/s':>20}{'speed':>8}"
+    head = f"{'decoding at position':<{LABEL}}{'teacher tokens/s':>17}{'converted tokens/s':>19}{'speed':>8}"
     lines = [f"{head}{'teacher cache':>15}{'converted cache':>17}"]
     positions = {r.position for r in speed.records} | {r.position for r in speed.left_out}
     for position in sorted(positions):
@@ -183,11 +185,11 @@ def _speed(speed: DecodeSpeeds) -> str:
             times = f"{converted.tokens_per_second / teacher.tokens_per_second:.2f}x"
         rates = ["-" if r is None else f"{r.tokens_per_second:,.1f}" for r in (teacher, converted)]
         caches = ["-" if r is None else size(r.cache_bytes) for r in (teacher, converted)]
-        line = f"{position:<{LABEL},}{rates[0]:>17}{rates[1]:>20}{times:>8}{caches[0]:>15}{caches[1]:>17}"
+        line = f"{position:<{LABEL},}{rates[0]:>17}{rates[1]:>19}{times:>8}{caches[0]:>15}{caches[1]:>17}"
         lines.append(line)
-    threads = f"{speed.threads} thread{'s' if speed.threads > 1 else ''}"
-    words = f"One sequence, {threads}, medians of {speed.turns} turns of {speed.steps} tokens. "
-    words += "Caches were filled by repeating what a short text leaves in them, which changes no speed."
+    threads = count(speed.threads, "thread")
+    words = f"One sequence, {threads}, medians of {count(speed.turns, 'turn')} of {count(speed.steps, 'token')}. "
+    words += "Caches were filled by repeating the states of a short text, which does not affect speed."
     lines.append(_wrapped(words))
     lines += [_wrapped(f"Not measured: {r.model} at {r.position:,}: {r.reason}.") for r in speed.left_out]
     return "\n".join(lines)

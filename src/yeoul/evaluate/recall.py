@@ -87,7 +87,7 @@ def score_recall(
     if not fitting:
         raise UserError(
             f"none of the {len(asked)} questions fits into {limit} tokens",
-            fix="raise the context or ask more",
+            fix="give a longer context or more questions",
         )
     was_training = model.training
     model.eval()

@@ -211,7 +211,7 @@ def _check(models: Mapping[str, Decoder], contexts: Sequence[int], steps: int, t
         reach = model.config.bounded_context
         if reach is not None and reach < needed:
             raise UserError(
-                f"model {name} reaches {reach:,} positions, "
+                f"model {name} has {reach:,} positions, but "
                 f"{contexts[-1]:,} tokens and the decoding steps need {needed:,}",
                 fix="choose shorter contexts",
             )

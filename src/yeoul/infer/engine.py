@@ -120,7 +120,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     for token in (tokenizer.bos_id, tokenizer.eos_id):
         if token is not None:
             return [token]
-    raise UserError("the prompt is empty, and the tokenizer has no token that begins a text", fix="give a prompt")
+    raise UserError("the prompt is empty, and the tokenizer has no begin-of-text token", fix="give a prompt")
 
 
 def end_ids(model: Decoder, tokenizer: Tokenizer) -> frozenset[int]:

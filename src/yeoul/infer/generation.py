@@ -18,6 +18,7 @@ from torch import Tensor
 from yeoul.data.padding import pad_batch
 from yeoul.errors import UserError
 from yeoul.infer.sample import SamplingParams, row_generators, sample, seen_tokens
+from yeoul.units import count
 
 if TYPE_CHECKING:
     from yeoul.model.cache import Cache
@@ -103,7 +104,7 @@ class Generation:
             limit = min(limit, config.bounded_context - len(prompt))
             if limit < 1:
                 raise UserError(
-                    f"context longer than the model's: the prompt has {len(prompt)} tokens, "
+                    f"context longer than the model's: the prompt has {count(len(prompt), 'token')}, but "
                     f"prompt and answer together may have {config.bounded_context}",
                     where=f"prompt {index + 1}", fix="shorten the prompt",
                 )  # fmt: skip
@@ -160,7 +161,9 @@ class Generation:
             start, end = end, min(T, end + self.prefill_chunk)
         logits = self._read(ids, mask, cache, start, end, last=True)
         if not bool(torch.isfinite(logits).all()):
-            raise UserError("the model answers with numbers that are not finite", fix="load it with --dtype float32")
+            raise UserError(
+                "the model computes numbers that are not finite (NaN or infinity)", fix="load it with --dtype float32"
+            )
         if len(distinct) < len(self.rows):
             place = {prompt: i for i, prompt in enumerate(distinct)}
             index = torch.tensor([place[tuple(row.prompt)] for row in self.rows], device=self.device)

@@ -40,7 +40,7 @@ class Screen:
         listed = f"it has {', '.join(known)}"
         if not self.labels:
             raise UserError(
-                "no label is refused", "--screen-label", f"name one of the classifier's: {', '.join(known)}"
+                "no label is refused", "--screen-label", f"give one of the classifier's: {', '.join(known)}"
             )
         for label in self.labels:
             if label not in known:
@@ -48,7 +48,7 @@ class Screen:
         if len(self.labels) == len(known):
             raise UserError("all labels of the classifier would be refused", "--screen-label", listed)
         if not 0 < threshold <= 1:
-            raise UserError(f"{threshold:g} is no probability above 0", "--screen-threshold", "give one such as 0.5")
+            raise UserError(f"--screen-threshold is {threshold:g}, but must be above 0 and at most 1")
         self._known = lru_cache(REMEMBERED)(lambda text: self.probabilities([text])[0])
 
     def __call__(self, messages: Sequence[Mapping[str, str]], answer: str | None) -> str | None:
@@ -71,7 +71,7 @@ class Screen:
         if probability < self.threshold:
             return None
         labels = " or ".join(f'"{label}"' for label in self.labels)
-        return f"the screen takes {what} for {labels} (probability {probability:.2f})"
+        return f"the screen classified {what} as {labels} (probability {probability:.2f})"
 
     def probabilities(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE) -> list[float]:
         """Of each text, that it has one of the labels: of its worst piece where it is long."""

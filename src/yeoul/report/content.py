@@ -12,6 +12,18 @@ from yeoul.safe_json import parse
 Role = Literal["teacher", "converted", "ablation"]
 
 
+@dataclass(frozen=True)
+class Text:
+    """A sentence in the two languages of a report."""
+
+    en: str
+    ko: str
+
+
+Words = str | Text
+"""A `str` is a name, a number, or a word that `languages` knows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRow:
     """How good one model is.
@@ -29,7 +41,7 @@ class ModelRow:
     perplexity: float
     bits_per_byte: float | None = None
     recall: float | None = None
-    note: str = ""
+    note: Words = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +51,7 @@ class Stage:
     name: str
     tokens: int | None = None
     seconds: float | None = None
-    result: str = ""
+    result: Words = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +73,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedPoint:
-    """One model at one context: tokens a second (median, quartiles) and bytes."""
+    """One model at one context: tokens per second (median, quartiles) and bytes."""
 
     model: str
     role: Role
@@ -88,7 +100,7 @@ class Command:
     """A command line and what it does."""
 
     line: str
-    what: str = ""
+    what: Words = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +114,7 @@ class Report:
         reproduce, next_steps: commands to have it again, and to go on.
     """
 
-    title: str = "From softmax to linear time"
-    korean_title: str = "소프트맥스에서 선형 시간으로"
+    title: Words = Text("From softmax to linear time", "소프트맥스에서 선형 시간으로")
     parameters: int | None = None
     seconds: float | None = None
     stages: tuple[Stage, ...] = ()
@@ -112,12 +123,12 @@ class Report:
     curves: tuple[Curve, ...] = ()
     speeds: tuple[SpeedPoint, ...] = ()
     samples: tuple[Sample, ...] = ()
-    sample_settings: str = ""
+    sample_settings: Words = ""
     configuration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    machine: tuple[tuple[str, str], ...] = ()
+    machine: tuple[tuple[str, Words], ...] = ()
     reproduce: tuple[Command, ...] = ()
     next_steps: tuple[Command, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Words, ...] = ()
 
     def row(self, role: Role) -> ModelRow | None:
         """The first model of this role."""

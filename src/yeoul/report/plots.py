@@ -1,12 +1,15 @@
 """Plots of a report as SVG: loss curves, bits per byte, speed and memory against context.
 
-Labels are English, so that no Hangul font is needed. Colours are from Okabe and Ito's palette, told apart by
-colour-blind readers; lines are labelled where they end. The background is clear and the ink a grey that can
-be read on white and on black; a page that embeds a plot may replace `INK` by its own text colour.
+A plot is one panel or more, each a picture of its own, so that a page can lay them out for a wide or a narrow screen.
+Labels stay text, in the reader's own font: they are drawn in English, and the Korean words are put in their places
+(`Panel.in_language`, `inline`), so that no Hangul font is needed here. Colours are from Okabe and Ito's palette, told
+apart by colour-blind readers; lines are labelled where they end. The background is clear and the ink a grey that can be
+read on white and on black; a page that embeds a plot may replace `INK` by its own text colour.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
@@ -14,18 +17,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from yeoul.report.content import Curve, Report, SpeedPoint
+from yeoul.report.content import Curve, Report, SpeedPoint, Text, Words
+from yeoul.report.languages import LANGUAGES, text
 from yeoul.units import short, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 INK = "#6b7480"
+PANEL = (3.3, 2.5)
+"""Inches of a panel: three stand side by side on a wide page, one fills a phone."""
+BITS = "bits per byte of held-out text (less is better)"
 COLOURS = {"teacher": "#d55e00", "converted": "#0080c8", "ablation": "#9aa3ad"}
 STAGE_COLOURS = {"train": "#0080c8", "validation": "#d55e00"}
 STYLE: dict[str, Any] = {
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -50,13 +57,26 @@ STYLE: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plot:
-    """One picture: `name` is its file name without ending, `alt` says in words what it shows."""
+class Panel:
+    """One picture: `name` is its file name without ending, `title` stands above it."""
 
     name: str
-    caption: str
-    alt: str
+    title: Words
     svg: str
+
+    def in_language(self, language: str) -> str:
+        """The SVG with its labels in "en" or "ko"."""
+        return _LABEL.sub(lambda m: f"{m[1]}{_label(m[2], language)}</text>", self.svg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Panels that belong together; `alt` says in words what they show."""
+
+    name: str
+    caption: Text
+    alt: Text
+    panels: tuple[Panel, ...]
 
 
 def available() -> bool:
@@ -75,27 +95,27 @@ def all_plots(report: Report) -> list[Plot]:
 
 
 def loss_curves(report: Report) -> Plot | None:
-    """A panel a stage: training loss as a line, validation as dots."""
+    """A panel for each stage: training loss as a line, validation as dots."""
     stages = list(dict.fromkeys(curve.stage for curve in report.curves))
     if not stages:
         return None
-
-    def draw(figure: Figure) -> None:
-        panels = figure.subplots(1, len(stages), squeeze=False)[0]
-        unit = ""
-        for axes, stage in zip(panels, stages, strict=True):
-            own = [curve for curve in report.curves if curve.stage == stage]
-            _loss_panel(axes, own)
-            axes.set_title(stage)
-            if own[0].unit != unit:
-                unit = own[0].unit
-                axes.set_ylabel(unit)
-
+    panels = []
+    for stage in stages:
+        own = [curve for curve in report.curves if curve.stage == stage]
+        svg = _svg(f"loss-{stage}", PANEL, lambda axes, own=own: _loss_panel(axes, own))  # type: ignore[misc]
+        panels.append(Panel(name=f"loss-{stage}", title=stage, svg=svg))
+    names = [text(stage) for stage in stages]
     return Plot(
         name="loss",
-        caption="Loss against tokens read. Thin: each step; thick: running mean; dots: held-out text.",
-        alt="Loss curves of " + ", ".join(stages),
-        svg=_svg("loss", (9.2, 2.9), draw),
+        caption=Text(
+            "Loss against tokens read. Thin line: each step; thick line: running mean; dots: held-out text.",
+            "읽은 토큰에 따른 손실입니다. 가는 선은 스텝마다의 값, 굵은 선은 이동 평균, 점은 따로 둔 텍스트입니다.",
+        ),
+        alt=Text(
+            "Loss curves of " + ", ".join(name.en for name in names),
+            "손실 곡선: " + ", ".join(name.ko for name in names),
+        ),
+        panels=tuple(panels),
     )
 
 
@@ -115,6 +135,7 @@ def _loss_panel(axes: Axes, curves: Sequence[Curve]) -> None:
         axes.set_ylim(low - 0.08 * room, top + 0.12 * room)
     _end_labels(axes, [(c.x[-1], c.y[-1], c.name, STAGE_COLOURS.get(c.name, INK)) for c in curves])
     axes.set_xlabel("tokens")
+    axes.set_ylabel(curves[0].unit)
     axes.xaxis.set_major_formatter(_formatter(short))
     axes.locator_params(axis="x", nbins=4)
 
@@ -135,25 +156,32 @@ def bits_per_byte(report: Report) -> Plot | None:
     if not rows:
         return None
 
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
+    def draw(axes: Axes) -> None:
         values = [row.bits_per_byte or 0.0 for row in rows]
         places = range(len(rows))
         bars = axes.barh(places, values, color=[COLOURS[row.role] for row in rows], height=0.62)
         axes.bar_label(bars, labels=[f"{v:.3f}" for v in values], padding=4, color=INK)
         axes.set_yticks(places, [row.name for row in rows])
         axes.invert_yaxis()
-        axes.set_xlim(0, max(values) * 1.12)
-        axes.set_xlabel("bits per byte of held-out text (less is better)")
+        axes.set_xlim(0, max(values) * 1.16)
+        axes.set_xlabel(BITS)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
 
+    names = [(text(row.name), row.bits_per_byte) for row in rows]
+    svg = _svg("bits-per-byte", (4.2, 0.8 + 0.3 * len(rows)), draw)
     return Plot(
         name="bits-per-byte",
-        caption="Bits that each model needs for a byte of text it has never seen; less is better.",
-        alt="Bits per byte: " + ", ".join(f"{row.name} {row.bits_per_byte:.3f}" for row in rows),
-        svg=_svg("bits-per-byte", (9.2, 0.9 + 0.38 * len(rows)), draw),
+        caption=Text(
+            "Bits that each model needs for a byte of text it has never seen; less is better.",
+            "처음 보는 텍스트 1바이트에 모델마다 필요한 비트 수입니다. 낮을수록 좋습니다.",
+        ),
+        alt=Text(
+            "Bits per byte: " + ", ".join(f"{name.en} {bits:.3f}" for name, bits in names),
+            "바이트당 비트: " + ", ".join(f"{name.ko} {bits:.3f}" for name, bits in names),
+        ),
+        panels=(Panel(name="bits-per-byte", title="", svg=svg),),
     )
 
 
@@ -162,21 +190,30 @@ def speed(report: Report) -> Plot | None:
     if not report.speeds:
         return None
     names = list(dict.fromkeys(point.model for point in report.speeds))
+    values: dict[str, tuple[str, Callable[[SpeedPoint], float]]] = {
+        "speed-decode": ("decoding, tokens/s", lambda p: p.decode),
+        "speed-prefill": ("prefill, tokens/s", lambda p: p.prefill),
+        "speed-cache": ("cache", lambda p: float(p.cache_bytes)),
+    }
+    panels = []
+    for name, (title, value) in values.items():
+        cache, spread = name == "speed-cache", name == "speed-decode"
 
-    def draw(figure: Figure) -> None:
-        decode, prefill, cache = figure.subplots(1, 3)
-        _context_panel(decode, report.speeds, names, lambda p: p.decode, short, spread=True)
-        decode.set_title("decoding, tokens/s")
-        _context_panel(prefill, report.speeds, names, lambda p: p.prefill, short)
-        prefill.set_title("reading (prefill), tokens/s")
-        _context_panel(cache, report.speeds, names, lambda p: float(p.cache_bytes), size, base=2)
-        cache.set_title("cache")
+        def draw(axes: Axes, value: Callable[[SpeedPoint], float] = value, c: bool = cache, s: bool = spread) -> None:
+            _context_panel(axes, report.speeds, names, value, size if c else short, spread=s, base=2 if c else 10)
 
+        panels.append(Panel(name=name, title=title, svg=_svg(name, PANEL, draw)))
     return Plot(
         name="speed",
-        caption="Speed and cache as the context grows; models measured in turns, bars are quartiles.",
-        alt="Tokens per second and cache bytes against context for " + " and ".join(names),
-        svg=_svg("speed", (9.2, 3.0), draw),
+        caption=Text(
+            "Speed and cache as the context grows; models measured in turns, vertical bars are quartiles.",
+            "문맥이 길어질 때의 속도와 캐시입니다. 두 모델을 번갈아 쟀고, 세로 막대는 사분위 범위입니다.",
+        ),
+        alt=Text(
+            "Tokens per second and cache size against context for " + " and ".join(names),
+            "문맥에 따른 초당 토큰 수와 캐시 크기: " + ", ".join(text(name).ko for name in names),
+        ),
+        panels=tuple(panels),
     )
 
 
@@ -236,13 +273,13 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
     """Name each line beside its last point; labels that would touch are moved apart."""
     to_fraction = axes.transScale + axes.transLimits
     height = 0.7 * axes.get_figure().get_size_inches()[1] * 72  # type: ignore[union-attr]  # of a panel, points
-    places = [(to_fraction.transform((x, y))[1] * height, x, y, text, colour) for x, y, text, colour in ends]
+    places = [(to_fraction.transform((x, y))[1] * height, x, y, label, colour) for x, y, label, colour in ends]
     lowest = 0.0
-    for place, x, y, text, colour in sorted(places):
+    for place, x, y, label, colour in sorted(places):
         shifted = max(place, lowest)
         lowest = shifted + 13
         axes.annotate(
-            text,
+            label,
             (x, y),
             xytext=(6, shifted - place),
             textcoords="offset points",
@@ -260,7 +297,7 @@ def _formatter(words: Callable[[float], str]) -> Any:
     return FuncFormatter(lambda value, _: words(value))
 
 
-def _svg(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+def _svg(name: str, inches: tuple[float, float], draw: Callable[[Axes], None]) -> str:
     """Draw on a figure of its own, without pyplot's global state; the same numbers give the same bytes."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -268,20 +305,35 @@ def _svg(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -
 
     style: Any = {**STYLE, "svg.hashsalt": name}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=inches, layout="constrained")
         FigureCanvasAgg(figure)
-        draw(figure)
+        draw(figure.subplots())
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+    drawn = out.getvalue()
+    return re.sub(r"(?s)\s*<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :])
 
 
-def inline(plot: Plot) -> str:
-    """The SVG for the middle of an HTML page: ink in the text's colour, identifiers of its own."""
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{plot.name}-\1"', plot.svg)
-    text = re.sub(r'(href="|url\()#', rf"\1#{plot.name}-", text)
-    text = text.replace(INK, "currentColor")
+_LABEL = re.compile(r"(<text [^>]*>)([^<]*)</text>")
+
+
+def _label(escaped: str, language: str) -> str:
+    return html.escape(getattr(text(html.unescape(escaped)), language), quote=False)
+
+
+def inline(panel: Panel) -> str:
+    """The SVG for the middle of an HTML page: ink in the text's colour, ids of its own, labels in all languages."""
+
+    def labels(match: re.Match[str]) -> str:
+        words = {language: _label(match[2], language) for language in LANGUAGES}
+        if len(set(words.values())) == 1:
+            return match[0]
+        spans = (f'<tspan class="in" lang="{language}">{word}</tspan>' for language, word in words.items())
+        return f"{match[1]}{''.join(spans)}</text>"
+
+    drawn = re.sub(r'\bid="([^"]+)"', rf'id="{panel.name}-\1"', panel.svg)
+    drawn = re.sub(r'(href="|url\()#', rf"\1#{panel.name}-", drawn)
+    drawn = _LABEL.sub(labels, drawn).replace(INK, "currentColor")
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     opening = rf'<svg \1 {spaces} aria-hidden="true">'
-    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, text, count=1)
+    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, drawn, count=1)

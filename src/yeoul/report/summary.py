@@ -12,34 +12,13 @@ def in_words(report: Report) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def in_korean(report: Report) -> str:
-    """The whole in one Korean line."""
-    teacher, converted, pair = report.row("teacher"), report.row("converted"), report.longest()
-    parts = []
-    if teacher and converted and teacher.bits_per_byte and converted.bits_per_byte:
-        parts.append(f"바이트당 {teacher.bits_per_byte:.3f}비트에서 {converted.bits_per_byte:.3f}비트로 바뀌고")
-    if pair:
-        old, new = pair
-        ratio = new.decode / old.decode
-        speed = f"{ratio:.1f}배 빠르며" if ratio >= 1 else f"{1 / ratio:.1f}배 느리며"
-        memory = (
-            f"기억은 {1 / cache_ratio(report):.3g}분의 1입니다" if cache_ratio(report) < 1 else "기억은 줄지 않습니다"
-        )
-        parts.append(f"문맥 {new.context:,}토큰에서 생성은 {speed} {memory}")
-    if not parts:
-        return "소프트맥스 어텐션 모델을 선형 시간 모델로 바꾼 기록입니다."
-    text = ", ".join(parts)
-    ending = "" if pair else " 그 밖의 값은 아래 표에 있습니다"
-    return f"소프트맥스 어텐션을 DiJiang 선형 어텐션으로 바꾸면 {text}{ending}."
-
-
 def cache_ratio(report: Report) -> float:
     """Cache bytes of the converted model over softmax's at the longest context; 1 when not measured."""
     pair = report.longest()
     return pair[1].cache_bytes / max(pair[0].cache_bytes, 1) if pair else 1.0
 
 
-def _stages(report: Report, names: tuple[str, ...]) -> tuple[float, float]:
+def stages_together(report: Report, names: tuple[str, ...]) -> tuple[float, float]:
     """Tokens and seconds of some stages together."""
     own: list[Stage] = [stage for stage in report.stages if stage.name in names]
     return sum(stage.tokens or 0 for stage in own), sum(stage.seconds or 0 for stage in own)
@@ -53,7 +32,7 @@ def _pretraining(report: Report) -> str:
     teacher = report.row("teacher")
     if teacher is None:
         return ""
-    tokens, seconds = _stages(report, ("pretrain",))
+    tokens, seconds = stages_together(report, ("pretrain",))
     model = f"{spelled(report.parameters)}-parameter softmax model" if report.parameters else "softmax model"
     quality = _quality(teacher.bits_per_byte, teacher.perplexity)
     if not tokens:
@@ -69,8 +48,8 @@ def _conversion(report: Report) -> str:
     teacher, converted = report.row("teacher"), report.row("converted")
     if teacher is None or converted is None:
         return ""
-    tokens, seconds = _stages(report, ("align", "distil", "linearize"))
-    before, _ = _stages(report, ("pretrain",))
+    tokens, seconds = stages_together(report, ("align", "distil", "linearize"))
+    before, _ = stages_together(report, ("pretrain",))
     share = f", {100 * tokens / before:.0f} % of the pretraining," if tokens and before else ""
     spent = f"Linearizing took {_cost(tokens, seconds)}{share} and left" if tokens else "Linearizing left"
     text = f"{spent} the DiJiang model at {_quality(converted.bits_per_byte, converted.perplexity)}"

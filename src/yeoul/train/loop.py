@@ -32,7 +32,7 @@ from yeoul.train.runstate import (
     random_state,
     restore_random_state,
 )
-from yeoul.units import duration
+from yeoul.units import count, duration
 
 
 class Loader(Protocol):
@@ -177,7 +177,7 @@ class _Run:
         """Begin afresh or from the newest whole checkpoint."""
         self.checkpoints.clean()
         if not resume and self.checkpoints.steps():
-            raise UserError("there is a run already", self.run_dir, "resume it, choose another folder, or overwrite it")
+            raise UserError("there is already a run", self.run_dir, "resume it, choose another folder, or overwrite it")
         state = self.checkpoints.load_newest(self.progress.say, self._check)
         if state is None:
             self.checkpoints.rehearse(self.save_model)
@@ -202,8 +202,8 @@ class _Run:
         lengthened = longer and self.config.steps > values["step"]
         if longer:  # what is added has a schedule, and looks at plateaus, of its own
             now |= {name: values["config"].get(name) for name in ("tokens", "patience")}
-        self._require_same("setting", values["config"], now)
-        self._require_same("part of the run", values["identity"], _plain(self.identity))
+        self._require_same("different settings", values["config"], now)
+        self._require_same("different contents", values["identity"], _plain(self.identity))
         parameters = trainable_parameters(self.model)
         if shapes_of(parameters) != shapes_of(state.weights):
             raise UserError("the run trains other parameters", where=self.run_dir, fix="choose another folder")
@@ -241,7 +241,7 @@ class _Run:
         if changed:
             names = ", ".join(f"{k.replace('_', '-')} ({before[k]} before, {now[k]} now)" for k in sorted(changed))
             fix = "give the same values again, or choose another folder"
-            raise UserError(f"the run cannot go on with another {what}: {names}", where=self.run_dir, fix=fix)
+            raise UserError(f"the run cannot continue with {what}: {names}", where=self.run_dir, fix=fix)
 
     def go(self) -> TrainResult:
         """Step until the budget is spent."""
@@ -297,7 +297,9 @@ class _Run:
         mean = summed / max(1, count)
         self._time(time.perf_counter() - began, seen, mean)
         if self.plateau.note(self.step, mean, lr):
-            self.progress.say(f"The loss no longer falls at step {self.step:,}: ending with step {self.plateau.end:,}.")
+            self.progress.say(
+                f"The loss stopped falling at step {self.step:,}; training ends at step {self.plateau.end:,}."
+            )
         return lr, norm
 
     def _time(self, spent: float, tokens: int, loss: float) -> None:
@@ -401,9 +403,9 @@ class _Run:
     def finish(self) -> TrainResult:
         """The result, said in a line."""
         if self.resumed_from == self.plateau.end:
-            self.progress.say(f"The run in {self.run_dir} is finished already ({self.step:,} steps).")
+            self.progress.say(f"The run in {self.run_dir} is already finished ({count(self.step, 'step')}).")
         else:
-            self.progress.say(f"Trained {self.tokens:,} tokens in {duration(self.seconds)}.")
+            self.progress.say(f"Trained on {count(self.tokens, 'token')} in {duration(self.seconds)}.")
         lines = [line for line in self.metrics.read() if line["kind"] == "train"]
         return TrainResult(
             step=self.step,

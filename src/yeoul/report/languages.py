@@ -1,0 +1,113 @@
+"""The report's words in English and Korean: a sentence is a `Text`, a word that stands alone is in `KOREAN`.
+
+Numbers are the same in both; how large ones and durations are read is not.
+"""
+
+from __future__ import annotations
+
+from yeoul.report.content import Text, Words
+from yeoul.units import rate
+
+LANGUAGES = ("en", "ko")
+
+KOREAN = {
+    # headings
+    "Steps": "단계",
+    "Models": "모델",
+    "Speed and memory": "속도와 메모리",
+    "Samples": "생성 예",
+    "Do it again": "다시 해 보기",
+    "What next": "다음에 해 볼 것",
+    "Machine and configuration": "장비와 설정",
+    "Machine": "장비",
+    "Configuration": "설정",
+    "Notes": "참고",
+    # table heads
+    "step": "단계",
+    "tokens": "토큰",
+    "time": "시간",
+    "result": "결과",
+    "model": "모델",
+    "loss": "손실",
+    "perplexity": "퍼플렉시티",
+    "bits per byte": "바이트당 비트",
+    "vs. teacher": "교사 대비",
+    "recall": "회상",
+    "context": "문맥",
+    "prefill tokens/s": "프리필 토큰/s",
+    "decode tokens/s": "디코딩 토큰/s",
+    "quartiles": "사분위",
+    "cache": "캐시",
+    "peak memory": "최대 메모리",
+    "setting": "항목",
+    "value": "값",
+    # models, stages, lines
+    "softmax": "소프트맥스",
+    "without the linear part": "선형 부분 없이",
+    "without the window": "윈도 없이",
+    "without attention": "어텐션 없이",
+    "teacher's weights, window only": "교사 가중치, 윈도만",
+    "text": "텍스트",
+    "tokenizer": "토크나이저",
+    "pretrain": "사전 학습",
+    "align": "정렬(align)",
+    "distil": "증류(distil)",
+    "finetune": "파인튜닝(finetune)",
+    "train": "학습",
+    "validation": "검증",
+    "softmax, before": "소프트맥스, 변환 전",
+    "DiJiang, after": "DiJiang, 변환 후",
+    # plots
+    "decoding, tokens/s": "디코딩, 토큰/s",
+    "prefill, tokens/s": "프리필, 토큰/s",
+    "context, tokens": "문맥, 토큰",
+    "nats per token": "토큰당 내트",
+    "relative error of a layer": "층의 상대 오차",
+    "KL to the teacher, nats": "교사와의 KL, 내트",
+    "bits per byte of held-out text (less is better)": "따로 둔 텍스트의 바이트당 비트(낮을수록 좋음)",
+    # the machine
+    "processor": "프로세서",
+    "usable cores": "쓸 수 있는 코어",
+    "instruction sets": "명령어 집합",
+    "none that matter": "해당 없음",
+    "threads": "스레드",
+    "memory": "메모리",
+    "GPU": "GPU",
+    "software": "소프트웨어",
+    "yes": "예",
+    "no": "아니요",
+}
+"""Words that stand alone, as the page has them in English -> Korean."""
+
+
+def text(words: Words) -> Text:
+    """Words in both languages; what is not known is the same in both, as names and numbers are."""
+    return words if isinstance(words, Text) else Text(words, KOREAN.get(words, words))
+
+
+def korean_duration(seconds: float) -> str:
+    """75 -> "1분 15초", 3700 -> "1시간 1분"; in the steps of `yeoul.units.duration`."""
+    if 0 < seconds < 9.95:
+        return f"{seconds:.1f}초"
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}초"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}분 {rest}초" if rest else f"{minutes}분"
+    hours, rest = divmod(round(whole / 60), 60)
+    return f"{hours:,}시간 {rest}분" if rest else f"{hours:,}시간"
+
+
+def korean_number(number: float) -> str:
+    """1234567 -> "123만", 4.1e9 -> "41억"; below ten thousand in full."""
+    for magnitude, letter in ((1e12, "조"), (1e8, "억"), (1e4, "만")):
+        if round(number) >= magnitude:
+            value = number / magnitude
+            return f"{value:,.0f}{letter}" if value >= 100 else f"{value:.3g}{letter}"
+    return f"{number:,.0f}"
+
+
+def korean_rate(number: float) -> str:
+    """ "초당 1,234토큰"."""
+    return f"초당 {rate(number).split()[0]}토큰"
