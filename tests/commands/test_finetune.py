@@ -160,6 +160,7 @@ def prepared(home: Path, *arguments: object, data: str = "dialogs.jsonl", model:
     loaded, tokenizer = yeoul.load(home / model, device="cpu")
     assert tokenizer is not None
     task = make_task(config)
+    task.check_data()
     task.prepare(loaded, tokenizer)
     return task
 

@@ -102,6 +102,7 @@ def test_lora_and_full_have_the_same_reference(home: Path) -> None:
         task = DpoTask(Config(str(home / "hybrid"), data=str(home / "pairs.jsonl"), method=method, train=training))
         model, tokenizer = yeoul.load(home / "hybrid", device="cpu")
         assert tokenizer is not None
+        task.check_data()
         task.prepare(model, tokenizer)
         if method == "lora":
             add_lora(model, LoraConfig(r=4))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import yeoul
 from commands.finetuning import finetune, low_bit_folder, quickly, report
 from yeoul import cli
 from yeoul.adapt.lora import LoraConfig, add_lora, save_adapter
@@ -168,3 +169,27 @@ def test_one_clear_sentence(
     said = capsys.readouterr().err.strip()
     assert words in said and said.count("\n") == 0, said
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "record", "words"),
+    [
+        ("chat", '{"messages": [{"role": "user", "content": "아무도 없나"}]}', "no turn of the assistant's"),
+        ("dpo", '{"prompt": "무엇", "chosen": "네", "rejected": "네"}', "are the same"),
+        ("classify", '{"text": "하나", "label": "가"}', "cannot be divided"),
+        ("embed", '{"text": "하나"}', "data.jsonl"),
+    ],
+)
+def test_wrong_data_is_told_before_a_model_is_loaded(
+    task: str, record: str, words: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = tmp_path / "data.jsonl"
+    data.write_text((record + "\n") * 3, encoding="utf-8")
+    monkeypatch.setattr(yeoul, "load", lambda *_, **__: pytest.fail("the model is loaded"))
+    argv = ["finetune", str(home / "softmax"), "--task", task, "--out", str(tmp_path / "out")]
+    assert cli.main([*argv, "--data", str(data)]) == 2
+    assert words in capsys.readouterr().err
+    if task == "chat":
+        assert cli.main([*argv, "--data", str(home / "dialogs.jsonl"), "--val-data", str(data)]) == 2
+        assert words in capsys.readouterr().err

@@ -150,6 +150,8 @@ def _run(config: Config) -> int:
     _check_results(config, start)
     runtime.set_threads()
     held, saved = _dtypes(config, start.model)
+    task = make_task(config)
+    task.check_data()
     model, tokenizer = load(start.model, device=config.device, dtype=held)
     if start.adapter is not None and Tokenizer.exists(start.adapter):
         tokenizer = Tokenizer.load(start.adapter)  # with the chat template that the adapter was trained with
@@ -157,7 +159,6 @@ def _run(config: Config) -> int:
         raise UserError("the model's folder has no tokenizer", config.model, "copy the tokenizer files into it")
     runtime.seed_everything(config.train.seed)
     model.requires_grad_(False)
-    task = make_task(config)
     run = _Finetuning(config, model, task, saved, start)
     run.prepare(tokenizer)
     begin(config, preparation, RECORD)

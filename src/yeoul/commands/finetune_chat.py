@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from yeoul.commands.finetune import Config
     from yeoul.commands.finetune_tasks import Validate
     from yeoul.data.batch import Batch
+    from yeoul.data.conversations import Records
     from yeoul.data.examples import Example, ExampleLoader
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
@@ -83,6 +85,15 @@ class ChatTask(Talking):
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    def check_data(self) -> None:
+        """Every record; of plain text the first document."""
+        for spec in (self.config.data, self.config.val_data):
+            for name, plain in self._parts(spec) if spec is not None else ():
+                if plain:
+                    next(self._documents(name), None)
+                else:
+                    deque(self._records(name), maxlen=0)
 
     def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Reads the data, renders it, divides it, and fits it into the context."""
@@ -187,26 +198,46 @@ class ChatTask(Talking):
     # -- the data
 
     def _read(self, spec: str) -> Material:
-        """All parts of a specification: plain text where a part is nothing else, or by `--text-column`."""
-        from yeoul.data.sources import resolve
-
+        """All parts of a specification."""
         material = Material()
-        for source in resolve(spec, reading=self.config.reading):
-            texts = source.builtin_bytes or all(kind == ".txt" for _, kind in source.files)
-            if texts or self.config.text_column is not None:
-                self._read_texts(source.name, material)
+        for name, plain in self._parts(spec):
+            if plain:
+                self._read_texts(name, material)
             else:
-                self._read_records(source.name, material)
+                self._read_records(name, material)
         return material
 
+    def _parts(self, spec: str) -> Iterator[tuple[str, bool]]:
+        """Each part, and whether it is plain text: where it is nothing else, or by `--text-column`."""
+        from yeoul.data.sources import resolve
+
+        for source in resolve(spec, reading=self.config.reading):
+            texts = source.builtin_bytes or all(kind == ".txt" for _, kind in source.files)
+            yield source.name, bool(texts) or self.config.text_column is not None
+
+    def _documents(self, spec: str) -> Iterator[str]:
+        """Plain texts as `yeoul pretrain` reads them."""
+        from yeoul.data.records import read_documents
+
+        return iter(read_documents([spec], text_column=self.config.text_column, reading=self.config.reading))
+
+    def _records(self, spec: str) -> Records:
+        """Conversations, and texts among them."""
+        from yeoul.data.conversations import read_conversations
+
+        config = self.config
+        return read_conversations(
+            spec, question_column=config.chat.question_column, answer_column=config.chat.answer_column,
+            on_bad_record=config.on_bad_record, reading=config.reading,
+        )  # fmt: skip
+
     def _read_texts(self, spec: str, material: Material) -> None:
-        """Documents as `yeoul pretrain` reads them."""
+        """Documents, each learned whole."""
         import numpy as np
 
         from yeoul.data.examples import Example
-        from yeoul.data.records import read_documents
 
-        documents = read_documents([spec], text_column=self.config.text_column, reading=self.config.reading)
+        documents = self._documents(spec)
         while texts := list(islice(documents, ENCODED_TOGETHER)):
             for ids in self.tokenizer.encode_batch(texts):
                 whole = np.asarray(self.tokenizer.framing.document(ids), dtype=np.int32)
@@ -214,8 +245,7 @@ class ChatTask(Talking):
             material.texts += len(texts)
 
     def _read_records(self, spec: str, material: Material) -> None:
-        """Conversations, and texts among them."""
-        from yeoul.data.conversations import read_conversations
+        """Conversations as the model's template writes them, and texts among them."""
         from yeoul.data.examples import make_examples
         from yeoul.text.chat import ensure_template, render_chat
 
@@ -226,10 +256,7 @@ class ChatTask(Talking):
             texts += 1
             return self.tokenizer.framing.document(self.tokenizer.encode(text))
 
-        records = read_conversations(
-            spec, question_column=config.chat.question_column, answer_column=config.chat.answer_column,
-            on_bad_record=config.on_bad_record, reading=config.reading,
-        )  # fmt: skip
+        records = self._records(spec)
         render = partial(render_chat, talking, train_on=config.chat.train_on)
         material.examples += make_examples(records, render, encode)
         material.texts += texts

@@ -64,24 +64,30 @@ def make(config: Config) -> ClassifyTask:
 class ClassifyTask(TextTask):
     """Texts and labels, as `Task` asks; `extra` is the classification head."""
 
-    def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
-        """Reads the data, divides it, and makes the head."""
-        import numpy as np
-
+    def check_data(self) -> None:
+        """Texts to train and to validate on, and their labels."""
         from yeoul.data.labelled import label_names
-        from yeoul.model.heads import ClassificationHead
 
         table = self._read(self.config.data)
-        train, val = self._divided(table)
-        self.labels = label_names(text.label for text in train)
-        self._check_labels(train, val)
+        self.texts = self._divided(table)
+        self.skipped, self.complaint = table.skipped, next(iter(table.complaints), "")
+        self.labels = label_names(text.label for text in self.texts[0])
+        self._check_labels(*self.texts)
+
+    def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
+        """Makes targets of the labels, and the head."""
+        import numpy as np
+
+        from yeoul.model.heads import ClassificationHead
+
+        train, val = self.texts
+        del self.texts  # from here on tokens
         numbers = {name: number for number, name in enumerate(self.labels)}
         self.targets, self.val_targets = (
             np.array([numbers[text.label] for text in texts], dtype=np.int64) for texts in (train, val)
         )
         self.counts = Counter(text.label for text in train)
         self.first = train[0]
-        self.skipped, self.complaint = table.skipped, next(iter(table.complaints), "")
         self.set_items(model, tokenizer, [(text.text,) for text in train], [(text.text,) for text in val])
         pooling: Pooling = self.config.texts.pooling or "last"
         self.extra = ClassificationHead(

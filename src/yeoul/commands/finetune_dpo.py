@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from yeoul.commands.finetune import Config
     from yeoul.commands.finetune_tasks import Validate
+    from yeoul.data.conversations import Records
     from yeoul.data.preferences import Pair, PairLoader
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
@@ -70,6 +72,12 @@ class DpoTask(Talking):
         self.config = config
         self._reference: tuple[np.ndarray, np.ndarray] | None = None
 
+    def check_data(self) -> None:
+        """Every record."""
+        for spec in (self.config.data, self.config.val_data):
+            if spec is not None:
+                deque(self._records(spec), maxlen=0)
+
     def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Reads the data, renders it, divides it by prompts, and fits it into the context."""
         from yeoul.commands.finetune_tasks import divide
@@ -93,17 +101,20 @@ class DpoTask(Talking):
         self.epoch_batches = -(-len(self.train) // config.train.batch_size)
 
     def _read(self, spec: str) -> list[Pair]:
-        from yeoul.data.conversations import read_conversations
         from yeoul.data.preferences import make_pairs
         from yeoul.text.chat import render_chat
 
-        records = read_conversations(
-            spec, kind="preference", on_bad_record=self.config.on_bad_record, reading=self.config.reading
-        )
+        records = self._records(spec)
         pairs = make_pairs(records, partial(render_chat, self.tokenizer))
         self.skipped += records.skipped
         self.complaint = self.complaint or next(iter(records.complaints), "")
         return pairs
+
+    def _records(self, spec: str) -> Records:
+        from yeoul.data.conversations import read_conversations
+
+        config = self.config
+        return read_conversations(spec, kind="preference", on_bad_record=config.on_bad_record, reading=config.reading)
 
     def _context(self, pairs: list[Pair]) -> int:
         """Tokens of the longest row: those asked for, else what the data needs within the model's length."""

@@ -84,14 +84,11 @@ class EmbedTask(TextTask):
 
     extra: TextVectors | None = None
 
-    def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
+    def check_data(self) -> None:
         """Reads the data and divides it."""
-        import numpy as np
-
         from yeoul.commands.finetune_tasks import divide
 
         config = self.config
-        self._freeze(model)
         table = self._read(config.data)
         train, val = table.records, list["TextPair"]()
         if config.val_data is not None:
@@ -105,10 +102,20 @@ class EmbedTask(TextTask):
             self.low, self.high = min(known), max(known)
             if self.low == self.high:
                 raise UserError(f"all pairs have the score {self.low:g}", config.data, "give different scores")
+        self.pairs = train, val
+        self.skipped, self.complaint = table.skipped, next(iter(table.complaints), "")
+
+    def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
+        """Tokens of the pairs, and how vectors are made of them."""
+        import numpy as np
+
+        self._freeze(model)
+        train, val = self.pairs
+        del self.pairs  # from here on tokens
+        if self.scored:
             self.targets, self.val_targets = (
                 np.array([pair.score for pair in pairs], dtype=np.float32) for pairs in (train, val)
             )
-        self.skipped, self.complaint = table.skipped, next(iter(table.complaints), "")
         self.alike = self.loss_name not in WITHIN_BATCH
         self.set_items(model, tokenizer, *([_stripped(pair.texts) for pair in pairs] for pairs in (train, val)))
         self._make_vectors()

@@ -55,6 +55,13 @@ class Task(Protocol):
     context: int
     epoch_batches: int
 
+    def check_data(self) -> None:
+        """Reads the data once, before a model is loaded, which takes its time.
+
+        Raises:
+            UserError: it cannot be used, whatever the model.
+        """
+
     def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Reads the data and makes what is trained beside the model; nothing of the run is written before.
 
