@@ -14,8 +14,9 @@ from typing import Any, Literal
 from yeoul.data.reading import DEFAULT, Columns, Reading
 from yeoul.data.rows import is_unicode, read_rows
 from yeoul.data.sources import Spec, resolve
+from yeoul.data.typographic import parse_any_marks
 from yeoul.errors import UserError, shown
-from yeoul.safe_json import JSONError, parse
+from yeoul.safe_json import JSONError
 
 Message = dict[str, Any]
 """{"role": "system" | "user" | "assistant", "content": text}, and "weight": 0 where it is not learned."""
@@ -373,7 +374,7 @@ def _from_cell(key: str, cell: Any) -> Any:
     perhaps = ("prompt", "completion", "chosen", "rejected")
     if (key in lists and cell) or (key in perhaps and cell.lstrip().startswith("[{")):
         try:
-            return parse(cell, finite=False)
+            return parse_any_marks(cell, finite=False)
         except JSONError:
             raise _Bad(f'the column "{key}" is not valid JSON') from None
     return cell

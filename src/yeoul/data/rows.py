@@ -16,8 +16,9 @@ from typing import Any
 
 from yeoul.data.reading import AS_CP949, DEFAULT, CheckColumns, Columns, Reading, Row, not_text
 from yeoul.data.streams import Line, lines_of, read_whole
+from yeoul.data.typographic import parse_any_marks
 from yeoul.errors import UserError
-from yeoul.safe_json import JSONError, parse
+from yeoul.safe_json import JSONError
 from yeoul.units import count
 
 _LARGEST_FIELD = 2**31 - 1
@@ -67,7 +68,9 @@ def _jsonl_rows(path: Path, reading: Reading) -> Iterator[Row]:
             yield where, error
         elif text.strip():
             try:
-                value = parse(text, finite=False, most_values=reading.most_values, twice=partial(_twice, where))
+                value = parse_any_marks(
+                    text, finite=False, most_values=reading.most_values, twice=partial(_twice, where)
+                )
             except JSONError as wrong:
                 yield where, UserError(f"the line {wrong.reason}", where)
             else:
@@ -90,7 +93,8 @@ def _json_rows(path: Path, reading: Reading) -> Iterator[Row]:
         text = data.decode("utf-8", "surrogateescape")
     del data
     try:
-        value = parse(text, finite=False, most_values=8 * reading.most_values, twice=partial(_twice, str(path)))
+        limit = 8 * reading.most_values
+        value = parse_any_marks(text, finite=False, most_values=limit, twice=partial(_twice, str(path)))
     except JSONError as wrong:
         place = f"{path}:{wrong.line}" if wrong.line else str(path)
         raise not_utf8 or UserError(f"the file {wrong.reason}", place) from None
