@@ -324,7 +324,7 @@ def test_a_finished_conversion_is_lengthened_in_its_last_stage(tmp_path: Path) -
     for _ in range(2):
         long = convert_in_stages(tmp_path, longer)[2]
         assert (long["align"].tokens, long["distil"].tokens) == (6 * 48, 16 * 48)
-        assert long["align"].after == short["align"].after and long["distil"].after < short["distil"].after
+        assert long["align"].after == short["align"].after and long["distil"].after <= short["distil"].after
     with pytest.raises(UserError, match="tokens"):
         convert_in_stages(tmp_path, recipe)
 

@@ -200,15 +200,13 @@ def run_stages(
     values, unspent, spare = _start(folder, student, validate, dict(identity)), 0, 0
     for number, (stage, planned) in enumerate(recipe.settings.items(), start=1):
         what, last = recipe.trains[stage], number == len(recipe.settings)
-        settings, spare = _as_long_as_it_was(
-            replace(planned, tokens=planned.tokens + unspent), spare, last, folder / f"{number}-{stage}"
-        )
+        run_dir, settings = folder / f"{number}-{stage}", replace(planned, tokens=planned.tokens + unspent)
+        settings, spare = _as_long_as_it_was(settings, spare, last, run_dir)
         prepare(student, teacher, what, rank=recipe.rank, seed=planned.seed + number)
         say(
             f"Stage {number}, {stage}: {count(settings.tokens, 'token')} in {count(settings.steps, 'step')}, "
             f"training {what}."
         )
-        run_dir = folder / f"{number}-{stage}"
         before = _write_before(student, run_dir)
         with _EnergyNotes(run_dir, student.device) as notes:
             result = notes.result = train(
