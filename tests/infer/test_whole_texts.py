@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from yeoul.data.text_batches import dropped
 from yeoul.infer.texts import TextClassifier, TextEmbedder, encode_texts
 from yeoul.model.classifier_folder import save_classifier
 from yeoul.model.heads import ClassificationHead, Pooling, SequenceClassifier, TextVectors
+from yeoul.model.pooling_folder import load_vectors
+from yeoul.model.vector_settings import Reading
 
 transformers = pytest.importorskip("transformers")
 
-TEXTS = ["강가에 작은 마을이 있었다.", "The quick brown fox jumps over the lazy dog. " * 4, "가"]
+TEXTS = ["강가에 작은 마을이 있었다.", " ".join(["The quick brown fox jumps over the lazy dog."] * 4), "가"]
 ENDS = {"end": ("", "</s>"), "padding for an end": ("", "<pad>"), "both": ("<s>", "</s>"), "begin": ("<s>", ""),
         "neither": ("", "")}  # fmt: skip
 
@@ -43,7 +46,7 @@ def theirs(kind: Any, folder: Path, text: str, longest: int) -> Any:
 def test_vectors(folder: Path, pooling: Pooling, longest: int) -> None:
     model, tokenizer = load(folder, device="cpu", dtype="float32")
     assert tokenizer is not None
-    embedder = TextEmbedder(model, tokenizer, TextVectors(pooling), normalize=False)
+    embedder = TextEmbedder(model, tokenizer, TextVectors(pooling), Reading(normalize=False))
     found = embedder.embed(TEXTS, context=longest)
     for text, vector in zip(TEXTS, found, strict=True):
         states = theirs(transformers.AutoModel, folder, text, longest).last_hidden_state[0]
@@ -63,6 +66,20 @@ def test_classes(folder: Path, tmp_path: Path) -> None:
     for text, logits in zip(TEXTS, found, strict=True):
         wanted = theirs(transformers.AutoModelForSequenceClassification, target, text, 64).logits[0]
         torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_mean_is_one_way_more_only_where_sentence_transformers_takes_it(listed: bool, tmp_path: Path) -> None:
+    """A description that names one way and says nothing of the mean; alone it means that way."""
+    folder = tmp_path / "1_Pooling"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"pooling_mode_lasttoken": True}), encoding="utf-8")
+    if listed:
+        kinds = (("Transformer", ""), ("Pooling", "1_Pooling"))
+        modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds]
+        (tmp_path / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    vectors = load_vectors(tmp_path, 32)
+    assert vectors is not None and vectors.pooling == (("mean", "last") if listed else ("last",))
 
 
 def test_what_was_cut_is_counted_by_text(tmp_path: Path) -> None:

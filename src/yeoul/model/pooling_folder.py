@@ -134,13 +134,14 @@ def load_vectors(folder: Path | str, hidden_size: int, pooling: Pooling | None =
     place = _place(folder)
     if place is None:
         return None
-    described, layers, _ = _listed(place) if (place / MODULES).is_file() else _numbered(place)
+    listed = (place / MODULES).is_file()
+    described, layers, _ = _listed(place) if listed else _numbered(place)
     states: States = "last"
     ways: tuple[Pooling, ...] = (pooling or "mean",)
     if described is not None and described.is_file():
         values = read_object(described)
         states = _states(values, described)
-        ways = _poolings(values, described) if pooling is None else (pooling,)
+        ways = _poolings(values, described, listed) if pooling is None else (pooling,)
     vectors = TextVectors(ways, states)
     width = vectors.pooled_width(hidden_size)
     for kind, path in layers:
@@ -219,13 +220,18 @@ def _listed(place: Path) -> tuple[Path | None, _Layers, bool]:
     return described, layers[:-1] if normalize else layers, normalize
 
 
-def _poolings(values: dict[str, Any], file: Path) -> tuple[Pooling, ...]:
-    """The ways of a description; the mean is one where it does not say otherwise, as in sentence-transformers."""
+def _poolings(values: dict[str, Any], file: Path, listed: bool) -> tuple[Pooling, ...]:
+    """The ways of a description.
+
+    Where it says nothing of the mean, that is one of them in a folder that sentence-transformers opens (`listed` in
+    modules.json), because the library takes it so; elsewhere only where no other way is named.
+    """
     for key in sorted(values.keys() - _POOLING_KEYS):
         raise UserError(f"the setting {shown(key)} of the pooling is not supported", file)
     given = values.get("pooling_mode")
     if given is None:
-        flags = {"pooling_mode_mean_tokens": True} | values
+        named = any(values.get(flag) for flag in _FLAGS)
+        flags = {"pooling_mode_mean_tokens": listed or not named} | values
         names: Any = [name for flag, name in _FLAGS.items() if flags.get(flag)]
     else:
         names = [given] if isinstance(given, str) else given
