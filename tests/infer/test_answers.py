@@ -144,6 +144,26 @@ def test_a_session_reads_only_what_is_new(says: Says, byte_tokenizer: Any) -> No
     assert session.reused == 0 and model.calls[0] == (1, 14)
 
 
+def test_a_conversation_that_outgrows_its_rotation_is_read_once_more(
+    tiny: Callable[..., Any], byte_tokenizer: Any
+) -> None:
+    factors = dict(short_factor=[1.0] * 4, long_factor=[2.0, 4.0, 6.0, 8.0])
+    scaling = dict(rope_type="longrope", original_max_position_embeddings=70, **factors)
+    session = Session(tiny(vocab_size=259, rope_scaling=scaling), byte_tokenizer)
+    short = [97, *b"question"]
+    first = answer(session, short).result
+    assert first is not None and len(first.ids) == 20
+    longer = [*short, *first.ids, *b"and another one"]
+    again = answer(session, longer)
+    assert session.reused > len(short), "still turned the same way"
+    whole = [*longer, *again.result.ids, *b"beyond the first length"]  # type: ignore[union-attr]
+    last = answer(session, whole)
+    assert len(longer) + 19 <= 70 < len(whole) and session.reused == 0
+    assert (
+        last.result is not None and last.result.ids == answer(Session(session.model, byte_tokenizer), whole).result.ids
+    )  # type: ignore[union-attr]
+
+
 def test_a_cancelled_answer_keeps_its_cache_and_an_abandoned_one_does_not(says: Says, byte_tokenizer: Any) -> None:
     session = Session(says("abcdefgh"), byte_tokenizer)
     pieces = session.stream([1], SamplingParams(temperature=0))

@@ -278,7 +278,9 @@ class Session:
         cache, cached = None, []
         if last is not None and last.rows[0].finish_reason is not None:
             cache, cached = last.cache, last.cached_ids
-        if cache is None or len(cached) >= len(ids) or ids[: len(cached)] != cached:
+        switch = self.model.config.rope_switch
+        outgrown = switch is not None and len(cached) <= switch < len(ids)
+        if cache is None or len(cached) >= len(ids) or ids[: len(cached)] != cached or outgrown:
             cache, cached = None, []
         self.reused = len(cached)
         self._last = _start(self.model, self.tokenizer, [ids], params, cache=cache, cached=len(cached))

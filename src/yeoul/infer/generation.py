@@ -150,28 +150,36 @@ class Generation:
     def _prefill(self) -> Tensor:
         """Reads the prompts, equal ones once; returns the logits (B, V) behind their last tokens."""
         distinct = list(dict.fromkeys(tuple(row.prompt) for row in self.rows))
-        ids, mask = pad_batch([list(p[self._cached :]) for p in distinct], self.pad_id, side="left")
+        logits = self._read_texts([list(prompt) for prompt in distinct], self.cache)
+        if not bool(torch.isfinite(logits).all()):
+            raise UserError(
+                "the model computes numbers that are not finite (NaN or infinity)", fix="load it with --dtype float32"
+            )
+        if len(distinct) < len(self.rows):
+            assert self.cache is not None
+            place = {prompt: i for i, prompt in enumerate(distinct)}
+            index = torch.tensor([place[tuple(row.prompt)] for row in self.rows], device=self.device)
+            self.cache.reorder(index)
+            logits = logits.index_select(0, index)
+        self.prefill_seconds = time.perf_counter() - self._start
+        return logits
+
+    def _read_texts(self, texts: list[list[int]], cache: Cache | None) -> Tensor:
+        """Reads texts, into a new cache or from where one ends; returns the logits (B, V) behind their last tokens."""
+        known = 0 if cache is None else self._cached
+        ids, mask = pad_batch([text[known:] for text in texts], self.pad_id, side="left")
+        if cache is None:
+            cache = self.model.new_cache(len(texts))
+            cache.expect(torch.tensor([len(text) for text in texts]))
         T, padding = ids.shape[1], ids.shape[1] - int(mask.sum(1).min())
-        cache = self.cache if self.cache is not None else self.model.new_cache(len(distinct))
         # the first chunk reaches into every row, so that no row of a chunk is nothing but padding
         end = min(T, max(self.prefill_chunk, padding + 1))
         start = 0
         while end < T:
             self._read(ids, mask, cache, start, end, last=False)
             start, end = end, min(T, end + self.prefill_chunk)
-        logits = self._read(ids, mask, cache, start, end, last=True)
-        if not bool(torch.isfinite(logits).all()):
-            raise UserError(
-                "the model computes numbers that are not finite (NaN or infinity)", fix="load it with --dtype float32"
-            )
-        if len(distinct) < len(self.rows):
-            place = {prompt: i for i, prompt in enumerate(distinct)}
-            index = torch.tensor([place[tuple(row.prompt)] for row in self.rows], device=self.device)
-            cache.reorder(index)
-            logits = logits.index_select(0, index)
         self.cache = cache
-        self.prefill_seconds = time.perf_counter() - self._start
-        return logits
+        return self._read(ids, mask, cache, start, end, last=True)
 
     def _read(self, ids: Tensor, mask: Tensor, cache: Cache, start: int, end: int, last: bool) -> Tensor:
         """Sends columns start..end of the padded prompts through the model; logits (B, V) if the last."""
@@ -194,9 +202,15 @@ class Generation:
             self.seen = None if self.seen is None else self.seen.index_select(0, index)
             self.generators = [self.generators[i] for i in keep]
             self._batch = [self._batch[i] for i in keep]
-        logits = self._logits(self._tokens[:, None], None, self.cache)
         self._fed += 1
-        return logits
+        if self._outgrown():
+            return self._read_texts([row.prompt + row.ids for row in self._batch], None)
+        return self._logits(self._tokens[:, None], None, self.cache)
+
+    def _outgrown(self) -> bool:
+        """Whether a text has become one token longer than what its rotation goes by: see `yeoul.model.rope`."""
+        switch = self.model.config.rope_switch
+        return switch is not None and any(len(row.prompt) + len(row.ids) == switch + 1 for row in self._batch)
 
     def _logits(self, ids: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
         """Logits (B, V) behind the last of (B, T) ids."""

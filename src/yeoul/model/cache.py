@@ -212,6 +212,7 @@ class Cache:
         self.next_position = next_position  # (B, 1) int64
         self.length = 0  # columns seen, padding included
         self.aligned = True  # no padding so far: every row stands at position `length`
+        self._text_length: Tensor | None = None  # (B, 1) int64, what rotations by length go by
 
     def nbytes(self) -> int:
         """Bytes remembered by all layers."""
@@ -222,6 +223,18 @@ class Cache:
         for layer in self.layers:
             layer.reorder(index)
         self.next_position = self.next_position.index_select(0, index)
+        if self._text_length is not None:
+            self._text_length = self._text_length.index_select(0, index)
+
+    def expect(self, lengths: Tensor) -> None:
+        """How long the text of each row is, (B,) int64, where it is read in pieces: before the first of them."""
+        self._text_length = lengths[:, None].to(self.next_position.device)
+
+    def decided(self) -> Tensor:
+        """How long each row's text was when its first columns were read, or what `expect` was told: (B, 1) int64."""
+        if self._text_length is None:
+            self._text_length = self.next_position.clone()
+        return self._text_length
 
     def advance(self, mask: Tensor | None, columns: int) -> Tensor | None:
         """Takes note of new columns; returns their positions (B, T), or None where all rows stand at `length`."""

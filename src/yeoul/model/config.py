@@ -363,6 +363,12 @@ class ModelConfig:
         """The different rotations of the layers: at most two, that of "sliding" layers and that of the others."""
         return tuple(dict.fromkeys(rope for layer in range(self.num_layers) if (rope := self._rope(layer))))
 
+    @property
+    def rope_switch(self) -> int | None:
+        """The length beyond which a text is turned otherwise from its beginning on (longrope); None without one."""
+        lengths = [r.scaling.original_max_position_embeddings for r in self.ropes if r.scaling and r.kind == "longrope"]
+        return lengths[0] if lengths else None
+
     def rope_index(self, layer: int) -> int | None:
         """Index in `ropes` of a layer's rotation; None where it has none."""
         rope = self._rope(layer)

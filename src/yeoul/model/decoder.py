@@ -20,7 +20,7 @@ from yeoul.model.dijiang import DiJiangAttention
 from yeoul.model.layers import make_mlp, make_norm, sinusoidal_table
 from yeoul.model.official import OfficialDiJiangAttention
 from yeoul.model.quantized import QuantizedLinear
-from yeoul.model.rope import rotary_table
+from yeoul.model.rope import rotary_columns
 from yeoul.ops.window import soft_cap
 
 
@@ -185,11 +185,8 @@ class Decoder(nn.Module):
             end = T if positions is None else int(positions.max()) + 1
         rotary = []
         for rope in config.ropes:
-            cos, sin = rotary_table(rope, end, input_ids.device)
-            if positions is None:
-                rotary.append((cos[:T][None, None], sin[:T][None, None]))
-            else:
-                rotary.append((cos[positions][:, None], sin[positions][:, None]))
+            lengths = text_lengths(positions, seq_ids, cache, rope.kind) if rope.by_length else None
+            rotary.append(rotary_columns(rope, positions, T, end, lengths, input_ids.device))
         return Layout(mask=mask, seq_ids=seq_ids, rotary=tuple(rotary), positions=positions)
 
     def embed(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
@@ -268,6 +265,32 @@ class Decoder(nn.Module):
         """
         h = self.hidden(input_ids, attention_mask, positions=positions, seq_ids=seq_ids, cache=cache)
         return self.unembed(h[:, -logits_to_keep:])
+
+
+def text_lengths(
+    positions: Tensor | None, seq_ids: Tensor | None, cache: Cache | None, kind: str | None
+) -> Tensor | None:
+    """How long the text of each row or column is, for rotations that ask (`yeoul.model.rope`): (B or 1, T or 1) int64.
+
+    Args:
+        positions: (B or 1, T) of the call.
+        seq_ids: (B, T) of packed sequences, each of which is a text.
+        cache: with the columns of the call taken note of; what it was told of the texts counts (`Cache.expect`).
+        kind: of the rotation.
+    Returns:
+        None where all texts are as long as the call.
+    """
+    if cache is not None:
+        decided = cache.decided()
+        return decided if kind == "longrope" else torch.maximum(decided, cache.next_position)
+    if positions is None:
+        return None
+    if seq_ids is None:
+        return positions.max(1, keepdim=True).values + 1
+    places = seq_ids + 1  # padding is -1
+    last = positions.new_zeros(len(places), int(places.max()) + 1)
+    last = last.scatter_reduce(1, places, positions.expand_as(places), "amax")
+    return last.gather(1, places) + 1
 
 
 class _Uninitialized(TorchFunctionMode):

@@ -1,4 +1,18 @@
-"""Rotary positions (Su and others 2021) and the ways in which models were stretched beyond their first length."""
+"""Rotary positions (Su and others 2021) and the ways in which models were stretched beyond their first length.
+
+Two of these ways depend on how long a text is. That is asked of each text by itself, of a row of a batch or a sequence
+of a packed row, so that neighbours and padding change no answer:
+
+- "longrope" turns all of a text by `short_factor` while it has at most `original_max_position_embeddings` tokens, and
+  all of it by `long_factor` when it has more; keys that were turned one way and queries turned the other do not fit
+  together. So it is decided once for what a cache holds, when its first columns are read. A text that outgrows that
+  length while it is written is read once more from its beginning (`yeoul.infer.generation`): each token is drawn as
+  the model would have it for the text so far, whatever was read before in which pieces, as transformers does for
+  Phi-3. (vLLM decides once for a whole server, by the longest text that it would take, so that short texts are turned
+  by `long_factor` there.)
+- "dynamic" has another base for every length beyond `max_position_embeddings`; keys keep that of the moment when they
+  were read, as in transformers.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +48,9 @@ class RopeScaling:
 
     Attributes:
         rope_type: "linear" (Chen and others 2023: positions divided by `factor`), "dynamic" (NTK-aware: the base grows
-            with the length of the call once it passes `max_position_embeddings`), "yarn" (Peng and others 2023),
-            "llama3" (Llama 3.1), "longrope" (Ding and others 2024: `long_factor` in calls that reach beyond
-            `original_max_position_embeddings`, else `short_factor`).
+            with the length of the text once it passes `max_position_embeddings`), "yarn" (Peng and others 2023),
+            "llama3" (Llama 3.1), "longrope" (Ding and others 2024: `long_factor` in texts that reach beyond
+            `original_max_position_embeddings`, else `short_factor`); see above for both that look at lengths.
         short_factor: one divisor for each frequency, as `long_factor`.
     """
 
@@ -114,17 +128,24 @@ class Rope(NamedTuple):
             if factors is not None and len(factors) != self.dim // 2:
                 raise UserError(f"rotary positions turn {self.dim // 2} pairs, but {name} has {len(factors)} numbers")
 
-    def variant(self, length: int) -> int:
-        """What of a call's length decides the frequencies: equal numbers, equal frequencies."""
-        scaling = self.scaling
-        if scaling is None:
-            return 0
-        if scaling.rope_type == "dynamic":
-            return max(length, self.max_positions)
-        if scaling.rope_type == "longrope":
-            assert scaling.original_max_position_embeddings is not None
-            return int(length > scaling.original_max_position_embeddings)
-        return 0
+    @property
+    def kind(self) -> str | None:
+        """The `rope_type` of the stretching; None without one."""
+        return None if self.scaling is None else self.scaling.rope_type
+
+    @property
+    def by_length(self) -> bool:
+        """Whether the frequencies depend on how long a text is."""
+        return self.kind in ("dynamic", "longrope")
+
+    def variant(self, lengths: Tensor) -> Tensor:
+        """What of the lengths of texts decides the frequencies: equal numbers, equal frequencies."""
+        if self.kind == "dynamic":
+            return lengths.clamp_min(self.max_positions)
+        if self.kind == "longrope":
+            assert self.scaling is not None and self.scaling.original_max_position_embeddings is not None
+            return (lengths > self.scaling.original_max_position_embeddings).long()
+        return torch.zeros_like(lengths)
 
 
 def frequencies(rope: Rope, variant: int = 0) -> tuple[Tensor, float]:
@@ -202,12 +223,46 @@ def _table(rope: Rope, variant: int, rows: int, device: torch.device) -> tuple[T
     return angle.cos() * attention, angle.sin() * attention
 
 
-def rotary_table(rope: Rope, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for a call whose last position is `length` - 1: each (at least `length`, R / 2) fp32."""
-    variant = rope.variant(length)
-    longer = rope.scaling is not None and rope.scaling.rope_type == "dynamic" and variant > rope.max_positions
-    rows = length if longer else max(64, 1 << (length - 1).bit_length())
-    return _table(rope, variant, rows, device)
+def rotary_columns(
+    rope: Rope, positions: Tensor | None, columns: int, end: int, lengths: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the columns of a call: each (B or 1, 1, columns, R / 2) fp32.
+
+    Args:
+        rope: which rotation.
+        positions: (B or 1, columns) int64; None means 0 ... columns-1.
+        columns: of the call.
+        end: larger than every position.
+        lengths: (B or 1, columns or 1) int64, how long the text of each row or column is; None means `end`.
+        device: of the result.
+    """
+    if not rope.by_length:
+        return _at(_table(rope, 0, _rows(end), device), positions, columns)
+    if lengths is None:
+        lengths = torch.tensor([[end]])
+    variants = rope.variant(lengths)
+    cos, sin = torch.empty(0), torch.empty(0)
+    for number, variant in enumerate(variants.unique().tolist()):
+        rows = end if rope.kind == "dynamic" and variant > rope.max_positions else _rows(end)
+        own = _at(_table(rope, variant, rows, device), positions, columns)
+        if number == 0:
+            cos, sin = own
+        else:
+            here = (variants == variant)[:, None, :, None].to(device)
+            cos, sin = torch.where(here, own[0], cos), torch.where(here, own[1], sin)
+    return cos, sin
+
+
+def _rows(end: int) -> int:
+    """Rows of a table that is kept for later calls."""
+    return max(64, 1 << (end - 1).bit_length())
+
+
+def _at(table: tuple[Tensor, Tensor], positions: Tensor | None, columns: int) -> tuple[Tensor, Tensor]:
+    cos, sin = table
+    if positions is None:
+        return cos[:columns][None, None], sin[:columns][None, None]
+    return cos[positions][:, None], sin[positions][:, None]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
