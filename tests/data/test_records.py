@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from yeoul.data.records import LONGEST_BLOCK, read_documents
+from yeoul.data.records import LONGEST_BLOCK, check_documents, read_documents
 from yeoul.data.sources import source_key
 from yeoul.errors import UserError
 
@@ -192,6 +192,20 @@ def test_malformed_records_name_file_and_line(tmp_path):
     assert f"{path}:3" in error(path) and "CSV" in error(path)
     path = write(tmp_path / "d.json", json.dumps({"dialogs": [{"conversation": [{"speaker": "user"}]}]}))
     assert "utterance" in error(path) and "dialogs 1" in error(path)
+
+
+def test_what_is_wrong_from_the_first_line_on_is_seen_by_a_look(tmp_path):
+    empty, good = write(tmp_path / "a.txt", "\n\n"), write(tmp_path / "b.jsonl", '{"text": "하나", "k": 1}\nno JSON')
+    check_documents([empty.parent, "builtin:1MB"])
+    check_documents(good, join_by="k")
+    assert "not JSON" in error(good)
+    for wrong, options in [
+        (empty, {}), (good, {"text_column": "글"}), (good, {"join_by": "l"}), (tmp_path / "none.txt", {}),
+        (write(tmp_path / "c.txt", "가".encode("cp949")), {}), (write(tmp_path / "d.csv", "a,b\n가,나"), {}),
+    ]:  # fmt: skip
+        with pytest.raises(UserError) as caught:
+            check_documents(wrong, **options)
+        assert str(caught.value) == error(wrong, **options)
 
 
 @pytest.mark.parametrize("kind", [".csv", ".tsv"])

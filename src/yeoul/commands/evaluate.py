@@ -106,6 +106,7 @@ def run(config: Config) -> int:
     from yeoul import runtime
 
     runtime.set_threads()
+    _check_data(config)
     model, tokenizer = yeoul.load(config.model, device=config.device, dtype=_held(config))
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so no text can be scored", config.model)
@@ -153,6 +154,24 @@ def _context(config: Config, model: Decoder) -> int:
     return context
 
 
+def _check_data(config: Config) -> None:
+    """What is wrong with the text from its first line on is said before the model is loaded."""
+    from yeoul.data.records import check_documents
+
+    if config.data is not None:
+        check_documents(config.data, text_column=config.text_column, join_by=config.join_by, reading=config.reading)
+    elif Path(config.model).exists():
+        _kept(config)
+
+
+def _kept(config: Config) -> Path:
+    """The tokens that a run has put aside."""
+    kept = Path(config.model) / "data" / "val"
+    if not kept.is_dir():
+        raise UserError("there is no text to score", "--data", 'give a file, a folder or "builtin"')
+    return kept
+
+
 def _shards(config: Config, tokenizer: Tokenizer, folder: Path) -> tuple[TokenShards, str]:
     """The tokens to score and where they come from."""
     from yeoul.commands.corpus import token_shards
@@ -164,9 +183,7 @@ def _shards(config: Config, tokenizer: Tokenizer, folder: Path) -> tuple[TokenSh
             text_column=config.text_column, join_by=config.join_by, reading=config.reading,
         )  # fmt: skip
         return shards, config.data
-    kept = Path(config.model) / "data" / "val"
-    if not kept.is_dir():
-        raise UserError("there is no text to score", "--data", 'give a file, a folder or "builtin"')
+    kept = _kept(config)
     shards = TokenShards.open(kept, tokenizer.framing.begin)
     if shards.meta.fingerprint != tokenizer.fingerprint:
         raise UserError("the held-out text was made with another tokenizer", kept, "give --data")

@@ -229,6 +229,7 @@ def _run(config: Config) -> int:
     from yeoul.train.interrupt import Interrupted
 
     runtime.set_threads()
+    _check_data(config)
     compute, held, saved = _dtypes(config)
     teacher, tokenizer = load(config.model, device=config.device, dtype=held)
     if tokenizer is None:
@@ -285,6 +286,15 @@ def _run(config: Config) -> int:
     conclude(config, teacher, student, tokenizer, batches, {name: stage.as_dict() for name, stage in stages.items()},
               context)  # fmt: skip
     return 0
+
+
+def _check_data(config: Config) -> None:
+    """What is wrong with the texts from their first lines on is said before the model is loaded."""
+    from yeoul.data.records import check_documents
+
+    for data in (config.data, config.val_data):
+        if data is not None:
+            check_documents(data, text_column=config.text_column, join_by=config.join_by, reading=config.reading)
 
 
 def _dtypes(config: Config) -> tuple[torch.dtype, torch.dtype, torch.dtype]:

@@ -110,6 +110,7 @@ def run(config: Config) -> int:
     """Quantize, and print the table."""
     from yeoul import runtime
     from yeoul.commands.export import model_name
+    from yeoul.data.records import check_documents
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import model_folder
     from yeoul.text.tokenizer import Tokenizer
@@ -122,6 +123,9 @@ def run(config: Config) -> int:
     tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
     if tokenizer is None and config.method != "rtn":
         raise UserError("the model has no tokenizer, so it cannot be calibrated", config.model, "use --method rtn")
+    for data in (config.data, config.eval_data):
+        if data is not None:  # before the model is loaded
+            check_documents(data, text_column=config.text_column, reading=config.reading)
     work = _Work(config, top, folder, tokenizer)
     with only_writer(out):
         _check_out(out, folder, config.overwrite)  # it may have been written meanwhile

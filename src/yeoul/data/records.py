@@ -8,7 +8,7 @@ from pathlib import Path
 from yeoul.data.reading import DEFAULT, Reading
 from yeoul.data.sources import Source, Spec, resolve
 from yeoul.data.streams import read_lines
-from yeoul.data.tables import Selection, record_documents
+from yeoul.data.tables import Selection, keyed_texts, record_documents
 from yeoul.errors import UserError
 
 LONGEST_BLOCK = 100_000
@@ -46,6 +46,28 @@ def read_documents(
     """
     selection = Selection(text_column=text_column, join_by=join_by)
     return _documents(resolve(spec, revision, reading), selection, reading)
+
+
+def check_documents(
+    spec: Spec, *, text_column: str | None = None, join_by: str | None = None, reading: Reading = DEFAULT
+) -> None:
+    """Read the first text of each part of a data specification, before anything that takes long is begun.
+
+    Args and errors are those of `read_documents`; what comes behind the first text is not looked at.
+    """
+    selection = Selection(text_column=text_column, join_by=join_by)
+    for source in resolve(spec, reading=reading):
+        texts = (
+            text
+            for path, kind in source.files
+            for text in (
+                text_blocks(path, reading)
+                if kind == ".txt"
+                else (text for _, text in keyed_texts(path, kind, selection, reading))
+            )
+        )
+        if not source.builtin_bytes and next(texts, None) is None:
+            raise UserError("there is no text in the data", source.name)
 
 
 def _documents(sources: list[Source], selection: Selection, reading: Reading) -> Iterator[str]:

@@ -103,35 +103,41 @@ class _TextColumn:
 
 
 def record_documents(path: Path, kind: str, selection: Selection, reading: Reading = DEFAULT) -> Iterator[str]:
-    """Texts of the records of a file, those that are not blank.
+    """Texts of the records of a file, those that are not blank; for the arguments see `keyed_texts`.
+
+    Raises:
+        UserError: a record that cannot be read or has no text, a file that cannot be read.
+    """
+    pairs = keyed_texts(path, kind, selection, reading)
+    return join_records(pairs) if selection.join_by else (text for _, text in pairs)
+
+
+def keyed_texts(path: Path, kind: str, selection: Selection, reading: Reading = DEFAULT) -> Iterator[tuple[Any, str]]:
+    """The text of each record that is not blank, with the key by which records are joined.
 
     Args:
         path, kind, reading: as for `rows.read_rows`.
         selection: where the text is, and what belongs together.
 
     Raises:
-        UserError: a record that cannot be read or has no text, a file that cannot be read.
+        UserError: as `record_documents`.
     """
-
-    def pairs() -> Iterator[tuple[Any, str]]:
-        column = _TextColumn(selection)
-        for where, record in read_rows(path, kind, column.check, reading):
-            if isinstance(record, UserError):
-                raise record
+    column = _TextColumn(selection)
+    for where, record in read_rows(path, kind, column.check, reading):
+        if isinstance(record, UserError):
+            raise record
+        if kind in (".json", ".jsonl"):
+            text = _record_text(record, selection, where)
+        else:
+            text = _text(record[column.of(record, path)], where)
+        if not text.strip():
+            continue
+        if selection.join_by:
             if kind in (".json", ".jsonl"):
-                text = _record_text(record, selection, where)
-            else:
-                text = _text(record[column.of(record, path)], where)
-            if not text.strip():
-                continue
-            if selection.join_by:
-                if kind in (".json", ".jsonl"):
-                    _check_join(list(record) if isinstance(record, dict) else [], selection, where)
-                yield _key(record[selection.join_by], where), text
-            else:
-                yield None, text
-
-    return join_records(pairs()) if selection.join_by else (text for _, text in pairs())
+                _check_join(list(record) if isinstance(record, dict) else [], selection, where)
+            yield _key(record[selection.join_by], where), text
+        else:
+            yield None, text
 
 
 def _key(value: Any, where: str) -> str:
