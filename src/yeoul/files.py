@@ -271,6 +271,23 @@ def is_own_run(folder: Path) -> bool:
     return (os.getpid(), threading.get_ident(), Path(os.path.realpath(folder)) / RUN_LOCK) in _held
 
 
+def is_running(run_dir: Path) -> bool:
+    """Whether some process trains in a folder at this moment; False where it cannot be known."""
+    file = run_dir / RUN_LOCK
+    if not file.is_file():
+        return False
+    try:
+        import fcntl
+
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
+
+
 @contextmanager
 def _with_parents(folder: Path) -> Iterator[None]:
     missing = list(itertools.takewhile(lambda parent: not parent.exists(), (folder, *folder.parents)))

@@ -36,7 +36,10 @@ BLOCKS = {"8-bit": 34, "4-bit": 18}
 
 @dataclass(frozen=True)
 class Config:
-    """Show a model's architecture, parameters, memory, tokenizer and card, and what can be done with it."""
+    """Show a model's architecture, parameters, memory, tokenizer and card, and what can be done with it.
+
+    Of a run that was stopped it shows how far it is, its newest checkpoint, and the command that goes on.
+    """
 
     model: Place
     """Model: a Hugging Face folder, a run's folder, or an id on the hub, also as id@revision."""
@@ -52,12 +55,23 @@ class Config:
 
 
 def run(config: Config) -> int:
-    """Print what is known about the model."""
-    report = examine(config.model, context=config.context)
-    if config.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+    """Print what is known about the model, and about the run that made it."""
+    from yeoul.commands.standing import find_run, run_rows
+    from yeoul.hub import local_folder
+
+    found = find_run(local_folder(config.model))
+    unfinished = found is not None and found.state != "finished"
+    if found is not None and unfinished and found.checkpoint is None:
+        report: dict[str, Any] = {"model": config.model}  # there is none yet
     else:
-        print(describe(report))
+        model = found.checkpoint if found is not None and unfinished and found.checkpoint else config.model
+        report = examine(model, context=config.context)
+    report["run"] = None if found is None else asdict(found)
+    if config.json:
+        print(json.dumps(report, indent=2, ensure_ascii=False, default=str))
+        return 0
+    rows = [] if found is None else run_rows(found)
+    print(_table(rows + (_rows(report) if "config" in report else [])))
     return 0
 
 
@@ -259,7 +273,15 @@ def _can_export(config: ModelConfig) -> bool:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """The report as text."""
+    """The report on a model as text."""
+    return _table(_rows(report))
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<11} {value}" for name, value in rows)
+
+
+def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     config, parameters = report["config"], dict(report["parameters"])
     total = parameters.pop("total")
     tied = "tied" if config["tie_embeddings"] else "not tied"
@@ -283,7 +305,7 @@ def describe(report: dict[str, Any]) -> str:
     rows += _memory_rows(report["memory"], report["context"])
     rows += _tokenizer_rows(report["tokenizer"])
     rows += [("next" if n == 0 else "", row["command"]) for n, row in enumerate(report["commands"])]
-    return "\n".join(f"{name:<11} {value}" for name, value in rows)
+    return rows
 
 
 def _layers(config: dict[str, Any]) -> str:
