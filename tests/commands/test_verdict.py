@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yeoul
 from commands.finetuning import PAIRS, QUICK, report
 from yeoul import cli
 from yeoul.commands.verdict import advice, verdict
+from yeoul.train.criterion import Criterion
 from yeoul.train.kept import Kept
 from yeoul.train.log import MetricsLog
 from yeoul.train.loop import TrainResult
@@ -60,9 +62,11 @@ def test_worse_than_before_is_said_first_and_undone(
     rate = {"chat": "8", "embed": "0.01", "dpo": "0.01"}[task]
     assert finetune(home, tables, tmp_path, task, "--method", method, "--val-data", against, "--lr", rate) == 0
     said, done = summary(capsys), report(tmp_path)
-    assert said[0].startswith("The training made it worse: validation loss") and "--lr " in said[1]
+    name, key = ("Spearman of the validation", "spearman") if task == "embed" else ("validation loss", "loss")
+    assert said[0].startswith(f"The training made it worse: {name}") and "--lr " in said[1]
     assert ("the adapter changes nothing" if method == "lora" else "the model as it came") in said[0]
-    assert done["kept"] == 0 and done["after"] == done["before"] and done["last"]["loss"] > done["before"]["loss"]
+    assert done["kept"] == 0 and done["after"] == done["before"]
+    assert (done["last"][key] > done["before"][key]) == (key == "loss")
     tuned, tokenizer = yeoul.load(tmp_path, device="cpu")
     assert tokenizer is not None
     came, _ = yeoul.load(home / "softmax", device="cpu")
@@ -76,7 +80,7 @@ def test_a_new_head_has_no_state_before_to_go_back_to(
     assert finetune(home, tables, tmp_path, "classify", "--method", "lora", "--lr", "8", "--head-lr", "8") == 0
     said, done = summary(capsys), report(tmp_path)
     assert said[0].startswith("Nothing useful was learned: validation loss") and "guessing" in said[0]
-    assert "--lr" in said[1] and done["kept"] > 0
+    assert "--lr 2 --head-lr 2; this run: 8 and 8" in said[1] and done["kept"] > 0
 
 
 def test_the_best_epoch_is_the_result_however_often_the_run_was_stopped(
@@ -90,7 +94,9 @@ def test_the_best_epoch_is_the_result_however_often_the_run_was_stopped(
     assert len(losses) == 6  # each epoch
     best = min(losses, key=lambda step: losses[step])
     assert best < done["steps"] and done["kept"] == best and done["after"]["loss"] == losses[best]
-    assert any(line.startswith(f"Kept is step {best} of {done['steps']}, where the validation loss") for line in said)
+    assert any(
+        line.startswith(f"Kept is step {best} of {done['steps']}, where the validation loss was") for line in said
+    )
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "adapter")
     for step in sorted(losses)[sorted(losses).index(best) + 1 :]:
@@ -129,5 +135,10 @@ def test_what_is_said() -> None:
     assert said(result_of(5.0), 0, 3.0, 3.0).startswith("The training made it worse")
     assert said(result_of(0.8), 10, 0.8, 1.2, guess=0.69).startswith("Nothing useful was learned")
     assert verdict(result_of(), Kept(step=10, validation={}), {}, rate=1e-3) == []
+    by_order = Criterion(key="spearman", name="Spearman", higher=True)
+    kept = Kept(step=10, validation={"loss": 3.0, "spearman": 0.7})
+    alike = replace(result_of(3.0, 2.0), validation={"loss": 2.0, "spearman": 0.1})
+    lines = verdict(alike, kept, {"loss": 4.0, "spearman": 0.5}, rate=1e-3, criterion=by_order)
+    assert "ended worse than it began: Spearman 0.1000, but 0.5000 before" in lines[0] and "0.7000" in lines[1]
     lost = Kept(step=20, validation={"loss": 2.0}, lost=True)
     assert "cannot be read" in verdict(result_of(1.0, 2.0), lost, {"loss": 3.0}, rate=1.0)[0]

@@ -14,22 +14,41 @@ from torch import Tensor, nn
 from train.toy import ToyLoader, ToyModel, toy_config, toy_model
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
+from yeoul.train.criterion import BY_LOSS, Criterion
 from yeoul.train.kept import Kept, keep_best
 from yeoul.train.log import MetricsLog
 from yeoul.train.loop import TrainResult, train
 from yeoul.train.loss import Loss, language_model_objective
 
+BY_ORDER = Criterion(key="spearman", name="Spearman", higher=True)
 
-def trained(out: Path, losses: list[float], keep_last: int = 1) -> tuple[ToyModel, TrainResult, dict[str, Tensor]]:
+
+def trained(
+    out: Path, losses: list[float], keep_last: int = 1, spearmans: list[float] | None = None
+) -> tuple[ToyModel, TrainResult, dict[str, Tensor]]:
     """A run whose validations give these losses, its model, and the model's weights before it."""
-    model, values = toy_model(), iter(losses)
+    model, values, orders = toy_model(), iter(losses), iter(spearmans or [])
+    criterion, more = (BY_LOSS, ()) if spearmans is None else (BY_ORDER, ("spearman",))
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     config = toy_config(tokens=10 * len(losses) * 24, eval_every=10, save_every=0, keep_last=keep_last)
     result = train(
         model, ToyLoader(4, 6), language_model_objective, config, out, save_model=model.save,
-        validate=lambda: {"loss": (loss := next(values)), "accuracy": 10 - loss},
+        criterion=criterion,
+        validate=lambda: {"loss": (loss := next(values)), "accuracy": 10 - loss} | dict.fromkeys(more, next(orders, 0)),
     )  # fmt: skip
     return model, result, start
+
+
+def test_the_best_is_what_the_criterion_says(tmp_path: Path) -> None:
+    """The loss of vectors falls, too, while they become alike."""
+    model, result, start = trained(tmp_path, [3.0, 2.0, 1.0], spearmans=[0.5, 0.7, 0.1])
+    assert result.best == {"step": 20, "loss": 2.0, "spearman": 0.7}
+    before = {"loss": 9.0, "spearman": 0.9}
+    assert keep_best(model, result, before, lambda: start, BY_ORDER) == Kept(step=0, validation=before)
+    kept = keep_best(model, result, before | {"spearman": 0.6}, lambda: start, BY_ORDER)
+    assert kept.step == 20 and kept.validation["spearman"] == 0.7 and same(model, weights(tmp_path, 20))
+    assert BY_ORDER.rank({"loss": 2.0, "spearman": 0.5}) < BY_ORDER.rank({"loss": 3.0, "spearman": 0.5})
+    assert BY_ORDER.rank({"loss": 2.0, "spearman": math.nan}) == BY_ORDER.rank({}) == (math.inf, math.inf)
 
 
 def weights(out: Path, step: int) -> dict[str, Tensor]:

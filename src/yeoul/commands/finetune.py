@@ -23,6 +23,7 @@ from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 from yeoul.safe_json import read_object
 from yeoul.train.config import CHANGEABLE
+from yeoul.train.criterion import BY_LOSS, Criterion
 from yeoul.units import count
 
 if TYPE_CHECKING:
@@ -296,10 +297,16 @@ class _Finetuning:
             result = train(
                 self.model, task.loader(), task.objective(), self.settings, config.out, save_model=self.save,
                 validate=validate, name="finetune", resume=config.resume, identity=self.identity, rates=self._rates(),
+                criterion=self.criterion,
             )  # fmt: skip
             # A new head knows nothing: then the state before the training is no result.
-            kept = keep_best(self.model, result, before if self.guess is None else None, start)
+            kept = keep_best(self.model, result, before if self.guess is None else None, start, self.criterion)
         self._finish(result, before, kept)
+
+    @property
+    def criterion(self) -> Criterion:
+        """By what the kept state is chosen."""
+        return getattr(self.task, "criterion", BY_LOSS)
 
     @property
     def guess(self) -> float | None:
@@ -416,7 +423,10 @@ class _Finetuning:
         })  # fmt: skip
         came = "the adapter is as it came" if self.start.adapter is not None else "the adapter changes nothing"
         unchanged = came if self.with_adapter else "the result is the model as it came"
-        lines = verdict(result, kept, before, rate=self.settings.lr, guess=self.guess, unchanged=unchanged)
+        lines = verdict(
+            result, kept, before, rate=self.settings.lr, head_rate=config.texts.head_lr, guess=self.guess,
+            unchanged=unchanged, criterion=self.criterion,
+        )  # fmt: skip
         print("\n".join(["", *lines, f"Training loss {result.loss:.4f} after {result.tokens:,} tokens."]))
         print("\n".join([*self.task.finish(config.out, before, kept.validation), *self._next()]), flush=True)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from yeoul.commands.finetune_texts import TextTask
 from yeoul.errors import UserError
+from yeoul.train.criterion import Criterion
 from yeoul.units import count
 
 if TYPE_CHECKING:
@@ -194,6 +195,11 @@ class EmbedTask(TextTask):
             named = "use infonce, or give the column (--score-column)"
             fix = "use cosent, pearson or cosine" if self.scored else named
             raise UserError(f"{what}, which {self.loss_name} cannot use", "--pair-loss", fix)
+        # The losses also fall when all vectors become alike.
+        if self.scored:
+            self.criterion = Criterion(key="spearman", name="Spearman of the validation", higher=True)
+        else:
+            self.criterion = Criterion(key="partner_found", name="share that finds its partner", higher=True)
         if self.loss_name == "pearson" and self.config.train.batch_size < LEAST_PEARSON:
             raise UserError("fewer than three pairs have no correlation", "--batch-size", "give 3 or more")
         if val and (val[0].score is not None) != self.scored:

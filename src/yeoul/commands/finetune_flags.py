@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 RATE_TIMES_WIDTH, LARGEST_RATE = 0.1, 3e-4
 """Peak learning rate of all weights when none is given: 0.1 / width, at most 3e-4. Wider models want lower rates (Yang
 and others 2022): that is 1e-4 at 1,024 and 2.4e-5 at 4,096, as they are commonly fine-tuned."""
-LORA_RATE, LARGEST_LORA_RATE = 10, 2e-3
-"""Adapters take ten times that (Schulman 2025, "LoRA Without Regret"), at most 2e-3."""
+LORA_RATES, LARGEST_LORA_RATE = {"chat": 10, "classify": 3, "embed": 3}, 2e-3
+"""Adapters take so many times that, at most 2e-3: ten times to write (Schulman 2025, "LoRA Without Regret"), less to
+judge texts, of which there are often few (measured with benchmarks/adapter_rates.py)."""
 PREFERENCE_RATES = {"full": 5e-6, "lora": 5e-5, "qlora": 5e-5}
 """Those of --task dpo, which moves a model that can already answer."""
 MOST_VALIDATIONS = 20
@@ -43,8 +44,8 @@ class FinetuneBudget:
     context: int | None = None
     """Longest example in tokens; when not given, the model's own length, but at most 1,024."""
     lr: float | None = None
-    """Peak learning rate; when not given, 0.1 / hidden size (at most 3e-4) with --method full, and ten times that (at
-    most 2e-3) with lora and qlora; with --task dpo 5e-6 and 5e-5."""
+    """Peak learning rate; when not given, 0.1 / hidden size (at most 3e-4) with --method full; with lora and qlora ten
+    times that, or three times with --task classify and embed (at most 2e-3); with --task dpo 5e-6 and 5e-5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,10 @@ class Training(TrainHabits, FinetuneBudget):
         """
         steps = max(1, math.ceil(self.epochs * epoch_batches / self.accumulate))
         whole = RATE_TIMES_WIDTH / width
-        rates = {"full": min(LARGEST_RATE, whole), "lora": min(LARGEST_LORA_RATE, LORA_RATE * whole)}
-        rates = PREFERENCE_RATES if task == "dpo" else rates | {"qlora": rates["lora"]}
+        rates = PREFERENCE_RATES
+        if task != "dpo":
+            lora = min(LARGEST_LORA_RATE, LORA_RATES[task] * whole)
+            rates = {"full": min(LARGEST_RATE, whole), "lora": lora, "qlora": lora}
         epoch = max(1, epoch_batches // self.accumulate)
         habits = {f.name: getattr(self, f.name) for f in fields(TrainHabits)}
         habits["eval_every"] = min(self.eval_every, max(epoch, math.ceil(steps / MOST_VALIDATIONS)))

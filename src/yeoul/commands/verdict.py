@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from yeoul.train.criterion import BY_LOSS, Criterion
+
 if TYPE_CHECKING:
     from yeoul.train.kept import Kept
     from yeoul.train.loop import TrainResult
@@ -20,47 +22,46 @@ def verdict(
     before: Mapping[str, float],
     *,
     rate: float,
+    head_rate: float | None = None,
     guess: float | None = None,
     unchanged: str = "the result is the model as it came",
+    criterion: Criterion = BY_LOSS,
 ) -> list[str]:
     """Lines for the beginning of a summary; none where the last state is the best one and better than before.
 
     Args:
         result: of the training; kept: of `keep_best`.
         before: validation before the training, empty without one.
-        rate: the peak learning rate.
+        rate: the peak learning rate; head_rate: that of --head-lr, where it is given.
         guess: validation loss of what needs no training, where the state before it is of no use.
         unchanged: what the result comes to where the state before the training is kept.
+        criterion: what was kept by.
     """
-    last, best = result.validation.get("loss", math.nan), kept.validation.get("loss", math.nan)
-    first = before.get("loss", math.nan) if guess is None else guess
-    began = "before the training" if guess is None else "by guessing from how frequent the classes are"
     if not result.validation:
         return []
     if kept.lost:
-        return [
-            f"The checkpoint with the lowest validation loss cannot be read: step {kept.step:,}, the last, is kept."
-        ]
+        return [f"The best checkpoint cannot be read: step {kept.step:,}, the last, is kept."]
+    first = before if guess is None else {"loss": guess}
+    began = "before the training" if guess is None else "by guessing from how frequent the classes are"
+    name, try_this = criterion.name, advice(rate, head_rate)
+    shown = [f"{values.get(criterion.key, math.nan):.4f}" for values in (first, kept.validation, result.validation)]
     if kept.step == 0:
-        lowest = "never finite since" if result.best is None else f"{result.best['loss']:.4f} at best since"
-        return [
-            f"The training made it worse: validation loss {first:.4f} {began}, {lowest}; {unchanged}.",
-            advice(rate),
-        ]
-    if not best < first and math.isfinite(first):
-        return [f"Nothing useful was learned: validation loss {best:.4f}, but {first:.4f} {began}.", advice(rate)]
-    lines = []
-    if last > first:
-        lines.append(f"The training ended worse than it began: validation loss {last:.4f}, but {first:.4f} {began}.")
+        best = "" if result.best is None else f", {result.best.get(criterion.key, math.nan):.4f} at best since"
+        return [f"The training made it worse: {name} {shown[0]} {began}{best}; {unchanged}.", try_this]
+    start, best_rank, last = (criterion.rank(values) for values in (first, kept.validation, result.validation))
+    if math.isfinite(start[0]) and not best_rank < start:
+        return [f"Nothing useful was learned: {name} {shown[1]}, but {shown[0]} {began}.", try_this]
+    worse = math.isfinite(start[0]) and start < last
+    lines = [f"The training ended worse than it began: {name} {shown[2]}, but {shown[0]} {began}."] if worse else []
     if kept.step != result.step:
-        lines.append(
-            f"Kept is step {kept.step:,} of {result.step:,}, where the validation loss was lowest: {best:.4f}, against "
-            f"{last:.4f} at the end."
-        )
-    return [*lines, advice(rate)] if last > first else lines
+        what = f"step {kept.step:,} of {result.step:,}, where the {name} was best"
+        lines.append(f"Kept is {what}: {shown[1]}, against {shown[2]} at the end.")
+    return [*lines, try_this] if worse else lines
 
 
-def advice(rate: float) -> str:
+def advice(rate: float, head_rate: float | None = None) -> str:
     """What to try, by name and value."""
-    lower = float(f"{rate / LOWER:.0e}")
-    return f"Try a lower learning rate (--lr {lower:g}; this run's was {rate:.2g}), fewer --epochs, or more data."
+    rates = [("--lr", rate)] if head_rate is None else [("--lr", rate), ("--head-lr", head_rate)]
+    lower = " ".join(f"{flag} {float(f'{value / LOWER:.0e}'):g}" for flag, value in rates)
+    were = " and ".join(f"{value:.2g}" for _, value in rates)
+    return f"Try a lower learning rate ({lower}; this run: {were}), fewer --epochs, or more data."

@@ -1,4 +1,4 @@
-"""Which state of a run is kept: the one with the lowest validation loss, that before the training included."""
+"""Which state of a run is kept: the one with the best validation, that before the training included."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from yeoul.train.criterion import BY_LOSS, Criterion
 from yeoul.train.log import MetricsLog
 from yeoul.train.loop import TrainResult
 from yeoul.train.optim import trainable_parameters
@@ -37,6 +38,7 @@ def keep_best(
     result: TrainResult,
     before: Mapping[str, float] | None = None,
     start: Callable[[], Mapping[str, Tensor]] | None = None,
+    criterion: Criterion = BY_LOSS,
 ) -> Kept:
     """Puts the best of the validated states into the trained parameters of `model`, which holds the last one.
 
@@ -48,10 +50,11 @@ def keep_best(
         before: validation of the model before it; None or empty where that state is of no use, such as an untrained
             head.
         start: gives the trained parameters as they were then, by name; needed with `before`.
+        criterion: that of the training.
     """
     best, before = result.best, dict(before or {})
-    first = before.get("loss", math.nan)
-    if start is not None and math.isfinite(first) and (best is None or best["loss"] > first):
+    first = criterion.rank(before)
+    if start is not None and math.isfinite(first[0]) and (best is None or first < criterion.rank(best)):
         put_weights(model, start())
         return Kept(step=0, validation=before)
     if best is None or best["step"] == result.step:
@@ -69,7 +72,7 @@ def _validation_at(run_dir: Path, best: Mapping[str, float]) -> dict[str, float]
     for line in reversed(MetricsLog(run_dir / "metrics.jsonl").read()):
         if line["kind"] == "val" and line["step"] == best["step"]:
             return {key: value for key, value in line.items() if key not in ("kind", "step", "tokens")}
-    return {"loss": best["loss"]}
+    return {key: value for key, value in best.items() if key != "step"}
 
 
 @torch.no_grad()

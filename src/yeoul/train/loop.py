@@ -19,6 +19,7 @@ from yeoul.errors import UserError
 from yeoul.files import disk_error, disk_full, only_run
 from yeoul.train.compute import autocast_dtype, compile_model
 from yeoul.train.config import CHANGEABLE, TrainConfig
+from yeoul.train.criterion import BY_LOSS, Criterion
 from yeoul.train.interrupt import Interrupted, StopRequests
 from yeoul.train.log import MetricsLog, Progress, TensorBoard, memory_in_use
 from yeoul.train.loss import Objective
@@ -54,7 +55,7 @@ class TrainResult:
         step: optimizer steps done; tokens: positions seen (padding not counted).
         loss: training loss per token over the last logged interval.
         validation: values of the last validation, empty without one.
-        best: {"step", "loss"} of the best checkpoint by validation loss, or None.
+        best: {"step", "loss"} of the best checkpoint, and the criterion's value; or None.
         seconds: time spent in steps, over all sessions of the run.
         checkpoint: folder of the last checkpoint.
         resumed_from: step at which this call found the run, or None when it began afresh.
@@ -85,6 +86,7 @@ def train(
     resume: bool = True,
     identity: Mapping[str, object] | None = None,
     rates: Rates | None = None,
+    criterion: Criterion = BY_LOSS,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train those parameters of `model` that require gradients, until the token budget is spent.
@@ -100,13 +102,14 @@ def train(
         run_dir: gets `metrics.jsonl` and `checkpoints/`.
         save_model: writes the model into the folder it is given; called for each checkpoint, and once before the first
             step, so that what cannot be saved is known before anything is trained.
-        validate: called without gradients and with the model in eval mode; needs the key "loss" to find the
-            best.
+        validate: called without gradients and with the model in eval mode; needs what `criterion` asks for to find
+            the best.
         name: first word of the progress line.
         resume: go on from the newest checkpoint in `run_dir`; otherwise there must be none.
         identity: further JSON values (model shape, data fingerprint) that must be the same when resuming.
         rates: what the learning rate of a parameter is multiplied by, see `Optimizer`; what it does belongs into
             `identity`.
+        criterion: which validation is the best.
         progress: where to show the progress line; standard error by default.
 
     Raises:
@@ -117,7 +120,19 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     shown = progress or Progress(name, config.steps)
     with only_run(run_dir):
-        run = _Run(model, loader, objective, config, run_dir, save_model, validate, dict(identity or {}), rates, shown)
+        run = _Run(
+            model,
+            loader,
+            objective,
+            config,
+            run_dir,
+            save_model,
+            validate,
+            dict(identity or {}),
+            rates,
+            criterion,
+            shown,
+        )
         was_training = model.training
         try:
             run.start(resume)
@@ -148,11 +163,12 @@ class _Run:
         validate: Validate | None,
         identity: dict[str, object],
         rates: Rates | None,
+        criterion: Criterion,
         progress: Progress,
     ) -> None:
         self.model, self.loader, self.objective, self.config = model, loader, objective, config
         self.run_dir, self.save_model, self.validate, self.identity = run_dir, save_model, validate, identity
-        self.progress = progress
+        self.progress, self.criterion = progress, criterion
         self.device = next(model.parameters()).device
         self.autocast_to = autocast_dtype(config, self.device)
         self.optimizer = Optimizer(model, config, rates)
@@ -386,9 +402,10 @@ class _Run:
 
     def _note_validation(self, values: dict[str, float]) -> None:
         self.validation = values
-        loss = values.get("loss", float("nan"))
-        if self.best is None or loss < self.best["loss"]:
-            self.best = {"step": self.step, "loss": loss} if math.isfinite(loss) else self.best
+        rank = self.criterion.rank(values)
+        if math.isfinite(rank[0]) and (self.best is None or rank < self.criterion.rank(self.best)):
+            kept = {key: values[key] for key in ("loss", self.criterion.key) if key in values}
+            self.best = {"step": self.step, **kept}
         self.checkpoints.mark_best(self.best)
         self.checkpoints.prune(self.best["step"] if self.best else None)
 
