@@ -150,10 +150,12 @@ def _subcommand_overview(verb: str, doc: str, subcommands: dict[str, Command]) -
 
 
 def _complain(sentence: str, code: int) -> int:
-    """Print one line on stderr and give back `code`."""
+    """Print one line on stderr and give back `code`; names in it may come from anybody's files."""
+    from yeoul.foreign_text import visible
+
     _flush_quietly()
     try:
-        print("yeoul: " + " ".join(sentence.split()), file=sys.stderr, flush=True)
+        print("yeoul: " + visible(" ".join(sentence.split())), file=sys.stderr, flush=True)
     except BrokenPipeError:
         pass
     return code

@@ -145,6 +145,12 @@ def test_texts_from_everywhere(
     assert main(["classify", str(trained), "--text", texts[1], "--out", str(out), "--device", "cpu"]) == 0
     label, probability, text = out.read_text().rstrip("\n").split("\t")
     assert (label, text) == ("부정", texts[1]) and float(probability) > 0.5
+    formula = f"=1+1 {texts[1]}"
+    for name, cell in (("out.tsv", f"'{formula}"), ("out.txt", formula)):  # a spreadsheet would compute it
+        assert (
+            main(["classify", str(trained), "--text", formula, "--out", str(tmp_path / name), "--device", "cpu"]) == 0
+        )
+        assert (tmp_path / name).read_text().rstrip("\n").split("\t")[2] == cell
 
 
 @pytest.mark.parametrize(

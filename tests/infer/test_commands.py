@@ -98,6 +98,19 @@ def test_mistakes_are_one_sentence(says: Says, loaded: Any, capsys: Any, argumen
     assert shown.out == "" and message in shown.err and shown.err.count("\n") == 1
 
 
+def test_a_terminal_is_not_steered(
+    says: Says, loaded: Any, template: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded(says("\x1b[2J<가>\x07"))
+    for argv in (["generate", "m", "<"], ["generate", "m", "<", "--num-samples", "2"], ["chat", "m"]):
+        for terminal in (False, True):
+            monkeypatch.setattr(sys, "stdin", Stdin("go\n"))
+            monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+            assert main([*argv, "--temperature", "0", "--max-tokens", "20"]) == 0
+            out = capsys.readouterr().out
+            assert ("\\x1b[2J<가>\\x07" if terminal else "\x1b[2J<가>\x07") in out and ("\x1b" in out) != terminal
+
+
 def test_text_that_is_not_utf8(
     says: Says, loaded: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -155,14 +168,14 @@ def test_a_prompt_longer_than_the_context(says: Says, loaded: Any, capsys: Any) 
 def template(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chat template for the byte tokenizer: S, U or A, the text, <eos>."""
 
-    def render(tok: Any, messages: Any, *, add_generation_prompt: bool = False) -> tuple[list[int], list[bool]]:
+    def render(tok: Any, messages: Any, *, add_generation_prompt: bool = False) -> list[int]:
         ids: list[int] = []
         for message in messages:
             ids += [*message["role"][0].upper().encode(), *message["content"].encode(), 257]
         ids += list(b"A") if add_generation_prompt else []
-        return ids, [False] * len(ids)
+        return ids
 
-    module = SimpleNamespace(render_chat=render, ensure_template=lambda tokenizer: tokenizer)
+    module = SimpleNamespace(render_ids=render, ensure_template=lambda tokenizer: tokenizer)
     monkeypatch.setitem(sys.modules, "yeoul.text.chat", module)
 
 

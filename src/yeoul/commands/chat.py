@@ -16,6 +16,7 @@ from yeoul.commands.terminal import checked_text, note, read_message, stopped_by
 from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.files import write_text
+from yeoul.foreign_text import say
 from yeoul.infer.params import SamplingParams
 from yeoul.units import count, rate, size
 
@@ -172,8 +173,7 @@ class Chat:
             note("The answer was empty; the question is forgotten.")
 
     def _show(self, piece: str) -> None:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+        say(piece, end="", flush=True)
 
     def _refused(self, messages: list[Message], answer: str | None) -> bool:
         reason = self.screen(self._whole(messages), answer) if self.screen is not None else None

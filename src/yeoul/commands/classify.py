@@ -16,6 +16,7 @@ from yeoul.config import Place
 from yeoul.data.reading import Reading, text_of
 from yeoul.errors import UserError
 from yeoul.files import new_file, only_writer, write_text
+from yeoul.foreign_text import say, spreadsheet_cell
 from yeoul.plain_text import split_lines
 from yeoul.units import count
 
@@ -97,7 +98,7 @@ def _run(config: Config) -> int:
     if config.scores:
         text = _scores(config)
         if config.out is None:
-            print(text)
+            say(text)
         else:
             write_text(config.out, text + "\n")
         return 0
@@ -172,13 +173,16 @@ def _write(config: Config, classifier: TextClassifier, texts: Sequence[str], fil
     _check_threshold(config, classifier)
     for text, found in _predictions(config, classifier, texts):
         if config.json:
-            print(json.dumps({"text": text, **_values(found, meaning)}, ensure_ascii=False), file=file)
+            say(json.dumps({"text": text, **_values(found, meaning)}, ensure_ascii=False), file=file)
             continue
         label = found.label if meaning == "one" else ", ".join(found.labels) or "-"
         number = f"{found.probability:.4f}"
         if meaning == "values":
             label, number = ", ".join(classifier.labels), ", ".join(f"{v:.4f}" for v in found.probabilities.values())
-        print(f"{label}\t{number}\t{' '.join(text.split())}", file=file)
+        cells = [label, number, " ".join(text.split())]
+        if config.out is not None and config.out.suffix.lower() in (".tsv", ".csv"):
+            cells = [spreadsheet_cell(cell) for cell in cells]
+        say("\t".join(cells), file=file)
 
 
 def _values(found: Prediction, meaning: Meaning) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from yeoul.commands import conclusion, linearize, pretrain
 from yeoul.errors import UserError
+from yeoul.foreign_text import say
 from yeoul.report.content import Text
 from yeoul.safe_json import read_object
 from yeoul.units import count, rate, size
@@ -296,7 +297,7 @@ def _linearize(config: Config, state: dict[str, Any], clock: Any) -> int:
         conclusion.score_table(values["scores"]),
         speed.table([speed.SpeedRecord(**record) for record in values["speed"]], "teacher"),
     ):
-        print("\n" + "\n".join(f"      {line}" for line in text.split("\n")))
+        say("\n" + "\n".join(f"      {line}" for line in text.split("\n")))
     print(flush=True)
     return 0
 

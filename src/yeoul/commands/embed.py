@@ -14,6 +14,7 @@ from yeoul.config import Place
 from yeoul.data.reading import Columns, Reading
 from yeoul.errors import UserError, shown
 from yeoul.files import new_file, only_writer
+from yeoul.foreign_text import say
 from yeoul.units import count
 
 if TYPE_CHECKING:
@@ -305,4 +306,4 @@ def _search(config: Config, embedder: TextEmbedder, texts: list[str], vectors: n
         raise UserError(what, config.vectors or config.data, "give vectors of this model")
     rows, scores = nearest(query, vectors, config.top, embedder.reading.similarity)
     for row, score in zip(rows[0], scores[0], strict=True):
-        print(f"{score:.4f}\t{row + 1}\t{' '.join(texts[row].split())}")
+        say(f"{score:.4f}\t{row + 1}\t{' '.join(texts[row].split())}")

@@ -21,6 +21,7 @@ from yeoul.commands.finetune_texts import TextFlags
 from yeoul.config import Place
 from yeoul.data.reading import Reading
 from yeoul.errors import UserError
+from yeoul.foreign_text import say
 from yeoul.safe_json import read_object
 from yeoul.train.config import CHANGEABLE
 from yeoul.train.criterion import BY_LOSS, Criterion
@@ -356,7 +357,7 @@ class _Finetuning:
             f"{settings.accumulate} examples of at most {settings.context:,} tokens, learning rate {settings.lr:.3g}"
             f"{beside}, on {self.model.device}."
         )
-        print("\n".join(self.task.introduce()), flush=True)
+        say("\n".join(self.task.introduce()), flush=True)
 
     def _before(self, validate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
         """Validation of the model as it came, done once a run."""

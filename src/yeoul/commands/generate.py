@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from yeoul.config import Place
 from yeoul.data.reading import Reading, text_of
 from yeoul.errors import UserError
+from yeoul.foreign_text import say
 from yeoul.infer.params import SamplingParams
 from yeoul.plain_text import split_lines
 from yeoul.units import count, duration, rate, size
@@ -120,18 +121,17 @@ def read_prompts(config: Config) -> list[str]:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    say(text, end="", flush=True)
 
 
 def _print_all(prompts: Sequence[str], results: Sequence[GenerationResult], config: Config) -> None:
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True), 1):
         if config.json:
-            print(json.dumps({"prompt": prompt, **asdict(result)}, ensure_ascii=False))
+            say(json.dumps({"prompt": prompt, **asdict(result)}, ensure_ascii=False))
             continue
         if len(results) > 1:
             print(f"--- {number} of {len(results)} ---")
-        print((prompt if config.echo else "") + result.text)
+        say((prompt if config.echo else "") + result.text)
 
 
 def statistics(results: Sequence[GenerationResult], seconds: float) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from yeoul.config import Place
 from yeoul.errors import UserError
+from yeoul.foreign_text import say
 from yeoul.units import count, size
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ def run(config: Config) -> int:
         report = examine(model, context=config.context)
     report["run"] = None if found is None else asdict(found)
     if config.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False, default=str))
+        say(json.dumps(report, indent=2, ensure_ascii=False, default=str))
         return 0
     rows = [] if found is None else run_rows(found)
-    print(_table(rows + (_rows(report) if "config" in report else [])))
+    say(_table(rows + (_rows(report) if "config" in report else [])))
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
+from yeoul.foreign_text import visible
 
 if TYPE_CHECKING:
     from yeoul.infer.engine import TextStream
@@ -24,7 +25,7 @@ def with_history() -> None:
 
 def note(text: str) -> None:
     """Something that is not the model's: on standard error, dim in a terminal."""
-    dim = sys.stderr.isatty()
+    dim, text = sys.stderr.isatty(), visible(text)
     print(f"\033[2m{text}\033[0m" if dim else text, file=sys.stderr, flush=True)
 
 

@@ -15,6 +15,7 @@ from yeoul.config import Place
 from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 from yeoul.files import only_writer
+from yeoul.foreign_text import say
 from yeoul.units import count
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def run_inspect(config: InspectConfig) -> int:
         )
         fit = corpus_fit(tokenizer, islice(texts, config.max_documents))
     if config.json:
-        print(json.dumps(_report(tokenizer, pieces, fit), ensure_ascii=False, indent=2))
+        say(json.dumps(_report(tokenizer, pieces, fit), ensure_ascii=False, indent=2))
         return 0
     if pieces is None and fit is None:
         _print_rows("Tokenizer", [(key, str(value)) for key, value in _figures(tokenizer).items()])
