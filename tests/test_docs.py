@@ -124,6 +124,18 @@ def test_translations_have_the_same_commands(english: Path, korean: Path) -> Non
     assert first == second
 
 
+def test_make_demo_installs_what_the_readme_then_uses() -> None:
+    """Its commands run in the environment that `make demo` leaves, and in that of the installation without make."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (demo,) = re.findall(r"\.demo:.*?--editable '\.\[([\w,]+)\]'", makefile, flags=re.S)
+    for name in ("README.md", "README.ko.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert re.findall(r"--editable '\.\[([\w,]+)\]'", text) == [demo], name
+        commands = [words for block in blocks_of(ROOT / name) if block.language == "sh" for words in commands_of(block)]
+        assert any("gguf" in words for words in commands) <= ("gguf" in demo.split(","))
+        assert {"viz", "data"} <= set(demo.split(","))  # the demo's report; .parquet and .zst
+
+
 def _known_flags() -> set[str]:
     flags = set(OTHER_FLAGS)
     for verb in cli.VERBS:
