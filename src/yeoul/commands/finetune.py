@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,7 +22,6 @@ from yeoul.config import Place
 from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 from yeoul.foreign_text import say
-from yeoul.safe_json import read_object
 from yeoul.train.config import CHANGEABLE
 from yeoul.train.criterion import BY_LOSS, Criterion
 from yeoul.units import count
@@ -141,7 +140,6 @@ def _run(config: Config) -> int:
     from yeoul import load, runtime
     from yeoul.commands.finetune_tasks import make_task
     from yeoul.commands.preparation import begin, check_run
-    from yeoul.files import remove
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.interrupt import Interrupted
 
@@ -164,8 +162,6 @@ def _run(config: Config) -> int:
     run = _Finetuning(config, model, task, saved, start)
     run.prepare(tokenizer)
     begin(config, preparation, RECORD)
-    if config.overwrite:
-        remove(config.out / "before.json")
     try:
         run.train()
     except Interrupted as stop:
@@ -286,13 +282,14 @@ class _Finetuning:
 
     def train(self) -> None:
         """Validates, trains, validates, and leaves the result in the run's folder."""
+        from yeoul.commands.preparation import validated_before
         from yeoul.train.kept import keep_best
         from yeoul.train.loop import train
 
         config, task = self.config, self.task
         self._introduce()
         validate = task.validate()
-        before = self._before(validate)
+        before = validated_before(config.out, self.model, validate)
         with self._extra(True):
             start = self._starting_weights()
             result = train(
@@ -359,26 +356,6 @@ class _Finetuning:
         )
         say("\n".join(self.task.introduce()), flush=True)
 
-    def _before(self, validate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
-        """Validation of the model as it came, done once a run."""
-        import torch
-
-        from yeoul.files import write_json
-        from yeoul.train.runstate import Checkpoints
-
-        path = self.config.out / "before.json"
-        if Checkpoints(self.config.out / "checkpoints", 1).steps() and path.is_file():
-            with suppress(UserError):
-                return read_object(path, finite=False)
-        if validate is None:
-            return {}
-        self.model.eval()
-        with torch.no_grad():
-            values = validate()
-        write_json(path, values)
-        print("Validation before: " + _listed(values) + ".", flush=True)
-        return values
-
     @contextmanager
     def _extra(self, there: bool) -> Iterator[None]:
         """What is trained beside the model as a part of it, for the loop trains one module; or not, for saving."""
@@ -440,7 +417,3 @@ class _Finetuning:
             return [f"The adapter is in {folder}."]
         name, out = shlex.quote(str(self.config.out)), shlex.quote(f"{self.config.out}-merged")
         return [f"The adapter is in {folder}. To merge it: yeoul export {name} --format hf --out {out}"]
-
-
-def _listed(values: dict[str, float]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
-from yeoul.files import RUN_LOCK, delete, remove
+from yeoul.files import RUN_LOCK, delete, remove, write_json
 from yeoul.safe_json import read_object
 from yeoul.train.config import CHANGEABLE
 
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from yeoul.commands.linearize import Config as LinearizeConfig
     from yeoul.commands.pretrain import Config
     from yeoul.data.shards import TokenShards
+    from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.loop import TrainResult
 
 LENGTHS = {"tokens", "epochs"}
 """Flags by which a finished run is lengthened."""
+
+BEFORE = "before.json"
+"""In the run's folder: validation of the model that it starts from."""
 
 
 def preparation_of(config: Config) -> dict[str, Any]:
@@ -31,6 +35,7 @@ def preparation_of(config: Config) -> dict[str, Any]:
     Raises:
         UserError: data or tokenizer are not there.
     """
+    from yeoul.commands.pretrain_init import init_tokenizer
     from yeoul.config import flat_values
     from yeoul.data.sources import source_key
     from yeoul.text.tokenizer import Tokenizer
@@ -43,6 +48,9 @@ def preparation_of(config: Config) -> dict[str, Any]:
             values[name] = source_key(
                 spec, text_column=config.text_column, join_by=config.join_by, reading=config.reading
             )
+    values["init"] = config.init is not None  # its weights are compared by their digest
+    if config.init is not None:
+        values["tokenizer"] = init_tokenizer(config).fingerprint
     if config.tokenizer is not None:
         values["tokenizer"] = Tokenizer.load(config.tokenizer).fingerprint
     return values
@@ -83,11 +91,11 @@ def begin(config: Config | FinetuneConfig, preparation: dict[str, Any], record: 
         record: the file in the run's folder that is written behind the result, see `is_left`.
     """
     from yeoul.config import save_config
-    from yeoul.files import write_json
     from yeoul.train.runstate import Checkpoints, forget_run
 
     if config.overwrite or not Checkpoints(config.out / "checkpoints", 1).steps():
         remove(config.out / record)  # first: it says of which run the result is
+        remove(config.out / BEFORE)
     if config.overwrite:
         forget_run(config.out)
     write_json(config.out / "prepared.json", preparation)
@@ -98,6 +106,27 @@ def begin(config: Config | FinetuneConfig, preparation: dict[str, Any], record: 
 def is_left(out: Path, record: str, result: TrainResult) -> bool:
     """Whether the result of a finished run lies in its folder already, and is not that of an earlier run."""
     return result.resumed_from == result.step and _read_record(out / record).get("steps") == result.step
+
+
+def validated_before(out: Path, model: Decoder, validate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
+    """Validation of the model as it came, done once a run and kept in OUT/before.json."""
+    import torch
+
+    from yeoul.train.runstate import Checkpoints
+
+    path = out / BEFORE
+    if Checkpoints(out / "checkpoints", 1).steps() and path.is_file():
+        with suppress(UserError):
+            return read_object(path, finite=False)
+    if validate is None:
+        return {}
+    model.eval()
+    with torch.no_grad():
+        values = validate()
+    write_json(path, values)
+    listed = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
+    print(f"Validation before: {listed}.", flush=True)
+    return values
 
 
 @contextmanager
@@ -127,11 +156,14 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def tokenizer_of(config: Config, preparation: dict[str, Any]) -> Tokenizer:
     """The tokenizer named, the one trained for this run before, or a new one trained on the data."""
+    from yeoul.commands.pretrain_init import init_tokenizer
     from yeoul.data.records import read_documents
-    from yeoul.files import replace_folder, write_json
+    from yeoul.files import replace_folder
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.text.training import TokenizerConfig, train_tokenizer
 
+    if config.init is not None:
+        return init_tokenizer(config)
     if config.tokenizer is not None:
         return Tokenizer.load(config.tokenizer)
     folder = config.out / "tokenizer"

@@ -68,6 +68,9 @@ class Config:
     isolate_documents: bool = False
     """Pack documents so that none sees another; otherwise they follow one another in a row."""
 
+    init: Place | None = None
+    """Model to start from, with its tokenizer and its shape: a folder, a run, or an id on the hub; a new one is made
+    when not given. A model that is trained already usually wants a lower --lr, such as 1e-4."""
     tokenizer: Path | None = None
     """Folder of a tokenizer; when not given, one is trained on the data."""
     vocab_size: int = 8000
@@ -126,11 +129,16 @@ def _run(config: Config) -> int:
         shards_of,
         tokenizer_of,
     )
+    from yeoul.commands.pretrain_init import init_model, init_shape
     from yeoul.model.decoder import Decoder
     from yeoul.train.interrupt import Interrupted
     from yeoul.train.kept import keep_best
+    from yeoul.train.optim import trainable_parameters
 
-    model_config(config, vocab_size=config.vocab_size)  # its errors come before anything is written
+    if config.init is None:  # errors of the shape come before anything is written
+        model_config(config, vocab_size=config.vocab_size)
+    else:
+        init_shape(config)
     device = runtime.resolve_device(config.device)
     preparation = preparation_of(config)
     check_run(config, preparation)
@@ -143,15 +151,19 @@ def _run(config: Config) -> int:
 
     runtime.seed_everything(config.train.seed)
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    model = Decoder(model_config(config, vocab_size=tokenizer.vocab_size, **ids)).to(device)
+    if config.init is None:
+        model = Decoder(model_config(config, vocab_size=tokenizer.vocab_size, **ids)).to(device)
+    else:
+        model = init_model(config, device)
     dtype = runtime.resolve_dtype(config.train.dtype, device)
     first = _loader(config, shards).next_batch()
     _introduce(config, model, shards, val_shards, first, tokenizer, f"{device}, {dtype}")
     try:
-        result = _train(config, model, loader, val_shards, tokenizer, dtype)
+        result, before = _train(config, model, loader, val_shards, tokenizer, dtype)
     except Interrupted as stop:
         return stop.exit_code
-    _finish(config, model, tokenizer, result, keep_best(model, result))
+    kept = keep_best(model, result, before, lambda: trainable_parameters(init_model(config, device)))
+    _finish(config, model, tokenizer, result, kept, before)
     return 0
 
 
@@ -219,7 +231,7 @@ def _introduce(
     train = config.train
     epochs = train.tokens / max(1, shards.num_tokens)
     print(f"Data: {count(shards.num_documents, 'document')}, {count(shards.num_tokens, 'token')}{validation}.")
-    print(f"Model: {model.num_parameters():,} parameters ({config.preset}), on {place}.")
+    print(f"Model: {model.num_parameters():,} parameters ({config.init or config.preset}), on {place}.")
     print(
         f"Training: {train.tokens:,} tokens ({epochs:.2f} epochs) in {count(train.steps, 'step')} of "
         f"{train.tokens_per_step:,} tokens, context {train.context:,}."
@@ -255,8 +267,12 @@ def _train(
     val_shards: TokenShards | None,
     tokenizer: Tokenizer,
     dtype: torch.dtype,
-) -> TrainResult:
+) -> tuple[TrainResult, dict[str, float]]:
+    """The run's result, and the validation of the model that --init names before it."""
     from yeoul.commands.corpus import held_out, save_folder, validation
+    from yeoul.commands.preparation import validated_before
+    from yeoul.commands.pretrain_init import as_saved
+    from yeoul.commands.recipe import weights_digest
     from yeoul.train.loop import train
     from yeoul.train.loss import language_model_objective
 
@@ -270,41 +286,53 @@ def _train(
             isolate_documents=config.isolate_documents,
         )
         validate = validation(model, batches, tokenizer, dtype)
-    return train(
+    identity = {**model.config.to_dict(), "tokenizer": tokenizer.fingerprint}
+    if config.init is not None:
+        identity["init"] = weights_digest(model)
+    before = {} if config.init is None else validated_before(config.out, model, validate)
+    result = train(
         model,
         loader,
         language_model_objective,
         settings,
         config.out,
-        save_model=lambda folder: save_folder(model, tokenizer, folder),
+        save_model=lambda folder: save_folder(as_saved(config, model), tokenizer, folder),
         validate=validate,
         name="pretrain",
         resume=config.resume,
-        identity={**model.config.to_dict(), "tokenizer": tokenizer.fingerprint},
+        identity=identity,
     )
+    return result, before
 
 
-def _finish(config: Config, model: Decoder, tokenizer: Tokenizer, result: TrainResult, kept: Kept) -> None:
+def _finish(
+    config: Config, model: Decoder, tokenizer: Tokenizer, result: TrainResult, kept: Kept, before: dict[str, float]
+) -> None:
     """Leave the model, in the state with the lowest validation loss, in OUT/model and say what can be done with it."""
     from yeoul.commands.corpus import save_folder
     from yeoul.commands.preparation import is_left
+    from yeoul.commands.pretrain_init import as_saved
     from yeoul.commands.verdict import verdict
     from yeoul.files import replace_folder, write_json
 
     folder = config.out / "model"
     if not (is_left(config.out, RECORD, result) and (folder / "config.json").exists()):
-        replace_folder(folder, lambda target: save_folder(model, tokenizer, target))
+        saved = as_saved(config, model)
+        replace_folder(folder, lambda target: save_folder(saved, tokenizer, target))
         write_json(config.out / RECORD, {
             "steps": result.step, "tokens": result.tokens, "seconds": round(result.seconds, 3), "loss": result.loss,
-            "after": kept.validation, "last": result.validation, "best": result.best, "kept": kept.step,
+            "before": before, "after": kept.validation, "last": result.validation, "best": result.best,
+            "kept": kept.step,
         })  # fmt: skip
-    lines = verdict(result, kept, {}, rate=config.train.lr)
+    lines = verdict(result, kept, before, rate=config.train.lr)
     print("\n".join(["", *lines, f"Training loss {result.loss:.4f} after {result.tokens:,} tokens."]))
     if kept.validation:
         print("Validation: " + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in kept.validation.items()) + ".")
     print(f"The model is in {folder}. Next:")
     run = shlex.quote(str(config.out))
     print(f'  yeoul generate {run} "옛날 옛적에"')
+    if "softmax" not in model.config.attention:
+        return
     words = ["yeoul", "linearize", str(config.out), "--data", config.data]
     words += ["--text-column", config.text_column] if config.text_column else []
     words += ["--join-by", config.join_by] if config.join_by else []
