@@ -152,3 +152,42 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
 
     with only_run(tmp_path), ThreadPoolExecutor(1) as other, pytest.raises(UserError, match="another process"):
         other.submit(_train, tmp_path, toy_config()).result()
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_a_batch_in_parts_is_the_same_step(tmp_path, micro_batch):
+    weights = []
+    for name, changes in (("whole", {}), ("parts", {"micro_batch": micro_batch})):
+        model = toy_model()
+        model.drop = nn.Identity()
+        seen: list[int] = []
+
+        def objective(model: nn.Module, batch: Batch, seen: list[int] = seen) -> Loss:
+            seen.append(len(batch.input_ids))
+            return language_model_objective(model, batch)
+
+        _train(tmp_path / name, toy_config(tokens=10 * 24, **changes), model=model, objective=objective)
+        weights.append(model.state_dict())
+    assert max(seen) == micro_batch and sum(seen) == 10 * 4
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5)
+    lines = [MetricsLog(tmp_path / name / "metrics.jsonl").read() for name in ("whole", "parts")]
+    assert [line["tokens"] for line in lines[0]] == [line["tokens"] for line in lines[1]]
+
+
+def test_a_run_goes_on_with_the_micro_batch_that_it_began_with(tmp_path):
+    _train(tmp_path, toy_config(tokens=10 * 24, micro_batch=2))
+    with pytest.raises(UserError, match=r"micro-batch \(2 before, 4 now\)"):
+        _train(tmp_path, toy_config(tokens=10 * 24))
+    state = json.loads(next((tmp_path / "checkpoints").glob("step-*/state/trainer.json")).read_text())
+    assert state["config"]["micro_batch"] == 2 and state["config"]["gradient_checkpointing"] is False
+
+
+def test_a_run_from_before_micro_batches_were_recorded_goes_on_whole(tmp_path):
+    _train(tmp_path, toy_config(tokens=10 * 24))
+    for path in (tmp_path / "checkpoints").glob("step-*/state/trainer.json"):
+        state = json.loads(path.read_text())
+        del state["config"]["micro_batch"]
+        path.write_text(json.dumps(state))
+    _, result = _train(tmp_path, toy_config(tokens=10 * 24))
+    assert result.resumed_from == 10

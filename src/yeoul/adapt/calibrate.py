@@ -23,7 +23,7 @@ Taylor-Calibrate (2026) in spirit, which fits other parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -129,7 +129,9 @@ def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 
 @torch.no_grad()
-def calibrate(teacher: Decoder, student: Decoder, batches: Iterable[Batch]) -> list[HeadStatistics]:
+def calibrate(
+    teacher: Decoder, student: Decoder, batches: Iterable[Batch], progress: Callable[[str], None] | None = None
+) -> list[HeadStatistics]:
     """Sets maps, masses and decays of the student's converted layers from the teacher's attention; nothing is trained.
 
     What is set: with separate maps, directions and weights by the formulas at the top of this module (with one map for
@@ -141,6 +143,7 @@ def calibrate(teacher: Decoder, student: Decoder, batches: Iterable[Batch]) -> l
         teacher: softmax model.
         student: from `convert`, still untrained.
         batches: text; the first `MOST_TOKENS` tokens are used.
+        progress: is told which layer is next.
 
     Returns:
         The statistics of each converted layer, in order.
@@ -151,9 +154,13 @@ def calibrate(teacher: Decoder, student: Decoder, batches: Iterable[Batch]) -> l
         seen += batch.input_ids.numel()
         if seen >= MOST_TOKENS:
             break
-    found = []
-    for old, new, inputs in zip(teacher.layers, student.layers, layer_inputs(teacher, chosen), strict=True):
-        if isinstance(old.self_attn, SoftmaxAttention) and isinstance(new.self_attn, DiJiangAttention):
+    found: list[HeadStatistics] = []
+    wanted = [isinstance(new.self_attn, DiJiangAttention) and isinstance(old.self_attn, SoftmaxAttention)
+              for old, new in zip(teacher.layers, student.layers, strict=True)]  # fmt: skip
+    for number, (new, inputs) in enumerate(zip(student.layers, layer_inputs(teacher, chosen), strict=True)):
+        if wanted[number] and isinstance(new.self_attn, DiJiangAttention):
+            if progress is not None:
+                progress(f"Calibrating layer {number}, {len(found) + 1} of {sum(wanted)}, on {seen:,} tokens ...")
             found.append(_calibrate_layer(new.self_attn, inputs))
     return found
 

@@ -31,6 +31,7 @@ class Conversion:
         keep_softmax: layers that stay as they are, counted from 0.
         state_update: "additive", or "delta": see `ModelConfig`.
         short_conv: see `ModelConfig`.
+        trained_context: see `ModelConfig`.
     """
 
     attention: str = "hybrid"
@@ -40,6 +41,7 @@ class Conversion:
     keep_softmax: tuple[int, ...] = ()
     state_update: str = "additive"
     short_conv: int = 0
+    trained_context: int | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in ("hybrid", "dijiang"):
@@ -62,7 +64,7 @@ class Conversion:
         return config.with_(
             attention=kinds, sinks=sinks, window=self.window, feature_map=self.feature_map,
             state_update=self.state_update, short_conv=self.short_conv,
-            sliding_window=config.sliding_window or config.window,
+            sliding_window=config.sliding_window or config.window, trained_context=self.trained_context,
         )  # fmt: skip
 
 

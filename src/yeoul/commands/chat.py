@@ -106,6 +106,7 @@ class Chat:
         self.screen = screen
         self.session = Session(model, tokenizer)
         self.messages: list[Message] = []
+        self.said_too_long = False
         self.terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self.commands = {
             "/reset": self.reset, "/system": self.set_system, "/temp": self.set_temperature, "/undo": self.undo,
@@ -167,10 +168,20 @@ class Chat:
         finally:
             print(flush=True)
         note(self._cost(stream.result))
+        self._say_when_too_long(stream.result)
         if text.strip():
             self.messages += [asked, {"role": "assistant", "content": text}]
         else:
             note("The answer was empty; the question is forgotten.")
+
+    def _say_when_too_long(self, result: GenerationResult) -> None:
+        """Once: the conversation is longer than any text on which linear attention was trained."""
+        from yeoul.commands.generate import beyond_training
+
+        said = beyond_training(self.model.config, result.prompt_tokens + len(result.ids))
+        if said is not None and not self.said_too_long:
+            self.said_too_long = True
+            note(said)
 
     def _show(self, piece: str) -> None:
         say(piece, end="", flush=True)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
 
+FULL_JUDGEMENT = 50_000
+"""Tokens of a judgement with all questions and continuations; one of fewer tokens has fewer."""
+
 
 def conclude(
     config: Config,
@@ -29,8 +32,13 @@ def conclude(
     batches: Callable[[], Iterable[Batch]],
     stages: dict[str, Any],
     context: int,
+    judged: int,
 ) -> None:
-    """Scores, judgement, speeds and cache of teacher and student; printed, and written to OUT/linearize.json."""
+    """Scores, judgement, speeds and cache of teacher and student; printed, and written to OUT/linearize.json.
+
+    Args:
+        judged: tokens of the judgement; 0 leaves it out.
+    """
     from yeoul import runtime
     from yeoul.adapt.linearize import convert
     from yeoul.commands.linearize_choice import conversion
@@ -49,7 +57,7 @@ def conclude(
         kept = tuple(i for i, kind in enumerate(student.config.attention) if kind == "softmax")
         with parts(convert(teacher, conversion(config, kept), share=True), linear=False) as untrained:
             scores["teacher's weights, window only"] = score(untrained, batches(), lengths, dtype=dtype)
-    judgement = judge(config, teacher, student, tokenizer, batches, stages, context, dtype)
+    judgement = judge(config, teacher, student, tokenizer, batches, stages, context, dtype, judged)
     longest = max(config.contexts) + 128
     models = {"teacher": speed.lengthened(teacher, longest), "converted": speed.lengthened(student, longest)}
     records = speed.compare(models, config.contexts, dtype=dtype, progress=lambda what: print(f"  {what}", flush=True))
@@ -78,21 +86,27 @@ def conclude(
 
 def judge(
     config: Config, teacher: Decoder, student: Decoder, tokenizer: Tokenizer, batches: Callable[[], Iterable[Batch]],
-    stages: dict[str, Any], context: int, dtype: torch.dtype,
+    stages: dict[str, Any], context: int, dtype: torch.dtype, tokens: int,
 ) -> Judgement | None:  # fmt: skip
-    """The judgement against the teacher, or None where it is not wanted."""
+    """The judgement against the teacher on so many tokens, or None where there are to be none."""
     from yeoul.evaluate import judge as judging
 
-    if not config.judge_tokens:
+    if not tokens:
         return None
     cost = judging.TrainingCost(
         tokens=sum(stage["tokens"] for stage in stages.values()),
         seconds=sum(stage["seconds"] for stage in stages.values()),
         energy=_energy(stages),
     )
+    # Questions and continuations cost as much as text does: fewer of them where little text is judged.
+    share = min(1.0, tokens / FULL_JUDGEMENT)
+    budget = judging.Budget(
+        tokens=tokens, questions=max(16, round(64 * share)), needles=max(4, round(16 * share)),
+        prompts=max(4, round(16 * share)), speed_seconds=max(15.0, 60 * share),
+    )  # fmt: skip
     return judging.judge(
         teacher, student, tokenizer, batches, context=context, window=config.window, sinks=config.sinks, cost=cost,
-        training_length=context, budget=judging.Budget(tokens=config.judge_tokens, questions=64), dtype=dtype,
+        training_length=context, budget=budget, dtype=dtype,
         progress=lambda what: print(f"  judging {what}", flush=True),
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from yeoul.config import Place
 from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 from yeoul.foreign_text import say
-from yeoul.train.config import CHANGEABLE
+from yeoul.train.config import CHANGEABLE, FITTED
 from yeoul.train.criterion import BY_LOSS, Criterion
 from yeoul.units import count
 
@@ -68,6 +68,8 @@ class Config:
     """Continue the run in --out, if there is one."""
     overwrite: bool = False
     """Discard the run in --out and start over."""
+    dry_run: bool = False
+    """Print the data, the memory and the time training would take, and stop without writing anything."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -132,14 +134,18 @@ def run(config: Config) -> int:
     """Fine-tune, and return the exit code: 0 done, 130 or 143 stopped by a signal with everything saved."""
     from yeoul.files import only_run
 
+    if config.dry_run:
+        return _run(config)
     with only_run(config.out):
         return _run(config)
 
 
 def _run(config: Config) -> int:
     from yeoul import load, runtime
+    from yeoul.commands import fitting
     from yeoul.commands.finetune_tasks import make_task
     from yeoul.commands.preparation import begin, check_run
+    from yeoul.model.checkpoint import load_config, load_quantization
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.interrupt import Interrupted
 
@@ -149,9 +155,17 @@ def _run(config: Config) -> int:
     check_run(config, preparation)
     _check_results(config, start)
     runtime.set_threads()
+    before = fitting.resident()
     held, saved = _dtypes(config, start.model)
     task = make_task(config)
     task.check_data()
+    if load_quantization(start.model) is None:
+        full = config.method == "full"
+        fitting.check_weights(
+            load_config(start.model), runtime.resolve_device(config.device),
+            fitting.TRAINED if full else held.itemsize, where=config.model,
+            fix="add --method lora" if full else "give a smaller model",
+        )  # fmt: skip
     model, tokenizer = load(start.model, device=config.device, dtype=held)
     if start.adapter is not None and Tokenizer.exists(start.adapter):
         tokenizer = Tokenizer.load(start.adapter)  # with the chat template that the adapter was trained with
@@ -161,7 +175,11 @@ def _run(config: Config) -> int:
     model.requires_grad_(False)
     run = _Finetuning(config, model, task, saved, start)
     run.prepare(tokenizer)
+    run.fit(before)
+    if config.dry_run:
+        return run.dry()
     begin(config, preparation, RECORD)
+    run.record()
     try:
         run.train()
     except Interrupted as stop:
@@ -174,7 +192,9 @@ def _preparation(config: Config) -> dict[str, Any]:
     from yeoul.config import flat_values
     from yeoul.data.sources import source_key
 
-    free = CHANGEABLE | {"model", "out", "resume", "overwrite", "device", "save_dtype", "record_mib"}
+    free = (
+        CHANGEABLE | FITTED | {"dry_run", "model", "out", "resume", "overwrite", "device", "save_dtype", "record_mib"}
+    )
     values = {key: value for key, value in flat_values(config).items() if key not in free}
     # What the paths hold counts, not how they are written.
     for name, spec in (("data", config.data), ("val_data", config.val_data)):
@@ -280,6 +300,64 @@ class _Finetuning:
         except UserError as error:
             raise UserError(error.what, error.where or self.config.model, error.fix) from None
 
+    def fit(self, before: int) -> None:
+        """Chooses what fits into memory; `before` is what `fitting.resident` gave before the model was loaded."""
+        from yeoul.commands import fitting
+        from yeoul.train.memory import Choice, Need
+        from yeoul.train.runstate import Checkpoints
+
+        config, model, task, settings = self.config, self.model, self.task, self.settings
+        extra = 0 if task.extra is None else sum(p.numel() for p in task.extra.parameters())
+        sizes = fitting.sizes_of([model], model, settings, extra=extra)
+        copies = 0 if self.with_adapter or self.saved == model.dtype else self.saved.itemsize * model.num_parameters()
+        phases = fitting.Phases(
+            "training", model, sizes, settings, batch=settings.batch_size, loss=getattr(task, "loss", "cross-entropy"),
+            packed=getattr(task, "masked", False), ways=getattr(task, "ways", 1), copies=copies,
+        )  # fmt: skip
+
+        def needs(choice: Choice) -> list[Need]:
+            found = phases(choice)
+            if config.method == "qlora":  # the weights are there whole before they have few bits
+                found.append(Need(phase="quantization", parts={"weights": 4 * model.num_parameters()}))
+            return found
+
+        others = [] if self.with_adapter else ["--method lora"]
+        others += ["a shorter --context"] if task.context > 64 else []
+        others += ["leave --micro-batch out"] if settings.micro_batch else []
+        others += [] if getattr(task, "splits", True) else ["a smaller --batch-size"]
+        self.fitted = fitting.fit(
+            needs, fitting.asked_of(settings), fitting.place_of(model.device, sizes.weights, before),
+            batch=settings.batch_size, settings=settings, out=config.out, may_split=getattr(task, "splits", True),
+            goes_on=not config.overwrite and bool(Checkpoints(config.out / "checkpoints", 1).steps()),
+            flags=", ".join(others) or "a smaller model",
+        )  # fmt: skip
+        self.settings = fitting.settled(settings, self.fitted.choice)
+        rows = self.settings.micro_batch
+        if rows is not None and rows < settings.batch_size:  # what fits in training fits in validation
+            task.config = self.config = replace(config, train=replace(config.train, micro_batch=rows))
+
+    def record(self) -> None:
+        """Notes in the run's folder what was chosen, and makes ready for it."""
+        from yeoul.commands import fitting
+
+        if not self.fitted.recorded:
+            fitting.record(self.fitted, self.config.out)
+        self.fitted.prepare()
+
+    def dry(self) -> int:
+        """Says what would happen, and how long it would take."""
+        from yeoul.commands import fitting
+
+        self._introduce()
+        with self._extra(True):
+            batch = self.task.loader().next_batch()
+            each, measured = fitting.seconds_a_token(self.model, self.task.objective(), batch, self.settings)
+        # Most rows are shorter than the longest, so that a step has fewer positions than it might.
+        tokens = round(self.settings.steps * self.settings.accumulate * batch.input_ids.numel())
+        print("\n".join(fitting.time_lines([("training", tokens, each, measured)])))
+        print(fitting.NOTHING_WRITTEN, flush=True)
+        return 0
+
     def train(self) -> None:
         """Validates, trains, validates, and leaves the result in the run's folder."""
         from yeoul.commands.preparation import validated_before
@@ -354,6 +432,7 @@ class _Finetuning:
             f"{settings.accumulate} examples of at most {settings.context:,} tokens, learning rate {settings.lr:.3g}"
             f"{beside}, on {self.model.device}."
         )
+        print("\n".join(self.fitted.lines()))
         say("\n".join(self.task.introduce()), flush=True)
 
     @contextmanager

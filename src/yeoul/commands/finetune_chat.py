@@ -82,6 +82,7 @@ class ChatTask(Talking):
 
     extra: nn.Module | None = None
     context = epoch_batches = 0
+    masked = True
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -182,7 +183,7 @@ class ChatTask(Talking):
         from yeoul.data.examples import example_batches
 
         return example_batches(
-            self.val, batch_size=self.config.train.batch_size, context=self.context, packing=self.packing,
+            self.val, batch_size=self.config.train.rows, context=self.context, packing=self.packing,
             pad_id=self._pad_id,
         )  # fmt: skip
 

@@ -64,6 +64,11 @@ def make(config: Config) -> ClassifyTask:
 class ClassifyTask(TextTask):
     """Texts and labels, as `Task` asks; `extra` is the classification head."""
 
+    @property
+    def loss(self) -> str:
+        """Next tokens are learned too, or not."""
+        return "cross-entropy" if self.config.classify.lm_weight else "hidden"
+
     def check_data(self) -> None:
         """Texts to train and to validate on, and their labels."""
         from yeoul.data.labelled import label_names
@@ -196,7 +201,7 @@ class ClassifyTask(TextTask):
 
         def validate() -> dict[str, float]:
             loss, scores = score_classifier(
-                self.model, self.extra, self.val, targets, batch_size=self.config.train.batch_size, dtype=dtype
+                self.model, self.extra, self.val, targets, batch_size=self.config.train.rows, dtype=dtype
             )
             values = {"loss": loss, "accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
             self.scored = values, scores

@@ -67,6 +67,7 @@ class DpoTask(Talking):
 
     extra: nn.Module | None = None
     context = epoch_batches = 0
+    ways = 2
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -182,7 +183,7 @@ class DpoTask(Talking):
 
         train, device = self.config.train, self.model.device
         return log_probs_of_pairs(
-            self.model, pairs, batch_size=train.batch_size, pad_id=self.pad_id,
+            self.model, pairs, batch_size=train.rows, pad_id=self.pad_id,
             dtype=runtime.resolve_dtype(train.dtype, device),
         )  # fmt: skip
 

@@ -84,6 +84,7 @@ class EmbedTask(TextTask):
     """Pairs of texts, as `Task` asks; with --whiten, `extra` makes vectors of the pooled states."""
 
     extra: TextVectors | None = None
+    loss, ways, splits = "hidden", 2, False
 
     def check_data(self) -> None:
         """Reads the data and divides it."""

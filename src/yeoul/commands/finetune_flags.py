@@ -53,7 +53,7 @@ class Training(TrainHabits, FinetuneBudget):
     """How it is trained: `TrainConfig` with a length in epochs, and defaults for a model that is trained already."""
 
     batch_size: int = 16
-    """Examples per micro-batch (packed rows with --packing)."""
+    """Examples per batch (packed rows with --packing)."""
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises linearly."""
     weight_decay: float = 0.0
@@ -70,13 +70,18 @@ class Training(TrainHabits, FinetuneBudget):
         require(self.lr is None or 0 < self.lr < 100, "lr", self.lr, "give a number above 0, such as 1e-4")
         super().__post_init__()
 
+    @property
+    def rows(self) -> int:
+        """Examples that are computed at once."""
+        return min(self.micro_batch or self.batch_size, self.batch_size)
+
     def settings(self, task: str, method: str, width: int, context: int, epoch_batches: int) -> TrainConfig:
         """For the loop.
 
         Args:
             task, method, width: decide the learning rate when none is given; width of the model's hidden states.
             context: tokens of the longest row.
-            epoch_batches: micro-batches of one pass.
+            epoch_batches: batches of one pass.
         """
         steps = max(1, math.ceil(self.epochs * epoch_batches / self.accumulate))
         whole = RATE_TIMES_WIDTH / width

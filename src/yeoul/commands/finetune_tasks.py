@@ -45,12 +45,16 @@ class Task(Protocol):
         extra: what is trained beside the model and saved with it, such as a head; None for nothing. On the model's
             device after `prepare`.
         context: tokens of the longest row that is trained on; known after `prepare`.
-        epoch_batches: micro-batches of one pass over the data; known after `prepare`.
+        epoch_batches: batches of one pass over the data; known after `prepare`.
+        config: the flags, with what was chosen so that the run fits into memory.
 
     A task may have these, too, known after `prepare`: `tokens`, ids of special tokens whose embeddings are trained with
-    an adapter; `rate`, the peak learning rate where none is given; `learned`, what is trained, in words.
+    an adapter; `rate`, the peak learning rate where none is given; `learned`, what is trained, in words. And for the
+    memory that it takes: `loss`, as `yeoul.train.memory.Work` has it; `masked`, whether rows are packed or padded under
+    a mask; `ways`, rows of an example; `splits`, whether the loss of a batch is the sum over its examples.
     """
 
+    config: Config
     extra: nn.Module | None
     context: int
     epoch_batches: int

@@ -22,6 +22,7 @@ from yeoul.units import count, duration, rate, size
 
 if TYPE_CHECKING:
     from yeoul.infer.engine import GenerationResult
+    from yeoul.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,22 @@ def run(config: Config) -> int:
         texts = [prompt for prompt in prompts for _ in range(config.num_samples)]
         results = engine.run(model, tokenizer, texts, config.sampling, batch_size=config.batch_size)
         _print_all(texts, results, config)
+    if far := beyond_training(model.config, max(r.prompt_tokens + len(r.ids) for r in results)):
+        print(far, file=sys.stderr)
     if config.stats:
         print(statistics(results, time.perf_counter() - start), file=sys.stderr)
     return 0
+
+
+def beyond_training(config: ModelConfig, positions: int) -> str | None:
+    """A sentence where linear attention remembers a text longer than those it was trained on, else None."""
+    trained = config.linear_context
+    if trained is None or positions <= trained:
+        return None
+    return (
+        f"This text has {count(positions, 'token')}, but the model's linear attention was trained on texts of up to "
+        f"{trained:,}: beyond that it may remember less than it should."
+    )
 
 
 def read_prompts(config: Config) -> list[str]:

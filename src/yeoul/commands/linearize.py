@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from cyclopts import Parameter
 
+from yeoul.commands.fitting import RECORD, settled
 from yeoul.commands.linearize_choice import conversion, kept_layers, linear_part
 from yeoul.config import Place
 from yeoul.data.reading import Reading
@@ -16,8 +19,11 @@ from yeoul.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from yeoul.commands.recipe import Recipe
+    from yeoul.commands.recipe import Recipe, StageResult
+    from yeoul.data.batch import Batch
+    from yeoul.data.loader import PackedLoader
     from yeoul.model.decoder import Decoder
+    from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.config import TrainConfig
 
 Stage = Literal["align", "distil", "finetune"]
@@ -28,6 +34,8 @@ RANKING_TOKENS = 16_384
 """Tokens of the text to train on by which layers are compared; the first of them set the start too."""
 LEAST_PATIENCE = 10
 """Steps of the shortest window in which a stage's loss is averaged."""
+LARGEST_VALIDATION, LEAST_VALIDATION = 200_000, 8192
+"""Tokens of a validation when none are given."""
 LARGEST_BUDGET, MOST_PASSES = 2_000_000, 4
 """Budget when none is given: so many tokens, but at most so many passes over the text; further ones teach little
 (Muennighoff and others 2023)."""
@@ -55,6 +63,8 @@ class Config:
     """YAML file with any of these settings; flags take precedence."""
     overwrite: bool = False
     """Discard the run in --out and start over."""
+    dry_run: bool = False
+    """Print what would be converted, the memory and the time it would take, and stop without writing anything."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -144,13 +154,18 @@ class Config:
     patience: int | None = None
     """Steps between checks whether a stage still improves; a fifth of the stage when not given, 0 for no checks."""
     batch_size: int = 8
-    """Sequences per micro-batch."""
+    """Sequences per batch."""
     accumulate: int = 1
-    """Micro-batches per step."""
+    """Batches per step."""
     context: int | None = None
-    """Tokens per sequence; when not given, the model's own length, but at most 2,048."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Tokens per sequence; when not given, the model's own length, but at most 2,048, or less if nothing else fits into
+    memory."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass: less memory, about a third slower; when not given, only if the run
+    would not fit into memory otherwise."""
+    micro_batch: int | None = None
+    """Sequences of a batch computed at once: less memory for the same steps; when not given, the whole batch, or as
+    many as fit into memory."""
     seed: int = 0
     """Seed of frequencies and of the order of the data."""
     eval_every: int = 0
@@ -170,13 +185,14 @@ class Config:
     """Text for validation; when not given, a share of --data is held out."""
     val_fraction: float = 0.01
     """Share of the documents held out for validation."""
-    val_tokens: int = 200_000
-    """Score at most this many tokens in one validation."""
+    val_tokens: int | None = None
+    """Score at most this many tokens in one validation; when not given, a tenth of the budget, but at least 8,192 and
+    at most 200,000."""
     contexts: tuple[int, ...] = (512, 2048, 8192)
     """Contexts at which tokens per second and cache are measured at the end."""
-    judge_tokens: int = 50_000
+    judge_tokens: int | None = None
     """Held-out tokens on which the result is judged against the teacher and against the teacher cut to the window
-    (value of distant text, recall, free generation); 0 for no judgement."""
+    (value of distant text, recall, free generation); 0 for no judgement, a quarter of a validation's when not given."""
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 1:
@@ -192,7 +208,9 @@ class Config:
             ("--rank", self.rank, self.rank >= 1), ("--temperature", self.temperature, 0 < self.temperature < 1000),
             ("--kl-weight", self.kl_weight, 0 <= self.kl_weight <= 1),
             ("--accumulate", self.accumulate, self.accumulate >= 1), ("--sinks", self.sinks, self.sinks >= 0),
-            ("--judge-tokens", self.judge_tokens, self.judge_tokens >= 0),
+            ("--judge-tokens", self.judge_tokens, (self.judge_tokens or 0) >= 0),
+            ("--val-tokens", self.val_tokens, self.val_tokens is None or self.val_tokens >= 1),
+            ("--micro-batch", self.micro_batch, self.micro_batch is None or self.micro_batch >= 1),
             ("--patience", self.patience, (self.patience or 0) >= 0),
             ("--map-lr", self.map_lr, 0 < self.map_lr < 100),
         ):  # fmt: skip
@@ -210,30 +228,52 @@ def run(config: Config) -> int:
     """Linearize; the exit code is 0, or 130 or 143 where a signal stopped it with everything saved."""
     from yeoul.files import only_run
 
+    if config.dry_run:
+        return _run(config)
     with only_run(config.out):
         return _run(config)
 
 
 def _run(config: Config) -> int:
     from yeoul import load, runtime
-    from yeoul.adapt.calibrate import calibrate
-    from yeoul.adapt.linearize import convert
-    from yeoul.commands.conclusion import conclude
-    from yeoul.commands.corpus import held_out, save_folder, validation
-    from yeoul.commands.preparation import removed_on_user_error, shards_of
-    from yeoul.commands.recipe import plain, run_stages, weights_digest
-    from yeoul.config import save_config
-    from yeoul.data.loader import PackedLoader
-    from yeoul.files import remove, replace_folder
+    from yeoul.commands import fitting
+    from yeoul.commands.preparation import removed_on_user_error
+    from yeoul.hub import local_folder
+    from yeoul.model.checkpoint import load_config
     from yeoul.model.finite import check_finite
-    from yeoul.train.interrupt import Interrupted
 
     runtime.set_threads()
     _check_data(config)
-    compute, held, saved = _dtypes(config)
-    teacher, tokenizer = load(config.model, device=config.device, dtype=held)
+    before = fitting.resident()
+    dtypes = _dtypes(config)
+    fitting.check_weights(
+        load_config(local_folder(config.model)), runtime.resolve_device(config.device),
+        dtypes.held.itemsize + (fitting.TRAINED if _trains_all(config) else 0), where=config.model,
+        fix="give a smaller model" + (", or --train-distil maps or low-rank" if _trains_all(config) else ""),
+    )  # fmt: skip
+    teacher, tokenizer = load(config.model, device=config.device, dtype=dtypes.held)
     if tokenizer is None:
         raise UserError("the model's folder has no tokenizer", config.model)
+    context = _context(config, teacher)
+    teacher.requires_grad_(False)
+    check_finite(teacher, config.model, "linearized")
+    run = _Linearization(config, teacher, tokenizer, dtypes)
+    recipe_of(config, context, run.student)  # what cannot be is said before the text is read
+    if config.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            return run.dry(context, before, Path(folder))
+    with removed_on_user_error(config.out):
+        run.prepare(context, before, config.out)
+    return run.go()
+
+
+def _trains_all(config: Config) -> bool:
+    """Whether a stage trains all weights, so that they are in memory five times."""
+    return any(what == "all" and stage in config.stages for stage, what in trained_parts(config).items())
+
+
+def _context(config: Config, teacher: Decoder) -> int:
+    """Tokens of a sequence, by the flag or the model's length."""
     longest = teacher.config.max_position_embeddings
     context = config.context or min(longest, 2048)
     if context > longest:
@@ -241,51 +281,149 @@ def _run(config: Config) -> int:
     layers = teacher.config.attention.count("softmax")
     if config.keep_softmax.isdecimal() and int(config.keep_softmax) >= max(1, layers):
         raise UserError(f"none of the {layers} softmax layers would be linearized", "--keep-softmax", "keep fewer")
-    teacher.requires_grad_(False)
-    check_finite(teacher, config.model, "linearized")
-    student = convert(teacher, conversion(config), share=True)
-    recipe_of(config, context, student)  # what cannot be is said before the text is read
-    with removed_on_user_error(config.out):
-        shards, val = shards_of(config, tokenizer)
+    return context
+
+
+class _Linearization:
+    """One run: a teacher, its student, the text, and the stages."""
+
+    def __init__(self, config: Config, teacher: Decoder, tokenizer: Tokenizer, dtypes: Dtypes) -> None:
+        self.config, self.teacher, self.tokenizer, self.dtypes = config, teacher, tokenizer, dtypes
+        self.student = self._convert()
+
+    def _convert(self, kept: tuple[int, ...] = (), context: int | None = None) -> Decoder:
+        from yeoul.adapt.linearize import convert
+
+        return convert(self.teacher, conversion(self.config, kept, context), share=True)
+
+    def prepare(self, context: int, before: int, folder: Path) -> None:
+        """Reads the text and chooses what fits; writes nothing but the tokens, into a folder."""
+        from yeoul.commands import linearize_fit
+        from yeoul.commands.preparation import shards_of
+        from yeoul.train.memory import Choice
+
+        config = self.config
+        self.shards, val = shards_of(replace(config, out=folder), self.tokenizer)
         if val is None:
             raise UserError("there is no text to validate on", "--val-fraction", "hold out a share or give --val-data")
-        budget = config.tokens or min(LARGEST_BUDGET, MOST_PASSES * shards.meta.tokens)
-        recipe = recipe_of(replace(config, tokens=budget), context, student)
-        make_loader = lambda stage: PackedLoader(  # noqa: E731
-            shards, batch_size=config.batch_size, context=context, seed=config.seed + stage
+        self.val = val
+        self.budget = config.tokens or min(LARGEST_BUDGET, MOST_PASSES * self.shards.meta.tokens)
+        recipe = recipe_of(replace(config, tokens=self.budget), context, self.student)
+        goes_on = not config.overwrite and any((config.out / "stages").glob("*/checkpoints/step-*"))
+        self.fitted = linearize_fit.fit(
+            config, recipe, self.teacher, context, self.dtypes.saved, before, goes_on=goes_on
         )
-        make_loader(0)  # too little text is said before anything is written
-    if config.overwrite:
-        remove(config.out / "stages")
-    # Never saved as true: the file given back as --config must not throw the run away.
-    save_config(replace(config, overwrite=False), config.out / "config.yaml")
-    batches = held_out(val, batch_size=config.batch_size, context=context, max_tokens=config.val_tokens)
-    some = held_out(shards, batch_size=4, context=min(context, CALIBRATION_CONTEXT), max_tokens=RANKING_TOKENS)
-    kept = kept_layers(config, teacher, some, compute)
-    student = convert(teacher, conversion(config, kept), share=True)
-    print(_choices(config, kept, recipe, budget, shards.meta.tokens, context, compute), flush=True)
-    print(tokenizer.begins, flush=True)
-    if config.calibrate:
-        calibrate(teacher, student, some())
-    try:
-        stages = run_stages(
-            recipe, teacher, student, config.out / "stages", make_loader=make_loader,
+        choice: Choice = self.fitted.choice
+        self.context = choice.context
+        recipe = recipe_of(replace(config, tokens=self.budget), self.context, self.student)
+        self.recipe = replace(
+            recipe, settings={name: settled(settings, choice) for name, settings in recipe.settings.items()}
+        )
+        self.val_tokens = config.val_tokens or scored_tokens(self.budget)
+        if goes_on and config.val_tokens is None and not (config.out / RECORD).is_file():
+            self.val_tokens = LARGEST_VALIDATION  # as runs had it that recorded nothing
+        self.loader(0)  # too little text is said before anything is written
+
+    def loader(self, stage: int) -> PackedLoader:
+        """Text for the stage of this number."""
+        from yeoul.data.loader import PackedLoader
+
+        config = self.config
+        return PackedLoader(self.shards, batch_size=config.batch_size, context=self.context, seed=config.seed + stage)
+
+    def introduce(self) -> None:
+        """Says what decides the result, what fits, and where the budget is too small."""
+        from yeoul.commands import linearize_fit
+
+        lines = linearize_fit.choices(
+            self.config, self.student, self.recipe, self.budget, self.shards.meta.tokens, self.context,
+            self.dtypes.compute,
+        )  # fmt: skip
+        lines += self.fitted.lines()
+        lines += [linearize_fit.cache_line(self.teacher, self.student), self.tokenizer.begins]
+        lines += linearize_fit.warnings(self.config, self.recipe, self.budget)
+        print("\n".join(lines), flush=True)
+
+    def dry(self, context: int, before: int, folder: Path) -> int:
+        """Says all that and how long it would take; the folder is for the tokens, which are thrown away."""
+        from yeoul.commands import fitting, linearize_fit
+
+        self.prepare(context, before, folder)
+        self.introduce()
+        batch = self.loader(1).next_batch()
+        validation = min(self.val_tokens, self.val.meta.tokens)
+        print("\n".join(linearize_fit.time_lines(self.recipe, self.teacher, self._convert, batch, validation)))
+        print(fitting.NOTHING_WRITTEN, flush=True)
+        return 0
+
+    def go(self) -> int:
+        """Chooses layers, calibrates, trains, judges."""
+        from yeoul.adapt.calibrate import calibrate
+        from yeoul.commands import fitting
+        from yeoul.commands.corpus import held_out
+        from yeoul.config import save_config
+        from yeoul.files import remove
+        from yeoul.train.interrupt import Interrupted
+
+        config = self.config
+        if config.overwrite:
+            remove(config.out / "stages")
+        # Never saved as true: the file given back as --config must not throw the run away.
+        save_config(replace(config, overwrite=False), config.out / "config.yaml")
+        if not self.fitted.recorded:
+            fitting.record(self.fitted, config.out)
+        self.fitted.prepare()
+        some = held_out(
+            self.shards, batch_size=4, context=min(self.context, CALIBRATION_CONTEXT), max_tokens=RANKING_TOKENS
+        )
+        kept = kept_layers(config, self.teacher, some, self.dtypes.compute)
+        self.student = self._convert(kept, self.context)
+        self.introduce()
+        if config.calibrate:
+            calibrate(self.teacher, self.student, some(), progress=lambda what: print(what, flush=True))
+        try:
+            stages = self._train()
+        except Interrupted as stop:
+            return stop.exit_code
+        self._finish({name: stage.as_dict() for name, stage in stages.items()})
+        return 0
+
+    def _held_out(self) -> Callable[[], Iterable[Batch]]:
+        from yeoul.commands.corpus import held_out
+
+        return held_out(
+            self.val, batch_size=self.fitted.choice.micro_batch, context=self.context, max_tokens=self.val_tokens
+        )
+
+    def _train(self) -> dict[str, StageResult]:
+        from yeoul.commands.corpus import save_folder, validation
+        from yeoul.commands.recipe import plain, run_stages, weights_digest
+
+        config, teacher, student, tokenizer = self.config, self.teacher, self.student, self.tokenizer
+        saved = self.dtypes.saved
+        return run_stages(
+            self.recipe, teacher, student, config.out / "stages", make_loader=self.loader,
             save_model=lambda model, folder: save_folder(plain(model, saved), tokenizer, folder),
-            validate=validation(student, batches, tokenizer, compute),
+            validate=validation(student, self._held_out(), tokenizer, self.dtypes.compute),
             identity={"teacher": weights_digest(teacher), "tokenizer": tokenizer.fingerprint,
                       "model": student.config.to_dict(), "calibrate": config.calibrate,
-                      "validation": [val.meta.tokens, config.val_tokens],
-                      **({"begin": shards.begin} if shards.begin else {})},
+                      "validation": [self.val.meta.tokens, self.val_tokens],
+                      **({"begin": self.shards.begin} if self.shards.begin else {})},
         )  # fmt: skip
-    except Interrupted as stop:
-        return stop.exit_code
-    finished = plain(student, saved)
-    remove(config.out / "linearize.json")  # figures of another model
-    replace_folder(config.out / "model", lambda folder: save_folder(finished, tokenizer, folder))
-    student = plain(finished, held)  # what was saved, in the type that the teacher has
-    conclude(config, teacher, student, tokenizer, batches, {name: stage.as_dict() for name, stage in stages.items()},
-              context)  # fmt: skip
-    return 0
+
+    def _finish(self, stages: dict[str, dict[str, Any]]) -> None:
+        from yeoul.commands.conclusion import conclude
+        from yeoul.commands.corpus import save_folder
+        from yeoul.commands.recipe import plain
+        from yeoul.files import remove, replace_folder
+
+        config = self.config
+        finished = plain(self.student, self.dtypes.saved)
+        remove(config.out / "linearize.json")  # figures of another model
+        replace_folder(config.out / "model", lambda folder: save_folder(finished, self.tokenizer, folder))
+        self.student = plain(finished, self.dtypes.held)  # what was saved, in the type that the teacher has
+        judged = scored_tokens(self.budget) // 4 if config.judge_tokens is None else config.judge_tokens
+        conclude(config, self.teacher, self.student, self.tokenizer, self._held_out(), stages, self.context, judged)
 
 
 def _check_data(config: Config) -> None:
@@ -297,8 +435,22 @@ def _check_data(config: Config) -> None:
             check_documents(data, text_column=config.text_column, join_by=config.join_by, reading=config.reading)
 
 
-def _dtypes(config: Config) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+def scored_tokens(budget: int) -> int:
+    """Tokens of a validation when none are given: it should take no longer than the training that it judges."""
+    return min(LARGEST_VALIDATION, max(LEAST_VALIDATION, budget // 10))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dtypes:
     """Types of the products, of weights that are not trained, and of saved weights."""
+
+    compute: torch.dtype
+    held: torch.dtype
+    saved: torch.dtype
+
+
+def _dtypes(config: Config) -> Dtypes:
+    """By the flags, the machine, and the model's files."""
     import torch
 
     from yeoul import runtime
@@ -316,7 +468,8 @@ def _dtypes(config: Config) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
             f"matrix products in {str(compute).removeprefix('torch.')} cannot use bfloat16 weights",
             "--teacher-dtype", "give --dtype bfloat16 too, or --teacher-dtype float32",
         )  # fmt: skip
-    return compute, held, stored if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
+    saved = stored if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
+    return Dtypes(compute=compute, held=held, saved=saved)
 
 
 def _learns_alone(student: Decoder) -> bool:
@@ -362,6 +515,7 @@ def plan(config: Config, context: int) -> dict[Stage, TrainConfig]:
     common = TrainConfig(
         batch_size=config.batch_size, context=context, accumulate=config.accumulate, weight_decay=0.0, warmup=0.05,
         seed=config.seed, dtype=config.dtype, gradient_checkpointing=config.gradient_checkpointing,
+        micro_batch=config.micro_batch,
         log_every=config.log_every, eval_every=config.eval_every, save_every=config.save_every, keep_last=1,
         optimizer=config.optimizer,
     )  # fmt: skip
@@ -391,20 +545,3 @@ def plan(config: Config, context: int) -> dict[Stage, TrainConfig]:
             "--tokens", "give more, or a smaller --batch-size or --context",
         )  # fmt: skip
     return stages
-
-
-def _choices(
-    config: Config, kept_softmax: tuple[int, ...], recipe: Recipe, budget: int, text: int, context: int,
-    compute: torch.dtype,
-) -> str:  # fmt: skip
-    """What decides the result, whether it was given or chosen, in a few lines."""
-    name, update = linear_part(config)
-    beside = f"hybrid, window {config.window}, {config.sinks} sinks"
-    kind = beside if config.attention == "hybrid" else "linear attention alone"
-    kept = f", softmax in layers {', '.join(map(str, kept_softmax))}" if kept_softmax else ""
-    lines = [
-        f"Attention: {kind}, feature map {name}, decay {config.decay}, state {update}{kept}.",
-        f"Budget: {budget:,} tokens, {budget / text:.2g} passes over {text:,}; steps of {config.batch_size} x "
-        f"{config.accumulate} sequences of {context:,} tokens; products in {str(compute).removeprefix('torch.')}.",
-    ]
-    return "\n".join([*lines, *recipe.lines()])

@@ -29,8 +29,8 @@ def kept_layers(
     return kept
 
 
-def conversion(config: Config, kept: tuple[int, ...] = ()) -> Any:
-    """The `Conversion` that the flags describe, with these layers left as softmax."""
+def conversion(config: Config, kept: tuple[int, ...] = (), context: int | None = None) -> Any:
+    """The `Conversion` that the flags describe, with these layers left as softmax, trained on such a context."""
     from yeoul.adapt.linearize import Conversion
     from yeoul.model.config import FeatureMapConfig
 
@@ -44,7 +44,7 @@ def conversion(config: Config, kept: tuple[int, ...] = ()) -> Any:
     return Conversion(
         attention=config.attention, window=config.window, sinks=config.sinks, feature_map=feature_map,
         keep_softmax=kept or config.softmax_layers, state_update=update,
-        short_conv=4 * convolved if config.short_conv is None else config.short_conv,
+        short_conv=4 * convolved if config.short_conv is None else config.short_conv, trained_context=context,
     )  # fmt: skip
 
 

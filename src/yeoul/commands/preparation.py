@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from yeoul.errors import UserError
 from yeoul.files import RUN_LOCK, delete, remove, write_json
 from yeoul.safe_json import read_object
-from yeoul.train.config import CHANGEABLE
+from yeoul.train.config import CHANGEABLE, FITTED
 
 if TYPE_CHECKING:
     from yeoul.commands.finetune import Config as FinetuneConfig
@@ -40,7 +40,7 @@ def preparation_of(config: Config) -> dict[str, Any]:
     from yeoul.data.sources import source_key
     from yeoul.text.tokenizer import Tokenizer
 
-    free = CHANGEABLE | {"out", "resume", "overwrite", "device", "val_tokens", "record_mib"}
+    free = CHANGEABLE | FITTED | {"out", "resume", "overwrite", "device", "val_tokens", "record_mib", "dry_run"}
     values = {key: value for key, value in flat_values(config).items() if key not in free}
     # What the paths hold counts, not how they are written.
     for name, spec in (("data", config.data), ("val_data", config.val_data)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from yeoul.units import count
 if TYPE_CHECKING:
     import torch
 
+    from yeoul.commands.fitting import Fitted
     from yeoul.data.batch import Batch
     from yeoul.data.loader import PackedLoader
     from yeoul.data.shards import TokenShards
@@ -52,6 +53,8 @@ class Config:
     """Discard the run in --out and start over."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
+    dry_run: bool = False
+    """Print the model, the memory and the time training would take, and stop without reading or writing anything."""
 
     text_column: str | None = None
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
@@ -111,16 +114,22 @@ class Config:
     """How it is trained."""
 
 
+SMALLER = "a smaller model (--preset, --vocab-size)"
+
+
 def run(config: Config) -> int:
     """Pretrain, and return the exit code: 0 done, 130 or 143 stopped by a signal with everything saved."""
     from yeoul.files import only_run
 
+    if config.dry_run:
+        return _run(config)
     with only_run(config.out):
         return _run(config)
 
 
 def _run(config: Config) -> int:
     from yeoul import runtime
+    from yeoul.commands import fitting
     from yeoul.commands.preparation import (
         begin,
         check_run,
@@ -135,29 +144,34 @@ def _run(config: Config) -> int:
     from yeoul.train.kept import keep_best
     from yeoul.train.optim import trainable_parameters
 
-    if config.init is None:  # errors of the shape come before anything is written
-        model_config(config, vocab_size=config.vocab_size)
-    else:
-        init_shape(config)
+    # Errors of the shape come before anything is written.
+    shape = model_config(config, vocab_size=config.vocab_size) if config.init is None else init_shape(config)
     device = runtime.resolve_device(config.device)
     preparation = preparation_of(config)
     check_run(config, preparation)
     runtime.set_threads()
+    base = fitting.resident()
+    fitting.check_weights(shape, device, fitting.TRAINED, where=config.init, fix=f"give {SMALLER}")
+    if config.dry_run:
+        return _dry_run(config, shape, device, base)
     with removed_on_user_error(config.out):
         tokenizer = tokenizer_of(config, preparation)
         shards, val_shards = shards_of(config, tokenizer)
         loader = _loader(config, shards)
+        runtime.seed_everything(config.train.seed)
+        ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+        if config.init is None:
+            model = Decoder(model_config(config, vocab_size=tokenizer.vocab_size, **ids)).to(device)
+        else:
+            model = init_model(config, device)
+        fitted = _fit(config, model, base)
     begin(config, preparation, RECORD)
-
-    runtime.seed_everything(config.train.seed)
-    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    if config.init is None:
-        model = Decoder(model_config(config, vocab_size=tokenizer.vocab_size, **ids)).to(device)
-    else:
-        model = init_model(config, device)
+    fitting.record(fitted, config.out)
+    fitted.prepare()
+    config = replace(config, train=fitting.settled(config.train, fitted.choice))
     dtype = runtime.resolve_dtype(config.train.dtype, device)
     first = _loader(config, shards).next_batch()
-    _introduce(config, model, shards, val_shards, first, tokenizer, f"{device}, {dtype}")
+    _introduce(config, model, shards, val_shards, first, tokenizer, f"{device}, {dtype}", fitted)
     try:
         result, before = _train(config, model, loader, val_shards, tokenizer, dtype)
     except Interrupted as stop:
@@ -205,6 +219,50 @@ def model_config(config: Config, **tokenizer: Any) -> ModelConfig:
     return preset(config.preset, max_position_embeddings=longest, **changes, **tokenizer)
 
 
+def _fit(config: Config, model: Decoder, base: int) -> Fitted:
+    """What is chosen so that the training of `model` fits; `base` is what was taken before it was made."""
+    from yeoul.commands import fitting
+    from yeoul.train.runstate import Checkpoints
+
+    train = config.train
+    sizes = fitting.sizes_of([model], model, train)
+    phases = fitting.Phases("training", model, sizes, train, batch=train.batch_size, packed=config.isolate_documents)
+    return fitting.fit(
+        phases, fitting.asked_of(train), fitting.place_of(model.device, sizes.weights, base), batch=train.batch_size,
+        settings=train, out=config.out,
+        goes_on=not config.overwrite and bool(Checkpoints(config.out / "checkpoints", 1).steps()),
+        flags=f"{SMALLER} or a shorter --context"
+        + (" or leave --micro-batch out" if train.micro_batch else ""),
+    )  # fmt: skip
+
+
+def _dry_run(config: Config, shape: ModelConfig, device: torch.device, base: int) -> int:
+    """Model, memory and time, measured on random tokens."""
+    import torch
+
+    from yeoul import runtime
+    from yeoul.commands import fitting
+    from yeoul.data.batch import Batch
+    from yeoul.model.decoder import Decoder
+    from yeoul.text.tokenizer import Tokenizer
+    from yeoul.train.loss import language_model_objective
+
+    runtime.seed_everything(config.train.seed)
+    if config.tokenizer is not None:
+        shape = shape.with_(vocab_size=Tokenizer.load(config.tokenizer).vocab_size)
+    model = Decoder(shape).to(device)
+    fitted = _fit(config, model, base)
+    train = fitting.settled(config.train, fitted.choice)
+    ids = torch.randint(shape.vocab_size, (1, train.context + 1))
+    batch = Batch(input_ids=ids[:, :-1], labels=ids[:, 1:])
+    each, measured = fitting.seconds_a_token(model, language_model_objective, batch, train)
+    print(f"Model: {model.num_parameters():,} parameters ({config.init or config.preset}), on {device}.")
+    print(f"Training: {train.tokens:,} tokens in {count(train.steps, 'step')} of {train.tokens_per_step:,} tokens.")
+    print("\n".join([*fitted.lines(), *fitting.time_lines([("training", train.tokens, each, measured)])]))
+    print(fitting.NOTHING_WRITTEN, flush=True)
+    return 0
+
+
 def _loader(config: Config, shards: TokenShards) -> PackedLoader:
     from yeoul.data.loader import PackedLoader
 
@@ -225,6 +283,7 @@ def _introduce(
     batch: Batch,
     tokenizer: Tokenizer,
     place: str,
+    fitted: Fitted,
 ) -> None:
     """Say what is about to happen, and show the first example as the model will see it."""
     validation = f", {val_shards.num_tokens:,} for validation" if val_shards else ", none for validation"
@@ -236,6 +295,7 @@ def _introduce(
         f"Training: {train.tokens:,} tokens ({epochs:.2f} epochs) in {count(train.steps, 'step')} of "
         f"{train.tokens_per_step:,} tokens, context {train.context:,}."
     )
+    print("\n".join(fitted.lines()))
     print(tokenizer.begins)
     print(
         f"First example, tokens separated by bars, untrained ones in brackets:\n  {_example(batch, tokenizer)}",
@@ -280,7 +340,7 @@ def _train(
     if val_shards is not None:
         batches = held_out(
             val_shards,
-            batch_size=settings.batch_size,
+            batch_size=settings.micro_batch or settings.batch_size,
             context=settings.context,
             max_tokens=config.val_tokens,
             isolate_documents=config.isolate_documents,

@@ -322,6 +322,12 @@ def prepare(student: Decoder, teacher: Decoder, what: Trained, *, rank: int = 8,
         rank: of low-rank parts.
         seed: of their initial values.
     """
+    mark(student, what, rank=rank, seed=seed)
+    unshare(student, teacher)
+
+
+def mark(student: Decoder, what: Trained, *, rank: int = 8, seed: int = 0) -> None:
+    """`prepare` without the memory: marks what is trained and adds low-rank parts."""
     if what.startswith("low-rank"):
         torch.manual_seed(seed)
         targets = ATTENTION + (MLP if what == "low-rank-all" else ())
@@ -332,7 +338,6 @@ def prepare(student: Decoder, teacher: Decoder, what: Trained, *, rank: int = 8,
             layer.adapter("stage").requires_grad_(True)
     else:
         {"maps": train_only_maps, "attention": train_attention, "all": train_everything}[what](student)
-    unshare(student, teacher)
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -35,3 +36,23 @@ class Batch:
             positions=None if self.positions is None else self.positions.to(device),
             seq_ids=None if self.seq_ids is None else self.seq_ids.to(device),
         )
+
+    @property
+    def examples(self) -> int:
+        """How many rows, or groups of rows that belong together, there are."""
+        return len(self.input_ids)
+
+    def split(self, size: int) -> list[Self]:
+        """Batches of at most `size` examples each, in order: sums over them are those over this one."""
+        if size >= self.examples:
+            return [self]
+        return [self._part(start, start + size) for start in range(0, self.examples, size)]
+
+    def _part(self, start: int, end: int) -> Self:
+        """Examples `start` to `end`."""
+        changes: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changes[field.name] = value[start:end]
+        return replace(self, **changes)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -94,6 +94,21 @@ class PairBatch(Batch):
     """
 
     reference: Tensor | None = None
+
+    @property
+    def examples(self) -> int:
+        """Pairs."""
+        return len(self.input_ids) // 2
+
+    def _part(self, start: int, end: int) -> Self:
+        """Pairs `start` to `end`, each with both of its answers."""
+        N, end = self.examples, min(end, self.examples)
+        both = lambda x: torch.cat((x[start:end], x[N + start : N + end]))  # noqa: E731
+        return replace(
+            self, input_ids=both(self.input_ids), labels=both(self.labels),
+            seq_ids=None if self.seq_ids is None else both(self.seq_ids),
+            reference=None if self.reference is None else both(self.reference),
+        )  # fmt: skip
 
     def to(self, device: torch.device | str) -> PairBatch:
         """The same batch on another device."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -46,6 +46,10 @@ class TextBatch(Batch):
         """(B, T) bool: True for tokens."""
         assert self.seq_ids is not None
         return self.seq_ids >= 0
+
+    def split(self, size: int) -> list[Self]:
+        """See `Batch.split`; examples of several texts stay together, for their loss compares them with one another."""
+        return [self] if self.ways > 1 else super().split(size)
 
     def to(self, device: torch.device | str) -> TextBatch:
         """The same batch on another device."""

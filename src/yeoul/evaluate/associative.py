@@ -358,7 +358,7 @@ def _answers(model: Decoder, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
     )  # (B, Q), (B, Q), (B, C)
     rows = hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))  # (B, Q, hidden)
     exact, choice = torch.zeros_like(values, dtype=torch.bool), torch.zeros_like(values, dtype=torch.bool)
-    step = max(1, perplexity.CHUNK_ELEMENTS // int(model.output_weight.shape[0]))
+    step = perplexity.logits_at_once(int(model.output_weight.shape[0]))
     for row in range(len(items)):
         for start in range(0, values.shape[1], step):
             part = slice(start, start + step)

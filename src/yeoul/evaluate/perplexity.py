@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from yeoul.model.decoder import Decoder
 
 CHUNK_ELEMENTS = 1 << 22
-"""At most this many logits (16 MiB in fp32) are alive at once, whatever batch, context and vocabulary are."""
+"""So many logits (16 MiB in fp32) are alive at once, whatever batch and context are."""
+LEAST_ROWS = 32
+"""But never fewer rows of them: for each, the whole table is read once more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +137,17 @@ def token_losses(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     else:
         positions = batch.positions[valid]
     losses = torch.empty(labels.numel(), dtype=torch.float64)
-    vocab = int(model.output_weight.shape[0])
-    step = max(1, CHUNK_ELEMENTS // vocab)
+    step = logits_at_once(int(model.output_weight.shape[0]))
     for start in range(0, labels.numel(), step):
         logits = model.unembed(rows[start : start + step]).float()  # (chunk, V)
         picked = logits.gather(1, labels[start : start + step, None])[:, 0]
         losses[start : start + step] = (torch.logsumexp(logits, 1) - picked).double().cpu()
     return losses, labels.cpu(), positions.cpu()
+
+
+def logits_at_once(vocabulary: int) -> int:
+    """Rows of logits that are alive at once."""
+    return max(LEAST_ROWS, CHUNK_ELEMENTS // vocabulary)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -19,7 +19,7 @@ LONGEST_CONVOLUTION = 64
 SIZES = {
     "vocab_size": 2**28, "hidden_size": 2**24, "num_layers": MOST_LAYERS, "num_heads": 2**16, "num_kv_heads": 2**16,
     "head_dim": 2**16, "intermediate_size": 2**28, "max_position_embeddings": 2**31, "rotary_dim": 2**16,
-    "window": 2**31, "sliding_window": 2**31,
+    "window": 2**31, "sliding_window": 2**31, "trained_context": 2**31,
 }  # fmt: skip
 """The largest value of each, which no model comes near; a larger one comes from a damaged file."""
 NUMBERS = (
@@ -202,6 +202,8 @@ class ModelConfig:
         rotary_dim: how many of a head's dimensions are rotated; None means all.
         activation: of the "gelu" and "geglu" MLPs: "gelu" is exact, "gelu_tanh" its tanh approximation.
         other_eos_ids: further tokens that end a text, where config.json lists several.
+        trained_context: positions on which linear layers were trained, where that is known and less than
+            `max_position_embeddings`; they may run on, but nobody has taught them to. It changes nothing computed.
         family: the published model_type that it was read from; saving prefers it. It changes nothing computed and
             does not count in comparisons.
     """
@@ -248,6 +250,7 @@ class ModelConfig:
     eos_id: int | None = None
     pad_id: int | None = None
     other_eos_ids: tuple[int, ...] = ()
+    trained_context: int | None = field(default=None, compare=False)
     family: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -393,6 +396,13 @@ class ModelConfig:
         if self.positions in ("learned", "sinusoidal") or not self.is_linear:
             return self.max_position_embeddings
         return None
+
+    @property
+    def linear_context(self) -> int | None:
+        """Positions on which linear layers were trained; None where the model has none."""
+        if not any(kind in LINEAR_KINDS for kind in self.attention):
+            return None
+        return self.trained_context or self.max_position_embeddings
 
     def with_(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed."""

@@ -13,6 +13,8 @@ DTypeName = Literal["auto", "float32", "bfloat16"]
 
 CHANGEABLE = frozenset({"log_every", "eval_every", "save_every", "keep_last", "tensorboard"})
 """Fields that a resumed run may change, because no loss depends on them."""
+FITTED = frozenset({"micro_batch", "gradient_checkpointing"})
+"""Fields that a run may choose so that it fits into memory; its state holds what was chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +38,9 @@ class TrainHabits:
     """
 
     batch_size: int = 8
-    """Sequences in one micro-batch."""
+    """Sequences in one batch."""
     accumulate: int = 1
-    """Micro-batches whose gradients make one step."""
+    """Batches whose gradients make one step."""
     min_lr_ratio: float = 0.1
     """Last learning rate as a share of the peak."""
     schedule: Schedule = "cosine"
@@ -59,8 +61,12 @@ class TrainHabits:
     """Steps between two looks at whether the loss still falls; the run ends early where it does not; 0 never looks."""
     compile: bool = False
     """Compile the model with torch.compile; the first step then takes a minute longer."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass: less memory, about a third slower; when not given, only if the run
+    would not fit into memory otherwise."""
+    micro_batch: int | None = None
+    """Sequences of a batch computed at once: less memory for the same steps; when not given, the whole batch, or as
+    many as fit into memory."""
     seed: int = 0
     """Seed of initial weights, data order and dropout."""
     log_every: int = 10
@@ -77,6 +83,8 @@ class TrainHabits:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "log_every", "keep_last"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "give a whole number of at least 1")
+        part = self.micro_batch
+        require(part is None or part >= 1, "micro_batch", part, "give a whole number of at least 1")
         for name in ("eval_every", "save_every", "patience"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more steps")
         for name in ("min_lr_ratio", "warmup"):

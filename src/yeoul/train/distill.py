@@ -13,9 +13,21 @@ from torch import Tensor, nn
 
 from yeoul.data.batch import IGNORE, Batch
 from yeoul.ops.first_order import first_order
-from yeoul.train.loss import Loss, Objective, capped_, linear_cross_entropy, softcap_of
+from yeoul.train.loss import (
+    Loss,
+    Objective,
+    capped_,
+    keep_gradients,
+    linear_cross_entropy,
+    logit_rows,
+    scaled_gradients,
+    softcap_of,
+)
 
 _ROWS = 256
+"""Rows of logits at a time at most; fewer where the vocabulary is large."""
+_SLICE = 2**23
+"""Numbers of a table's gradient that are made at a time."""
 
 
 class _LinearKL(torch.autograd.Function):
@@ -24,7 +36,7 @@ class _LinearKL(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, goal: Tensor, goal_weight: Tensor, temperature: float,
-        softcaps: tuple[float | None, float | None],
+        softcaps: tuple[float | None, float | None], once: bool,
     ) -> Tensor:  # fmt: skip
         device = hidden.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -36,26 +48,48 @@ class _LinearKL(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             h, w = hidden.to(compute), weight.to(compute)
             g, u = goal.to(compute), goal_weight.to(compute)
-            for start in range(0, h.shape[0], _ROWS):
-                part = slice(start, start + _ROWS)
+            rows = divergence_rows(hidden.device, weight.shape[0])
+            for start in range(0, h.shape[0], rows):
+                part = slice(start, start + rows)
                 logits, slope = capped_((h[part] @ w.t()).to(exact), softcaps[0])  # (C, V)
-                student = (logits / temperature).log_softmax(1)
-                teacher = (capped_((g[part] @ u.t()).to(exact), softcaps[1])[0] / temperature).log_softmax(1)
+                student = _log_softmax(logits, temperature)
+                del logits
+                teacher = _log_softmax(capped_((g[part] @ u.t()).to(exact), softcaps[1])[0], temperature)
                 wanted = teacher.exp()
-                total += (wanted * (teacher - student)).sum() * temperature**2
-                gradient = (student.exp_() - wanted).mul_(temperature)
+                total += teacher.sub_(student).mul_(wanted).sum() * temperature**2
+                del teacher
+                gradient = student.exp_().sub_(wanted).mul_(temperature)
                 gradient = (gradient if slope is None else gradient.mul_(slope)).to(compute)
+                del student, wanted
                 grad_hidden[part] = gradient @ w
                 if grad_weight is not None:
-                    grad_weight.add_((gradient.t() @ h[part]).to(exact))
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+                    _add_in_slices(grad_weight, gradient, h[part])
+        given = None if grad_weight is None else grad_weight.to(weight.dtype)
+        keep_gradients(ctx, [grad_hidden, given], once)
         return total
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        grad_hidden, grad_weight = (None if g is None else g * grad_total for g in ctx.saved_tensors)
-        return grad_hidden, grad_weight, None, None, None, None
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
+        grad_hidden, grad_weight = scaled_gradients(ctx, grad_total)
+        return grad_hidden, grad_weight, None, None, None, None, None
+
+
+def divergence_rows(device: torch.device, vocabulary: int) -> int:
+    """Rows of both models' logits at a time."""
+    return min(_ROWS, logit_rows(device, vocabulary))
+
+
+def _add_in_slices(accumulator: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """`accumulator` (V, d) += `gradient` (C, V) transposed @ `hidden` (C, d), a slice of the table at a time."""
+    rows = max(1, _SLICE // hidden.shape[1])
+    for start in range(0, len(accumulator), rows):
+        part = slice(start, start + rows)
+        accumulator[part].add_((gradient[:, part].t() @ hidden).to(accumulator.dtype))
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    return logits.div_(temperature).log_softmax(1)
 
 
 def linear_kl(
@@ -66,6 +100,7 @@ def linear_kl(
     *,
     temperature: float = 1.0,
     softcaps: tuple[float | None, float | None] = (None, None),
+    once: bool = False,
 ) -> Tensor:
     """Sum over rows of KL(teacher || student) between softmax(`goal @ goal_weight.T` / temperature) and the student's.
 
@@ -79,8 +114,11 @@ def linear_kl(
         goal_weight: the teacher's output projection.
         temperature: above 0.
         softcaps: of the student's and the teacher's logits, see `linear_cross_entropy`.
+        once: see there, too.
     """
-    return cast(Tensor, _LinearKL.apply(hidden, weight, goal.detach(), goal_weight.detach(), temperature, softcaps))
+    return cast(
+        Tensor, _LinearKL.apply(hidden, weight, goal.detach(), goal_weight.detach(), temperature, softcaps, once)
+    )
 
 
 def distillation_objective(teacher: nn.Module, *, kl_weight: float = 1.0, temperature: float = 1.0) -> Objective:
@@ -93,19 +131,21 @@ def distillation_objective(teacher: nn.Module, *, kl_weight: float = 1.0, temper
         student, goal = cast(Any, model), cast(Any, teacher)
         valid = batch.labels.flatten() != IGNORE
         count = int(valid.sum())
-        hidden = student.hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids).flatten(0, 1)
-        total, parts = hidden.new_zeros((), dtype=torch.float32), {}
-        if kl_weight > 0:
+        target = None
+        if kl_weight > 0:  # before the student fills the memory with what its gradient needs
             with torch.no_grad():
                 target = goal.hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids).flatten(0, 1)
+        hidden = student.hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids).flatten(0, 1)
+        total, parts = hidden.new_zeros((), dtype=torch.float32), {}
+        if target is not None:
             kl = linear_kl(
                 hidden[valid], student.output_weight, target[valid], goal.output_weight, temperature=temperature,
-                softcaps=(softcap_of(student), softcap_of(goal)),
+                softcaps=(softcap_of(student), softcap_of(goal)), once=True,
             )  # fmt: skip
             total, parts["kl"] = total + kl_weight * kl, float(kl.detach())
         if kl_weight < 1:
             entropy, _ = linear_cross_entropy(
-                hidden, student.output_weight, batch.labels.flatten(), softcap=softcap_of(student)
+                hidden, student.output_weight, batch.labels.flatten(), softcap=softcap_of(student), once=True
             )
             total, parts["cross_entropy"] = total + (1 - kl_weight) * entropy, float(entropy.detach())
         return Loss(total=total, count=count, parts=parts)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -97,7 +97,8 @@ def train(
 
     Args:
         model: on its device, in the type its weights are kept in.
-        loader: endless; drawn from `config.accumulate` times a step.
+        loader: endless; drawn from `config.accumulate` times a step, each batch computed in parts of
+            `config.micro_batch`.
         objective: loss of one micro-batch as a sum, see `yeoul.train.loss`.
         run_dir: gets `metrics.jsonl` and `checkpoints/`.
         save_model: writes the model into the folder it is given; called for each checkpoint, and once before the first
@@ -166,6 +167,10 @@ class _Run:
         criterion: Criterion,
         progress: Progress,
     ) -> None:
+        config = replace(
+            config, micro_batch=min(config.micro_batch or config.batch_size, config.batch_size),
+            gradient_checkpointing=bool(config.gradient_checkpointing),
+        )  # fmt: skip
         self.model, self.loader, self.objective, self.config = model, loader, objective, config
         self.run_dir, self.save_model, self.validate, self.identity = run_dir, save_model, validate, identity
         self.progress, self.criterion = progress, criterion
@@ -291,8 +296,7 @@ class _Run:
         total = torch.zeros((), device=self.device)
         count, seen = 0, 0
         parts: dict[str, float] = {}
-        for _ in range(self.config.accumulate):
-            batch = self.loader.next_batch().to(self.device)
+        for batch in self._micro_batches():
             with torch.autocast(self.device.type, self.autocast_to, enabled=self.autocast_to is not None):
                 loss = self.objective(self.model, batch)
             loss.total.backward()
@@ -317,6 +321,13 @@ class _Run:
                 f"The loss stopped falling at step {self.step:,}; training ends at step {self.plateau.end:,}."
             )
         return lr, norm
+
+    def _micro_batches(self) -> Iterator[Batch]:
+        """What a step computes one after the other, on the model's device."""
+        for _ in range(self.config.accumulate):
+            batch = self.loader.next_batch()
+            for part in batch.split(self.config.micro_batch or batch.examples):
+                yield part.to(self.device)
 
     def _time(self, spent: float, tokens: int, loss: float) -> None:
         self.seconds += spent

@@ -40,7 +40,9 @@ def language_model_objective(model: nn.Module, batch: Batch) -> Loss:
     # What an adapter adds to the output stays beside it: the frozen table gets no gradient, which is half the work.
     weight, low = getattr(model, "output_parts", None) or (cast(Tensor, model.output_weight), None)
     labels = batch.labels.flatten()
-    total, count = linear_cross_entropy(hidden.flatten(0, 1), weight, labels, softcap=softcap_of(model), low=low)
+    total, count = linear_cross_entropy(
+        hidden.flatten(0, 1), weight, labels, softcap=softcap_of(model), low=low, once=True
+    )
     return Loss(total=total, count=count)
 
 
@@ -51,7 +53,7 @@ def softcap_of(model: nn.Module) -> float | None:
 
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: int | None = None, softcap: float | None = None,
-    low: tuple[Tensor, Tensor] | None = None,
+    low: tuple[Tensor, Tensor] | None = None, once: bool = False,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """Sum of the cross-entropy of `hidden @ weight.T`, computed a chunk of rows at a time.
 
@@ -66,6 +68,8 @@ def linear_cross_entropy(
         chunk: rows at a time; None chooses by device and vocabulary. Changes only rounding.
         softcap: logits l become softcap * tanh(l / softcap) (Gemma 2, section 2).
         low: A (r, d) and B (V, r): the weight is weight + B A, which is not made.
+        once: there is one backward pass, to which the gradients are handed as they are, without a copy of the size of
+            the table; another one is an error.
 
     Returns:
         The sum over valid rows (float32, or float64 for float64 inputs; differentiable once) and their
@@ -76,17 +80,18 @@ def linear_cross_entropy(
     if count < labels.numel():
         index = valid.nonzero().squeeze(1)
         hidden, labels = hidden.index_select(0, index), labels.index_select(0, index)
-    rows = chunk or _rows_at_a_time(hidden.device, weight.shape[0])
+    rows = chunk or logit_rows(hidden.device, weight.shape[0])
     factors = [hidden, weight]
     if low is not None:
         A, B = low
         factors += [hidden.to(A.dtype) @ A.t(), B]
-    total = _LinearCrossEntropy.apply(labels, rows, torch.is_grad_enabled(), softcap, *factors)
+    total = _LinearCrossEntropy.apply(labels, (rows, torch.is_grad_enabled(), softcap, once), *factors)
     return cast(Tensor, total), count
 
 
-def _rows_at_a_time(device: torch.device, vocabulary: int) -> int:
-    """Rows enough to keep the products busy: 32 MiB of float32 logits on a CPU, 512 MiB on a GPU."""
+def logit_rows(device: torch.device, vocabulary: int) -> int:
+    """Rows of logits at a time, enough to keep the products busy: 32 MiB of float32 on a CPU, 512 MiB on a GPU; but at
+    least 64."""
     elements = 2**23 if device.type == "cpu" else 2**27
     return max(64, elements // vocabulary)
 
@@ -99,13 +104,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, labels: Tensor, rows: int, grad_enabled: bool, softcap: float | None, *factors: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, labels: Tensor, options: tuple[int, bool, float | None, bool], *factors: Tensor) -> Tensor:
+        rows, grad_enabled, softcap, once = options
         device = factors[0].device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else factors[0].dtype
         exact = torch.float64 if compute == torch.float64 else torch.float32
-        needed = [grad_enabled and need for need in ctx.needs_input_grad[4:]]
+        needed = [grad_enabled and need for need in ctx.needs_input_grad[2:]]
         left = range(0, len(factors), 2)
         gradients = [
             None if not needed[i] else torch.empty_like(f) if i in left else torch.zeros_like(f, dtype=exact)
@@ -129,14 +133,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
                             found[part] = gradient @ typed[i + 1]
                         if (found := gradients[i + 1]) is not None:
                             _add_product_(found, gradient.t(), typed[i][part])
-        kept = [None if g is None else g.to(f.dtype) for g, f in zip(gradients, factors, strict=True)]
-        ctx.save_for_backward(*kept)
+        keep_gradients(
+            ctx, [None if g is None else g.to(f.dtype) for g, f in zip(gradients, factors, strict=True)], once
+        )
         return total
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, None, *(None if g is None else g * grad_total for g in ctx.saved_tensors)
+        return None, None, *scaled_gradients(ctx, grad_total)
+
+
+def keep_gradients(ctx: Any, gradients: list[Tensor | None], once: bool) -> None:
+    """Leave gradients, up to a factor, for the backward pass; with `once` for one alone."""
+    ctx.gradients = gradients if once else None
+    if not once:
+        ctx.save_for_backward(*gradients)
+
+
+def scaled_gradients(ctx: Any, factor: Tensor) -> list[Tensor | None]:
+    """What `keep_gradients` left, times the factor.
+
+    A table of 262,144 pieces and a width of 640 has a gradient of 640 MiB: where there is one backward pass it is
+    scaled in place and given away.
+    """
+    if ctx.gradients is None:
+        return [None if g is None else g * factor for g in ctx.saved_tensors]
+    gradients, ctx.gradients = ctx.gradients, None
+    return [None if g is None else g.mul_(factor) for g in gradients]
 
 
 def capped_(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:

@@ -43,7 +43,7 @@ def classification_objective(
             weight, low = decoder.output_parts
             labels = batch.labels.flatten()
             summed, tokens = linear_cross_entropy(
-                hidden.flatten(0, 1), weight, labels, softcap=softcap_of(model), low=low
+                hidden.flatten(0, 1), weight, labels, softcap=softcap_of(model), low=low, once=True
             )
             total = total + lm_weight * summed * (count / max(1, tokens))
             parts["token_loss"] = float(summed.detach()) * (count / max(1, tokens))
