@@ -113,13 +113,21 @@ def test_parquet_of_texts_that_begin_alike(tmp_path: Path) -> None:
 
 def test_parquet_that_says_what_it_becomes(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", pa.array(["a" * 100 * MIB]), use_dictionary=False)
-    assert 'the column "text" takes' in (said := read(path)) and "100.0 MiB" in said
+    assert "the file has" in (said := read(path)) and "100.0 MiB" in said and "--record-mib" in said
 
 
 def test_parquet_of_endless_lists(tmp_path: Path) -> None:
     many = pa.DictionaryArray.from_arrays(pa.array([0] * 3_000_000, pa.int32()), ["a"])
     path = parquet(tmp_path / "a.parquet", pa.ListArray.from_arrays(pa.array([0, 3_000_000], pa.int32()), many))
     assert "the row is larger than 8.0 MiB" in read(path)
+
+
+def test_an_encoding_that_begins_late(tmp_path: Path) -> None:
+    texts = [f"{number % 7}" * 3 for number in range(3000)]
+    first, second = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    for path, options in ((first, {}), (second, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"})):
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=1100, **options)
+    assert list(read_documents(tmp_path)) == texts * 2
 
 
 def test_the_bound_is_that_of_the_flag(tmp_path: Path) -> None:

@@ -105,11 +105,21 @@ def test_korean_is_seen_from_within_a_character() -> None:
 
 
 def test_wrong_names_of_encodings() -> None:
-    for name in ("klingon", "", "rot13", "base64", "undefined\0"):
+    for name in ("klingon", "", "rot13", "base64", "undefined\0", "punycode", "idna", "unicode_escape"):
         with pytest.raises(UserError, match="--encoding"):
             Reading(encoding=name)
     with pytest.raises(UserError, match="--record-mib is 0"):
         Reading(record_mib=0)
+
+
+@pytest.mark.parametrize("name", ["utf-16", "utf-32", "utf-16-le"])
+def test_a_missing_mark_is_none_of_the_errors(tmp_path: Path, name: str) -> None:
+    little = {"utf-32": "utf-32-le"}.get(name, "utf-16-le")
+    for path in (tmp_path / "a.txt", tmp_path / "a.ko"):
+        assert list(read_documents(put(path, "글", little), reading=Reading(encoding=name))) == ["글"]
+        path.write_bytes(b"\0\xd8\0")
+        with pytest.raises(UserError):
+            list(read_documents(path, reading=Reading(encoding=name)))
 
 
 def test_the_key_of_the_source_follows_the_encoding(tmp_path: Path) -> None:

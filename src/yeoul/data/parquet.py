@@ -5,7 +5,8 @@ Texts that are there once and named many times (a dictionary, as most writers ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,9 @@ _ROWS = 1024
 _BATCH_BYTES = 1 << 24
 _BUFFER = 1 << 20
 _RATIO = 200
-"""So many times its size no column of real texts becomes; only beyond `Reading.largest_whole` it is looked at."""
+"""So many times its size no file of real texts becomes; only beyond `Reading.largest_whole` it is looked at."""
 _MOST_REPEATED = 1 << 26
 """Values of a column of lists in a row group; beyond, each of them has to take at least a quarter of a bit."""
-_FRONT_CODED = "DELTA_BYTE_ARRAY"
-"""An encoding in which a long text costs next to nothing when it begins like the one before it."""
 
 
 def parquet_rows(path: Path, check_columns: CheckColumns, reading: Reading = DEFAULT) -> Iterator[Row]:
@@ -46,33 +45,48 @@ def parquet_rows(path: Path, check_columns: CheckColumns, reading: Reading = DEF
             names = list(dict.fromkeys(table.schema_arrow.names if wanted is None else wanted))
             if not names:
                 return
-            leaves = [leaf for leaf in _leaves(table) if leaf.path.partition(".")[0] in names]
-            plain = _without_dictionary(table.metadata)
-            texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path not in plain]
-            table = pq.ParquetFile(source, metadata=table.metadata, buffer_size=_BUFFER, read_dictionary=texts)
+            leaves = [leaf for leaf in _leaves(table) if any(f"{leaf.path}.".startswith(f"{name}.") for name in names)]
+            texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+            repeated = {leaf.path for leaf in leaves if leaf.max_repetition_level > 0}
+            _check_sizes(table.metadata, source.size(), repeated, path, reading)
+
+            def opened(dictionary: list[str]) -> Any:
+                return pq.ParquetFile(source, metadata=table.metadata, buffer_size=_BUFFER, read_dictionary=dictionary)
+
             number = 0
-            for group in range(table.num_row_groups):
-                rows = _rows_at_once(table.metadata.row_group(group), {leaf.path for leaf in leaves}, path, reading)
-                for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=names, use_threads=False):
-                    for value in _values(pa, batch, reading):
-                        number += 1
-                        where = f"{path}, row {number}"
-                        yield where, UserError(value, where) if isinstance(value, str) else value
-        except (pa.ArrowException, OSError) as error:
+            for batch in _batches(pa, opened, texts, names):
+                for value in _values(pa, batch, reading):
+                    number += 1
+                    where = f"{path}, row {number}"
+                    yield where, UserError(value, where) if isinstance(value, str) else value
+        except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
             reason = str(error).split("\n")[0].rstrip(".")
             raise UserError(f"the file is no readable Parquet: {reason}", path) from error
+
+
+def _batches(pa: Any, opened: Callable[[list[str]], Any], texts: list[str], names: list[str]) -> Iterator[Any]:
+    """Rows of a file, a few at a time.
+
+    An encoding in which a text says only how it differs from the one before cannot be read as a dictionary. There a
+    long text costs next to nothing, so rows are read one by one.
+    """
+    table, plain = opened(texts), None
+    for group in range(table.num_row_groups):
+        stored, count = table.metadata.row_group(group).total_byte_size, table.metadata.row_group(group).num_rows
+        rows, done = max(1, min(_ROWS, _BATCH_BYTES * count // max(1, stored))), 0
+        try:
+            for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=names, use_threads=False):
+                yield batch
+                done += batch.num_rows
+        except (OSError, pa.ArrowNotImplementedError):  # a damage is found again
+            plain = plain or opened([])
+            again = plain.iter_batches(batch_size=1, row_groups=[group], columns=names, use_threads=False)
+            yield from islice(again, done, None)
 
 
 def _leaves(table: Any) -> Iterator[Any]:
     """The columns as the file stores them: one for each part of a nested one."""
     return (table.schema.column(number) for number in range(len(table.schema)))
-
-
-def _without_dictionary(metadata: Any) -> set[str]:
-    """The columns that Arrow does not read as a dictionary, because of their encoding."""
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    columns = (group.column(number) for group in groups for number in range(group.num_columns))
-    return {c.path_in_schema for c in columns if any(name.startswith("DELTA_") for name in c.encodings)}
 
 
 def _columns(pa: Any, schema: Any) -> Columns:
@@ -87,26 +101,20 @@ def _holds_text(pa: Any, kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def _rows_at_once(group: Any, leaves: set[str], path: Path, reading: Reading) -> int:
-    """How many rows of a row group are read together, so that they take little memory as far as the file says.
-
-    Raises:
-        UserError: a column is said to become much more than real data do.
-    """
-    stored = 0
-    for column in (group.column(number) for number in range(group.num_columns)):
-        if column.path_in_schema not in leaves:
-            continue
-        packed, whole = max(1, column.total_compressed_size), column.total_uncompressed_size
-        repeated = "." in column.path_in_schema and column.num_values > max(_MOST_REPEATED, 32 * packed)
-        if repeated or whole > max(reading.largest_whole, _RATIO * packed):
-            what = f'the column "{column.path_in_schema}" takes {size(packed)}, but says that it holds {size(whole)}'
-            what += f" and {column.num_values:,} values"
-            raise UserError(what, path, "if you trust the file, raise --record-mib")
-        if _FRONT_CODED in column.encodings:
-            return 1
-        stored += whole
-    return max(1, min(_ROWS, _BATCH_BYTES * group.num_rows // max(1, stored)))
+def _check_sizes(metadata: Any, size_of_file: int, repeated: set[str], path: Path, reading: Reading) -> None:
+    """UserError where the file itself says that it becomes much more than real data do."""
+    fix = "if you trust the file, raise --record-mib"
+    for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+        if group.total_byte_size > max(reading.largest_whole, _RATIO * size_of_file):
+            what = f"the file has {size(size_of_file)}, but says that rows of it have {size(group.total_byte_size)}"
+            raise UserError(what, path, fix)
+        if not repeated:
+            continue  # Arrow ends the process over some damages of what it is asked below
+        for column in (group.column(number) for number in range(group.num_columns)):
+            if column.path_in_schema in repeated:
+                if column.num_values > max(_MOST_REPEATED, 32 * column.total_compressed_size):
+                    what = f'the column "{column.path_in_schema}" takes {size(column.total_compressed_size)}, but says '
+                    raise UserError(what + f"that it holds {column.num_values:,} values", path, fix)
 
 
 def _values(pa: Any, batch: Any, reading: Reading) -> Iterator[dict[str, Any] | str]:

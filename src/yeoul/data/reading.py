@@ -14,6 +14,10 @@ from yeoul.plain_text import marked_encoding
 from yeoul.units import size
 
 _KOREAN = ("euc_kr", "cp949", "ks_c-5601", "ks_c_5601", "ks_c_5601_1987", "ksc5601", "korean", "ms949", "uhc", "949")
+_FOR_NO_FILES = ("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape", "unicode-escape",
+                 "raw-unicode-escape")  # fmt: skip
+_WITHOUT_MARK = {"utf-16": "utf-16-le", "utf-32": "utf-32-le", "utf-8-sig": "utf-8"}
+"""A byte-order mark is read and dropped before; without one Python's decoders would miss it."""
 _MOSTLY = 0.7
 """Share of the 2,350 usual syllables among what is not ASCII; in EUC-JP, GB2312 or Latin-1 it is lower."""
 AS_CP949 = "add --encoding cp949"
@@ -62,7 +66,9 @@ class Reading:
                 b"a".decode(self.encoding)  # refuses what is known, but no encoding of text
         except (LookupError, ValueError):
             return None
-        return None if found.incrementaldecoder is None else found.name
+        if found.incrementaldecoder is None or found.name in _FOR_NO_FILES:
+            return None
+        return _WITHOUT_MARK.get(found.name, found.name)
 
     @property
     def largest_record(self) -> int:
