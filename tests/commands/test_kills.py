@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import io
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -311,3 +314,46 @@ def test_training_over_a_finished_run(disk, monkeypatch, home, verb):
 
 
 SPARSE = {"pretrain": 5, "finetune": 5, "linearize": 13}
+
+
+def _limited(argv: list[str], said: Path, limit: int) -> int:
+    """Exit code of a command whose files may have so many bytes; what it says goes to a file, which may too."""
+    import resource
+
+    def action() -> None:
+        texts = io.StringIO()
+        with contextlib.redirect_stderr(texts), contextlib.redirect_stdout(io.StringIO()):
+            before = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            code = cli.main(argv)
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        said.write_text(texts.getvalue())
+        os._exit(code)
+
+    return _in_child(action)
+
+
+@pytest.mark.parametrize(
+    "verb", ["export hf", "export gguf", "quantize", "embed", "embed parquet", "tokenizer", *TRAINING]
+)
+def test_a_limit_of_the_file_size_is_one_sentence(disk, home, verb):
+    pytest.importorskip("resource")
+    (disk / "t.txt").write_text("강가에 갈까\n" * 2000)
+    train = ("--device", "cpu", "--dtype", "float32")
+    given: dict[str, tuple[object, ...]] = {
+        "export hf": ("export", home / "softmax", "--format", "hf"),
+        "export gguf": ("export", home / "softmax"),
+        "quantize": ("quantize", home / "softmax", "--method", "rtn", "--eval-tokens", 0),
+        "embed": ("embed", home / "softmax", "--data", disk / "t.txt"),
+        "embed parquet": ("embed", home / "softmax", "--data", disk / "t.txt"),
+        "tokenizer": ("tokenizer", "train", disk / "t.txt", "--vocab-size", 300),
+        "pretrain": ("pretrain", "builtin:40KB", "--tokenizer", home / "tokenizer", *TRAINING["pretrain"], *train),
+        "finetune": ("finetune", home / "softmax", "--data", home / "dialogs.jsonl", *TRAINING["finetune"], *train),
+        "linearize": ("linearize", home / "softmax", "--data", "builtin:40KB", *TRAINING["linearize"], *train),
+    }
+    out = disk / "out" / {"embed": "v.npy", "embed parquet": "v.parquet"}.get(verb, "result")
+    code = _limited(list(map(str, (*given[verb], "--out", out))), disk / "said", 3000)
+    said = [line for line in (disk / "said").read_text().splitlines() if line.startswith("yeoul: ")]
+    assert code == 2 and len(said) == 1, (disk / "said").read_text()
+    assert re.search("limit|largest size", said[0]) and not _litter(disk)
+    assert not out.exists() or (out.is_dir() and not (out / "model").exists())

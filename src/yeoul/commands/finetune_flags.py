@@ -40,7 +40,7 @@ class FinetuneBudget:
     """How much, how long and how fast."""
 
     epochs: float = 3.0
-    """Passes over the data."""
+    """Passes over the data. A finished run goes on with more of them."""
     context: int | None = None
     """Longest example in tokens; when not given, the model's own length, but at most 1,024."""
     lr: float | None = None

@@ -22,7 +22,7 @@ class TrainBudget:
     """How much, how long and how fast a run learns."""
 
     tokens: int = 10_000_000
-    """Token budget; the number of steps follows from it."""
+    """Token budget; the number of steps follows from it. A finished run goes on with a larger one."""
     context: int = 512
     """Tokens in one sequence."""
     lr: float = 1e-3
