@@ -31,9 +31,9 @@ the gradient that goes back into the last block."""
 HEAP = 32 * 2**20
 """Tensors below this size lie in glibc's heap, where one that is let go often leaves a hole that the next one does not
 fit into, because a little more is asked for its alignment. Larger ones are given back at once."""
-HOLES = 0.55
+HOLES = 0.45
 """Bytes of holes over the geometric mean of what is kept in the heap and what passes through it: an empirical factor,
-0.4 to 0.85 over eight models, half of them with frozen weights."""
+0.3 to 0.85 over nine models, four of them with frozen weights."""
 FULL = 0.9
 """Share of the free memory that a plan may fill: an estimate is not exact, and others need memory too."""
 COMFORTABLE = 0.5
