@@ -101,8 +101,8 @@ def judge(
     # Questions and continuations cost as much as text does: fewer of them where little text is judged.
     share = min(1.0, tokens / FULL_JUDGEMENT)
     budget = judging.Budget(
-        tokens=tokens, questions=max(16, round(64 * share)), needles=max(4, round(16 * share)),
-        prompts=max(4, round(16 * share)), speed_seconds=max(15.0, 60 * share),
+        tokens=tokens, questions=max(16, round(64 * share)), needles=max(2, round(16 * share)),
+        prompts=max(2, round(16 * share)), speed_seconds=max(15.0, 60 * share),
     )  # fmt: skip
     return judging.judge(
         teacher, student, tokenizer, batches, context=context, window=config.window, sinks=config.sinks, cost=cost,

@@ -34,7 +34,7 @@ RANKING_TOKENS = 16_384
 """Tokens of the text to train on by which layers are compared; the first of them set the start too."""
 LEAST_PATIENCE = 10
 """Steps of the shortest window in which a stage's loss is averaged."""
-LARGEST_VALIDATION, LEAST_VALIDATION = 200_000, 8192
+LARGEST_VALIDATION, LEAST_VALIDATION = 200_000, 4096
 """Tokens of a validation when none are given."""
 LARGEST_BUDGET, MOST_PASSES = 2_000_000, 4
 """Budget when none is given: so many tokens, but at most so many passes over the text; further ones teach little
@@ -186,7 +186,7 @@ class Config:
     val_fraction: float = 0.01
     """Share of the documents held out for validation."""
     val_tokens: int | None = None
-    """Score at most this many tokens in one validation; when not given, a tenth of the budget, but at least 8,192 and
+    """Score at most this many tokens in one validation; when not given, a tenth of the budget, but at least 4,096 and
     at most 200,000."""
     contexts: tuple[int, ...] = (512, 2048, 8192)
     """Contexts at which tokens per second and cache are measured at the end."""

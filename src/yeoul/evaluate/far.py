@@ -20,7 +20,7 @@ from yeoul.data.batch import IGNORE, Batch
 from yeoul.errors import UserError
 from yeoul.evaluate.ablations import View
 from yeoul.evaluate.perplexity import autocast, token_losses
-from yeoul.model.decoder import Decoder, skeleton
+from yeoul.model.decoder import Decoder, make_attention, skeleton
 
 TEACHER, CUT = "teacher", "cut teacher"
 """Names of the two models that every other is measured against."""
@@ -37,11 +37,12 @@ DRAWS = 1000
 def cut_teacher(teacher: Decoder, window: int = 64, sinks: int = 4) -> Decoder:
     """The teacher seeing only the last `window` positions (itself included) and the first `sinks`; no training.
 
-    The weights are shared with the teacher, not copied; gradients do not reach them from here.
+    The weights are shared with the teacher, not copied; gradients do not reach them from here. Where sliding layers
+    rotate positions in their own way (Gemma 3), they stay as they are and the layers that see everything are cut, each
+    with its own rotation.
 
     Raises:
-        UserError: no layer has softmax attention, or its layers rotate positions in different ways, which one kind
-            of layer cannot do.
+        UserError: no layer has softmax attention.
     """
     config = teacher.config
     softmax = [kind for kind in config.attention if kind in ("softmax", "sliding")]
@@ -51,11 +52,26 @@ def cut_teacher(teacher: Decoder, window: int = 64, sinks: int = 4) -> Decoder:
     if "sliding" in softmax:
         narrow = min(window, config.sliding_window or config.window)
         if theta is not None and "softmax" in softmax:
-            raise UserError("the teacher's layers use two kinds of rotary positions, so it cannot be cut to a window")
+            return _with_whole_layers_cut(teacher, window, sinks)
     else:
         theta = None  # only "sliding" layers have it, and those here are softmax layers that were cut
     kinds = tuple("sliding" if kind in ("softmax", "sliding") else kind for kind in config.attention)
     cut = skeleton(config.with_(attention=kinds, sliding_window=narrow, sinks=sinks, rope_local_theta=theta))
+    cut.load_state_dict(teacher.state_dict(), assign=True)
+    return cut.requires_grad_(False).train(teacher.training)
+
+
+def _with_whole_layers_cut(teacher: Decoder, window: int, sinks: int) -> Decoder:
+    """The teacher whose softmax layers, and no others, see a window and sinks, rotated as before."""
+    config = teacher.config
+    narrow = config.with_(attention=("sliding",) * config.num_layers, sliding_window=window, sinks=sinks)
+    cut = skeleton(config)
+    for layer, kind in enumerate(config.attention):
+        if kind == "softmax":
+            with torch.device("meta"):
+                attention = make_attention(narrow, layer)
+            attention.rope = config.rope_index(layer)
+            cut.layers[layer].self_attn = attention
     cut.load_state_dict(teacher.state_dict(), assign=True)
     return cut.requires_grad_(False).train(teacher.training)
 
