@@ -98,7 +98,7 @@ def test_hub_troubles(monkeypatch: pytest.MonkeyPatch) -> None:
     for error, words in (
         (errors.LocalEntryNotFoundError("offline"), "cannot be reached"),
         (errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE"),
-        (errors.HFValidationError("bad"), "no model on the hub"),
+        (errors.HFValidationError("bad"), "nor a model on the hub"),
     ):
         answer(error)
         with pytest.raises(UserError, match=words):

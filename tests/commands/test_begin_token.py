@@ -94,7 +94,8 @@ def test_every_sequence_begins_as_the_model_expects(
     assert cli.main([str(names.get(word, word)) for word in VERBS[verb]]) == 0
     tokenizer = Tokenizer.load(home / "MODEL")
     begin = tokenizer.bos_id
-    assert given and all(row[0] == begin for row in given)
+    # rows of nothing but 0 are what memory and time are measured on
+    assert given and all(row[0] == begin for row in given if any(row))
     assert not any(row[1] == begin for row in given)
     printed = capsys.readouterr()
     if verb.split()[0].rstrip(",") in ("pretrain", "linearize", "quantize", "finetune"):

@@ -133,7 +133,8 @@ def test_evaluate_asks_a_single_model(word_folder, capsys):
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(word_folder, run_folder):
+    text = str(word_folder / "text.txt")  # data is looked at before a model is loaded
     with pytest.raises(UserError, match="different tokenizers"):
-        evaluate.run(evaluate.Config(str(word_folder / "linear"), teacher=str(run_folder / "model"), data="x"))
+        evaluate.run(evaluate.Config(str(word_folder / "linear"), teacher=str(run_folder / "model"), data=text))
     with pytest.raises(UserError, match="--sinks"):
         evaluate.Config("x", sinks=-1)

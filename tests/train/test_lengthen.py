@@ -77,7 +77,7 @@ def test_tokens_of_the_same_steps_change_nothing(tmp_path):
     assert _train(tmp_path, 10, tokens=10 * TOKENS, patience=0).resumed_from == 10
     _train(tmp_path / "x", 10, tokens=10 * TOKENS - 3)
     assert _train(tmp_path / "x", 10).resumed_from == 10
-    with pytest.raises(UserError, match="another setting: tokens"):
+    with pytest.raises(UserError, match="different settings: tokens"):
         _train(tmp_path, 9)
 
 
