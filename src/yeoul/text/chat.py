@@ -106,7 +106,7 @@ def render_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generat
 
 def render_text(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
     """What the template writes for a conversation, as `apply_chat_template(..., tokenize=False)` gives it."""
-    return "".join(Talk(tokenizer, messages).render(add_generation_prompt))
+    return Talk(tokenizer, messages).render(add_generation_prompt).plain()
 
 
 class Talk:
@@ -187,6 +187,8 @@ def _template_of(tokenizer: Tokenizer) -> str:
 def trained_characters(talk: Talk, text: Tracked, train_on: TrainOn = "assistant") -> bytearray:
     """1 for each character of the rendered text that is trained."""
     flags = bytearray(len(text))
+    if train_on == "all" and all(talk.weights):
+        return bytearray(b"\1") * len(text)
     spans = _block_spans(talk, text) if has_generation(talk.source) else _turn_spans(talk, text)
     if train_on == "all":
         flags = bytearray(b"\1") * len(text)
@@ -231,21 +233,24 @@ def _block_spans(talk: Talk, text: Tracked) -> list[Span]:
 
 def _turn_spans(talk: Talk, text: Tracked) -> list[Span]:
     """The assistant's turns, for templates that do not mark them."""
-    pieces, turns = _pieces(text), _Turns(talk)
+    pieces, turns, plain = _pieces(text), _Turns(talk), text.plain()
+    places: dict[int, list[int]] = {}
+    for place, (_, _, source) in enumerate(pieces):
+        places.setdefault(source, []).append(place)
     spans: list[Span] = []
     for number, role in enumerate(talk.roles):
         if role != "assistant":
             continue
-        mine = [place for place, piece in enumerate(pieces) if piece[2] == number]
+        mine = places.get(number)
         if not mine:
             spans += _unwritten(talk, text, number)
             continue
         place = max(mine, key=lambda place: pieces[place][1] - pieces[place][0])
         start, end, _ = pieces[place]
-        before = text[pieces[place - 1][1] if place else 0 : start]
-        after = text[end : pieces[place + 1][0] if place + 1 < len(pieces) else len(text)]
-        begin = start - len(before) + turns.prompt_end(str(before), number)
-        spans.append((begin, end + turns.turn_end(str(after), number), number))
+        before = plain[pieces[place - 1][1] if place else 0 : start]
+        after = plain[end : pieces[place + 1][0] if place + 1 < len(pieces) else len(text)]
+        begin = start - len(before) + turns.prompt_end(before, number)
+        spans.append((begin, end + turns.turn_end(after, number), number))
     return spans
 
 
@@ -265,7 +270,7 @@ def _unwritten(talk: Talk, text: Tracked, number: int) -> list[Span]:
 def _ending(text: Tracked) -> str:
     """What the template writes behind the last character of a message."""
     pieces = _pieces(text)
-    return "".join(text[pieces[-1][1] :]) if pieces else "".join(text)
+    return text.plain()[pieces[-1][1] if pieces else 0 :]
 
 
 @dataclass
@@ -397,7 +402,7 @@ def _coded(tokenizer: Tokenizer, text: str, start: int, first: bool) -> Coded:
 
 def _segments(tokenizer: Tokenizer, text: Tracked) -> list[_Segment]:
     """The text at the special tokens that the template writes, which may take the white space around them."""
-    plain, segments = "".join(text), list[_Segment]()
+    plain, segments = text.plain(), list[_Segment]()
     start, first, after = 0, True, False
     for begin, end, token in [*_special_places(tokenizer, text, plain), (len(plain), len(plain), None)]:
         part = plain[start:begin]

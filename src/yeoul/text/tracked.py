@@ -99,6 +99,10 @@ class Tracked(str):
     def __str__(self) -> str:
         return self
 
+    def plain(self) -> str:
+        """The text alone."""
+        return str.__str__(self)
+
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
 
