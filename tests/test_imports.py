@@ -16,7 +16,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 FILES = sorted((SOURCE / "yeoul").rglob("*.py"))
 
 FLOORS = {
-    "config": 0, "errors": 0, "files": 0, "runtime": 0, "hub": 0, "units": 0, "foreign_text": 0,
+    "config": 0, "errors": 0, "files": 0, "runtime": 0, "hub": 0, "units": 0, "foreign_text": 0, "lines": 0,
     "plain_text": 0, "safe_json": 0,
     "ops": 1,
     "text": 2, "data": 2, "model": 2,
@@ -33,6 +33,7 @@ NEIGHBOURS = {
     ("files", "errors"),
     ("runtime", "errors"),
     ("runtime", "units"),
+    ("lines", "foreign_text"),
     ("hub", "errors"),
     ("config", "plain_text"),
     ("safe_json", "errors"),

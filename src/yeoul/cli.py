@@ -13,6 +13,7 @@ from typing import Any
 
 from yeoul import __version__
 from yeoul.errors import UserError
+from yeoul.lines import folded
 
 GROUPS: dict[str, dict[str, str]] = {
     "Start here": {
@@ -120,33 +121,39 @@ def _subcommand(verb: str, name: str, subcommands: dict[str, Command]) -> Comman
 
 def overview() -> str:
     """The text of `yeoul --help`: verbs in the order of work."""
-    width = max(map(len, VERBS))
     lines = [
-        "Yeoul makes GPT-style language models, Korean first, and turns them into linear-time ones.",
+        folded("Yeoul makes GPT-style language models, Korean first, and turns them into linear-time ones."),
         "",
         "Usage: yeoul VERB [ARGUMENTS] [--flags]",
     ]
     for title, verbs in GROUPS.items():
-        lines += ["", f"{title}:"]
-        lines += [f"  {verb:<{width}}  {summary}" for verb, summary in verbs.items()]
-    lines += [
+        lines += ["", f"{title}:", *_listed(verbs, max(map(len, VERBS)))]
+    return "\n".join([
+        *lines,
         "",
-        "`yeoul VERB --help` explains a verb's flags. --config FILE.yaml can hold any of them; flags",
-        "on the command line take precedence. `yeoul --version` prints the version.",
-        "To begin: `yeoul demo`.",
-    ]
-    return "\n".join(lines)
+        folded(
+            "`yeoul VERB --help` explains a verb's flags. --config FILE.yaml can hold any of them; flags on the "
+            "command line take precedence. `yeoul --version` prints the version. To begin: `yeoul demo`."
+        ),
+    ])  # fmt: skip
 
 
 def _subcommand_overview(verb: str, doc: str, subcommands: dict[str, Command]) -> str:
-    width = max(map(len, subcommands))
+    summaries = {
+        name: ((config.__doc__ or "").strip().splitlines() or [""])[0] for name, (config, _) in subcommands.items()
+    }
     lines = [f"Usage: yeoul {verb} COMMAND [ARGUMENTS] [--flags]", ""]
     if doc.strip():
-        lines += [doc.strip().splitlines()[0], ""]
-    for name, (config_class, _) in subcommands.items():
-        summary = (config_class.__doc__ or "").strip().splitlines() or [""]
-        lines.append(f"  {name:<{width}}  {summary[0]}")
-    return "\n".join([*lines, "", f"`yeoul {verb} COMMAND --help` explains the flags."])
+        lines += [folded(doc.strip().splitlines()[0]), ""]
+    lines += _listed(summaries, max(map(len, subcommands)))
+    return "\n".join([*lines, "", folded(f"`yeoul {verb} COMMAND --help` explains the flags.")])
+
+
+def _listed(summaries: dict[str, str], width: int) -> list[str]:
+    """Names and what they are for in two columns."""
+    return [
+        folded(summary, first=f"  {name:<{width}}  ", others=" " * (width + 4)) for name, summary in summaries.items()
+    ]
 
 
 def _complain(sentence: str, code: int) -> int:
@@ -155,7 +162,7 @@ def _complain(sentence: str, code: int) -> int:
 
     _flush_quietly()
     try:
-        print("yeoul: " + visible(" ".join(sentence.split())), file=sys.stderr, flush=True)
+        print(folded("yeoul: " + visible(" ".join(sentence.split())), sys.stderr), file=sys.stderr, flush=True)
     except BrokenPipeError:
         pass
     return code

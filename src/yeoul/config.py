@@ -151,8 +151,10 @@ def suggestion(word: str, known: Iterable[str]) -> str | None:
 def _application(cls: type, program: str, values: dict[str, Any], source: str) -> App:
     from cyclopts import App, Parameter
     from cyclopts.config import Dict
+    from cyclopts.help import DefaultFormatter
 
     app = App(
+        help_formatter=DefaultFormatter(column_specs=_help_columns),
         name=program,
         help=_reflowed(cls.__doc__ or ""),
         usage=_usage(cls, program),
@@ -173,6 +175,33 @@ def _application(cls: type, program: str, values: dict[str, Any], source: str) -
         capture.__defaults__ = (cls(),)  # cyclopts asks for it when nothing is required
     app.default(capture)
     return app
+
+
+def _help_columns(console: Any, options: Any, entries: list[Any]) -> tuple[Any, ...]:
+    """The columns of cyclopts's help, the first wide enough for every flag: a flag cut in two cannot be copied.
+
+    Where that leaves too little for the words beside it, they stand below their flags instead.
+    """
+    from cyclopts.help import ColumnSpec, DescriptionRenderer, NameRenderer
+    from cyclopts.help.specs import get_default_parameter_columns
+    from rich.console import Group
+    from rich.padding import Padding
+
+    for entry in entries:  # lines of a docstring in the source are not lines of the help
+        words = getattr(entry.description, "primary_renderable", None)
+        if words is not None and "\n" in words.plain:
+            words.plain = " ".join(words.plain.split())
+    indent, frame, enough = 2, 6, 40  # of a flag's further names; of the box and between columns; for the words
+    longest = max((len(word) for entry in entries for word in entry.all_options), default=0) + indent
+    if console.width < longest + frame + enough:
+        name, about = NameRenderer(max_width=console.width - frame), DescriptionRenderer()
+        return (ColumnSpec(renderer=lambda entry: Group(name(entry), Padding(about(entry), (0, 0, 0, 4)))),)
+    return tuple(
+        column
+        if not isinstance(column.renderer, NameRenderer) or (column.max_width or longest) >= longest
+        else column.copy(renderer=NameRenderer(max_width=longest), min_width=longest, max_width=longest)
+        for column in get_default_parameter_columns(console, options, entries)
+    )
 
 
 def _reflowed(doc: str) -> str:

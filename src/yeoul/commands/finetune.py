@@ -21,7 +21,7 @@ from yeoul.commands.finetune_texts import TextFlags
 from yeoul.config import Place
 from yeoul.data.reading import Reading
 from yeoul.errors import UserError
-from yeoul.foreign_text import say
+from yeoul.lines import tell
 from yeoul.train.config import CHANGEABLE, FITTED
 from yeoul.train.criterion import BY_LOSS, Criterion
 from yeoul.units import count
@@ -425,15 +425,15 @@ class _Finetuning:
             )
         kinds = "/".join(dict.fromkeys(self.model.config.attention))
         share = f"{self.trained:,} of them trained ({self.trained / self.total:.2%})"
-        print(f"Model: {self.total:,} parameters ({kinds}), {share}: {what}.")
+        tell(f"Model: {self.total:,} parameters ({kinds}), {share}: {what}.")
         beside = "" if self.extra_rate is None else f" ({self.extra_rate:.3g} of what is trained on top)"
-        print(
+        tell(
             f"Training: epochs {config.train.epochs:g}, {count(settings.steps, 'step')} of {settings.batch_size} x "
             f"{settings.accumulate} examples of at most {settings.context:,} tokens, learning rate {settings.lr:.3g}"
             f"{beside}, on {self.model.device}."
         )
-        print("\n".join(self.fitted.lines()))
-        say("\n".join(self.task.introduce()), flush=True)
+        tell("\n".join(self.fitted.lines()))
+        tell("\n".join(self.task.introduce()))
 
     @contextmanager
     def _extra(self, there: bool) -> Iterator[None]:
@@ -484,7 +484,7 @@ class _Finetuning:
             result, kept, before, rate=self.settings.lr, head_rate=config.texts.head_lr, guess=self.guess,
             unchanged=unchanged, criterion=self.criterion,
         )  # fmt: skip
-        print("\n".join(["", *lines, f"Training loss {result.loss:.4f} after {result.tokens:,} tokens."]))
+        tell("\n".join(["", *lines, f"Training loss {result.loss:.4f} after {result.tokens:,} tokens."]))
         print("\n".join([*self.task.finish(config.out, before, kept.validation), *self._next()]), flush=True)
 
     def _next(self) -> list[str]:

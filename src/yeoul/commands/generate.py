@@ -40,7 +40,7 @@ class Config:
     prompt_file: Path | None = None
     """UTF-8 file with one prompt per line, instead of PROMPT."""
     encoding: str = "utf-8"
-    """Encoding of --prompt-file and of standard input, such as cp949; a byte-order mark counts more."""
+    """Encoding of the prompts, such as cp949; a byte-order mark takes precedence."""
     sampling: Annotated[SamplingParams, Parameter(name="*")] = field(default_factory=SamplingParams)
     num_samples: int = 1
     """Continuations of each prompt."""

@@ -15,6 +15,7 @@ from yeoul.commands.linearize_choice import conversion, kept_layers, linear_part
 from yeoul.config import Place
 from yeoul.data.reading import Reading
 from yeoul.errors import UserError
+from yeoul.lines import tell
 
 if TYPE_CHECKING:
     import torch
@@ -342,7 +343,7 @@ class _Linearization:
         lines += self.fitted.lines()
         lines += [linearize_fit.cache_line(self.teacher, self.student), self.tokenizer.begins]
         lines += linearize_fit.warnings(self.config, self.recipe, self.budget)
-        print("\n".join(lines), flush=True)
+        tell("\n".join(lines))
 
     def dry(self, context: int, before: int, folder: Path) -> int:
         """Says all that and how long it would take; the folder is for the tokens, which are thrown away."""

@@ -12,6 +12,8 @@ from cyclopts import Parameter
 from yeoul.config import Place
 from yeoul.data.reading import Reading
 from yeoul.errors import UserError
+from yeoul.foreign_text import say
+from yeoul.lines import tell
 from yeoul.train.config import TrainConfig
 from yeoul.units import count
 
@@ -256,8 +258,8 @@ def _dry_run(config: Config, shape: ModelConfig, device: torch.device, base: int
     ids = torch.randint(shape.vocab_size, (1, train.context + 1))
     batch = Batch(input_ids=ids[:, :-1], labels=ids[:, 1:])
     each, measured = fitting.seconds_a_token(model, language_model_objective, batch, train)
-    print(f"Model: {model.num_parameters():,} parameters ({config.init or config.preset}), on {device}.")
-    print(f"Training: {train.tokens:,} tokens in {count(train.steps, 'step')} of {train.tokens_per_step:,} tokens.")
+    tell(f"Model: {model.num_parameters():,} parameters ({config.init or config.preset}), on {device}.")
+    tell(f"Training: {train.tokens:,} tokens in {count(train.steps, 'step')} of {train.tokens_per_step:,} tokens.")
     print("\n".join([*fitted.lines(), *fitting.time_lines([("training", train.tokens, each, measured)])]))
     print(fitting.NOTHING_WRITTEN, flush=True)
     return 0
@@ -289,15 +291,15 @@ def _introduce(
     validation = f", {val_shards.num_tokens:,} for validation" if val_shards else ", none for validation"
     train = config.train
     epochs = train.tokens / max(1, shards.num_tokens)
-    print(f"Data: {count(shards.num_documents, 'document')}, {count(shards.num_tokens, 'token')}{validation}.")
-    print(f"Model: {model.num_parameters():,} parameters ({config.init or config.preset}), on {place}.")
-    print(
+    tell(f"Data: {count(shards.num_documents, 'document')}, {count(shards.num_tokens, 'token')}{validation}.")
+    tell(f"Model: {model.num_parameters():,} parameters ({config.init or config.preset}), on {place}.")
+    tell(
         f"Training: {train.tokens:,} tokens ({epochs:.2f} epochs) in {count(train.steps, 'step')} of "
         f"{train.tokens_per_step:,} tokens, context {train.context:,}."
     )
-    print("\n".join(fitted.lines()))
-    print(tokenizer.begins)
-    print(
+    tell("\n".join(fitted.lines()))
+    tell(tokenizer.begins)
+    say(
         f"First example, tokens separated by bars, untrained ones in brackets:\n  {_example(batch, tokenizer)}",
         flush=True,
     )
@@ -385,9 +387,9 @@ def _finish(
             "kept": kept.step,
         })  # fmt: skip
     lines = verdict(result, kept, before, rate=config.train.lr)
-    print("\n".join(["", *lines, f"Training loss {result.loss:.4f} after {result.tokens:,} tokens."]))
+    tell("\n".join(["", *lines, f"Training loss {result.loss:.4f} after {result.tokens:,} tokens."]))
     if kept.validation:
-        print("Validation: " + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in kept.validation.items()) + ".")
+        tell("Validation: " + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in kept.validation.items()) + ".")
     print(f"The model is in {folder}. Next:")
     run = shlex.quote(str(config.out))
     print(f'  yeoul generate {run} "옛날 옛적에"')

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
 from yeoul.foreign_text import visible
+from yeoul.lines import folded
 
 if TYPE_CHECKING:
     from yeoul.infer.engine import TextStream
@@ -25,7 +26,7 @@ def with_history() -> None:
 
 def note(text: str) -> None:
     """Something that is not the model's: on standard error, dim in a terminal."""
-    dim, text = sys.stderr.isatty(), visible(text)
+    dim, text = sys.stderr.isatty(), folded(visible(text), sys.stderr)
     print(f"\033[2m{text}\033[0m" if dim else text, file=sys.stderr, flush=True)
 
 

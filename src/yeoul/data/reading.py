@@ -44,7 +44,7 @@ class Reading:
     """How files of data are read."""
 
     encoding: str = "utf-8"
-    """Encoding of text files, such as cp949 (Korean of older Windows); a byte-order mark in a file counts more."""
+    """Encoding of text, such as cp949 (Korean from older Windows); a byte-order mark takes precedence."""
     record_mib: int = 64
     """Longest line, row or record of a file in MiB; a .json file, which is read whole, may have 8 times as much."""
 

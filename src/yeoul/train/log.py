@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import torch
 
 from yeoul.files import write_text
+from yeoul.lines import fitting, folded
 from yeoul.safe_json import parse
 from yeoul.units import duration, rate, size
 
@@ -98,22 +99,20 @@ class Progress:
         """Show where the run is: loss, learning rate, tokens/s, time left (s), memory (bytes)."""
         self._last = time.monotonic()
         share = 100 * step / self.steps
-        text = (
-            f"{self.name} {step:,}/{self.steps:,} ({share:.0f} %) · loss {loss:.4f} · {rate(tokens_per_second)} · "
-            f"{duration(seconds_left)} left · {size(memory)} · lr {lr:.2e}"
-        )
+        parts = [f"{self.name} {step:,}/{self.steps:,} ({share:.0f} %)", f"loss {loss:.4f}"]
+        parts += [f"{duration(seconds_left)} left", rate(tokens_per_second), size(memory), f"lr {lr:.2e}"]
         if self._terminal:
             width = shutil.get_terminal_size().columns
-            self._stream.write("\r\x1b[K" + text[: width - 1])
+            self._stream.write("\r\x1b[K" + fitting(parts, width - 1))
             self._open = True
         else:
-            self._stream.write(text + "\n")
+            self._stream.write(" · ".join(parts) + "\n")
         self._stream.flush()
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
         self.end()
-        self._stream.write(text + "\n")
+        self._stream.write(folded(text, self._stream) + "\n")
         self._stream.flush()
 
     def end(self) -> None:
