@@ -5,8 +5,8 @@
 Each MODEL learns each task whose data is given: reviews with a rating as two classes (1 to 4 against 9 and 10, as many
 of each), pairs of sentences with scores, and answers preferred to those of other questions. Of all data a part is
 drawn, the same each time; what is held out is drawn of the second file. Printed is the validation loss before the
-training, at its lowest and at the end, and what the kept state is worth; the same is written as JSON. A run that is
-there already is only read.
+training, of the kept state and at the end, and what these are worth (accuracy, Spearman); the same is written as JSON.
+A run that is there already is only read.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from yeoul.data.labelled import read_labelled, read_pairs
 LONGEST = 140
 """Characters of a review."""
 WORTH = {"classify": "accuracy", "embed": "spearman", "dpo": "accuracy"}
+STATES = {"before": "before", "kept": "after", "end": "last"}
+"""Of a run, and what finetune.json calls them."""
 DEFAULT = "default"
 
 
@@ -99,24 +101,24 @@ def measured(model: str, task: str, data: tuple[Path, Path], flags: list[str], r
     if not (out / "finetune.json").is_file() and (code := cli.main(command)):
         sys.exit(code)
     report = json.loads((out / "finetune.json").read_text(encoding="utf-8"))
-    values, prepared = report["after"], json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    worth = WORTH[task]
     return {
         "model": model, "task": task, "examples": sum(1 for _ in data[0].open()), "flags": " ".join(flags),
-        "steps": report["steps"], "kept": report["kept"], "before": report["before"]["loss"],
-        "lowest": values["loss"], "end": report["last"]["loss"], "worth": values[WORTH[task]],
-        "worth_before": report["before"][WORTH[task]], "seconds": report["seconds"], "first_loss": prepared["loss"],
+        "steps": report["steps"], "kept_step": report["kept"], "seconds": report["seconds"],
+        **{f"loss_{key}": report[name]["loss"] for key, name in STATES.items()},
+        **{f"worth_{key}": report[name][worth] for key, name in STATES.items()},
     }  # fmt: skip
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The table."""
-    print(f"\n{runtime.cpu_name()}. Validation loss before, at its lowest and at the end; the kept state's worth")
-    print(f"{'model':<12} {'task':<9} {'flags':<44} {'steps':>5} {'before':>7} {'lowest':>7} {'end':>7} {'worth':>14}")
+    print(f"\n{runtime.cpu_name()}. Validation loss, and accuracy or Spearman: before -> kept (at the end)")
     for row in rows:
-        worth = f"{row['worth_before']:.3f} -> {row['worth']:.3f}"
+        loss, worth = ([row[f"{what}_{state}"] for state in STATES] for what in ("loss", "worth"))
         print(
-            f"{Path(row['model']).resolve().name[:12]:<12} {row['task']:<9} {row['flags']:<44} {row['steps']:>5} "
-            f"{row['before']:>7.4f} {row['lowest']:>7.4f} {row['end']:>7.4f} {worth:>14}"
+            f"{Path(row['model']).resolve().name[:12]:<12} {row['task']:<9} {row['examples']:>6,} {row['flags']:<40} "
+            f"step {row['kept_step']} of {row['steps']}: {loss[0]:.4f} -> {loss[1]:.4f} ({loss[2]:.4f}), "
+            f"{worth[0]:.3f} -> {worth[1]:.3f} ({worth[2]:.3f})"
         )
 
 
