@@ -230,3 +230,17 @@ def test_a_limit_of_the_address_space_counts() -> None:
         "assert runtime.memory_available() <= limit // 4\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_quantizing_says_what_it_takes_or_refuses(
+    home: Path, tmp_path: Path, memory: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data", "builtin:40KB", "--calibration-tokens", "500", "--eval-tokens", "0", "--no-speed"]
+    command = ["quantize", str(home / "softmax"), *flags]
+    memory(10**12)
+    assert cli.main([*command, "--out", str(tmp_path / "whole")]) == 0
+    (amount,) = re.findall(r"Memory: about ([\d.]+) MiB at most", capsys.readouterr().err)
+    memory(int(float(amount) * 2**20))
+    assert cli.main([*command, "--out", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert "--calibration-tokens or --method rtn" in said and not (tmp_path / "none").exists()

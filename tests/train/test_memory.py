@@ -13,12 +13,15 @@ from yeoul.train.memory import (
     Sizes,
     Work,
     activations,
+    calibration,
     candidates,
     choose,
     embedding_gradient,
     gradients,
     optimizer_state,
     output_layer,
+    predictions,
+    rounding,
     saving,
     scoring,
     training,
@@ -107,3 +110,10 @@ def test_smaller_micro_batches_leave_half_of_the_memory_free_where_they_can() ->
 
 def test_needs_are_plain() -> None:
     assert Need(phase="x", parts={"a": 1, "b": 2}).total == 3
+
+
+def test_quantizing_by_its_formulas() -> None:
+    assert rounding(10, 4, False) == 4 * 4 * 40
+    assert rounding(10, 4, True) == 6 * 4 * 40 + 4 * 8 * 16
+    assert calibration(BLOCKS, 1000, 8, 25) == 1000 + 8 * 70 + 4 * 25
+    assert predictions(BLOCKS, 16, 50) == 100 + 300 + 30 + 4 * 4 * 16 * 50

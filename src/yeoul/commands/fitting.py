@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from yeoul.errors import UserError
 from yeoul.safe_json import read_object
@@ -328,14 +328,36 @@ def fit(
     comfortable = COMFORTABLE if place.device.type == "cpu" else FULL
     chosen = choose(options, total, place.free, comfortable=comfortable)
     if chosen is None:
-        least = min(options, key=total)
-        need = worst(known[least])
-        most = max((n, name) for name, n in need.parts.items())[1]
-        raise UserError(
-            f"this takes about {size(need.total)} of memory at least, most of it for {most}, and {size(place.free)} is "
-            f"free", None, f"give {flags}",
-        )  # fmt: skip
+        _refuse(worst(known[min(options, key=total)]), place, flags)
     return Fitted(choice=chosen, asked=asked, needs=known[chosen], place=place, recorded=False, batch=batch)
+
+
+def check(needs: Sequence[Need], place: Place, *, flags: str) -> str:
+    """What work without choices takes, for people.
+
+    Args:
+        needs: of each phase, without the program.
+        place: where it has to fit.
+        flags: what takes less memory, for the sentence that refuses.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    from yeoul.train.memory import FULL, Choice, worst
+
+    found = tuple(need.with_base(PROGRAM, place.program) for need in needs)
+    if (most := worst(found)).total > FULL * place.free:
+        _refuse(most, place, flags)
+    nothing = Choice(micro_batch=1, checkpointing=False, context=1)
+    return Fitted(choice=nothing, asked=nothing, needs=found, place=place, recorded=False, batch=1).lines()[0]
+
+
+def _refuse(need: Need, place: Place, flags: str) -> NoReturn:
+    largest = max((n, name) for name, n in need.parts.items())[1]
+    raise UserError(
+        f"this takes about {size(need.total)} of memory at least, most of it for {largest}, and {size(place.free)} is "
+        "free", None, f"give {flags}",
+    )  # fmt: skip
 
 
 def _recorded(out: Path) -> Choice | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -170,6 +170,7 @@ class _Work:
     def _quantize(self, out: Path) -> list[Batch]:
         """The folder, with a record that has no scores; returns what is to be scored."""
         from yeoul.adapt.quantize import quantize_model
+        from yeoul.commands import fitting
         from yeoul.commands.corpus import save_folder
         from yeoul.evaluate.perplexity import autocast
         from yeoul.files import replace_folder
@@ -177,6 +178,7 @@ class _Work:
         from yeoul.model.finite import check_finite
         from yeoul.model.quantized import refuse_quantized
 
+        before = fitting.resident()
         model = load_model(self.folder, self.device).requires_grad_(False)
         refuse_quantized(model, "quantized again")
         check_finite(model, self.folder, "quantized")
@@ -185,6 +187,7 @@ class _Work:
         self.context = min(CONTEXT, model.config.max_position_embeddings)
         calibration, scored = self._texts()
         settings = self.config.settings()
+        _say(self._memory(model, calibration, before))
         with autocast(self.device, self.compute):
             quantize_model(model, settings, calibration, progress=_say)
         to_dtype(model, self.dtype)
@@ -202,6 +205,44 @@ class _Work:
 
         replace_folder(out, write)
         return scored
+
+    def _memory(self, model: Decoder, calibration: list[Tensor], before: int) -> str:
+        """What quantizing takes at its worst moment, for people.
+
+        Args:
+            model: as it was read.
+            calibration: rows of ids.
+            before: what `fitting.resident` gave before.
+
+        Raises:
+            UserError: that is more than there is.
+        """
+        from torch import nn
+
+        from yeoul.adapt.calibration import sites
+        from yeoul.adapt.quantize import targets
+        from yeoul.commands import fitting
+        from yeoul.train import memory
+        from yeoul.train.activations import block_costs
+
+        settings, itemsize = self.config.settings(), model.dtype.itemsize
+        weights = sum(p.numel() * p.element_size() for p in {id(p): p for p in model.parameters()}.values())
+        matrices: list[Tensor] = [model.get_submodule(path).weight for path in targets(model, settings)]  # type: ignore[misc]
+        rounding = max(memory.rounding(len(matrix), matrix.shape[1], bool(calibration)) for matrix in matrices)
+        needs = [memory.Need(phase="rounding", parts={"weights": weights, "one weight": rounding})]
+        if calibration:
+            costs = block_costs(model, self.context, dtype=self.compute)
+            inputs = [block.get_submodule(site.linears[0]) for block in model.layers[:1] for site in sites(block)]
+            moments = sum(module.in_features**2 for module in inputs if isinstance(module, nn.Linear))
+            states = itemsize * model.config.hidden_size * sum(ids.numel() for ids in calibration)
+            text = memory.calibration(costs, states, ROWS, moments)
+            needs = [replace(needs[0], parts=needs[0].parts | {"calibration": states + memory.FLOAT * moments}),
+                     memory.Need(phase="calibration", parts={"weights": weights, "calibration": text})]  # fmt: skip
+            if settings.embeddings and model.config.tie_embeddings:
+                table = memory.predictions(costs, self.context, model.config.vocab_size)
+                needs.append(memory.Need(phase="looking at the predictions", parts={"weights": weights, "text": table}))
+        place = fitting.place_of(self.device, weights, before)
+        return fitting.check(needs, place, flags="fewer --calibration-tokens or --method rtn")
 
     def _judge(self, out: Path, scored: list[Batch], record: dict[str, Any]) -> None:
         """Scores and speeds into the record, and into its file as soon as each is known."""

@@ -225,6 +225,27 @@ def saving(phase: str, sizes: Sizes, copies: int) -> Need:
     return Need(phase=phase, parts=held | {"copies for the file": copies})
 
 
+def rounding(rows: int, columns: int, calibrated: bool) -> int:
+    """Of one weight (rows, columns) that is rounded: in fp32, divided into groups, its steps, and what it becomes.
+
+    Calibrated, its columns stand in another order too, beside the moments of its inputs and their factors in fp64.
+    """
+    return FLOAT * rows * columns * (6 if calibrated else 4) + (4 * 2 * FLOAT * columns**2 if calibrated else 0)
+
+
+def calibration(blocks: Sequence[BlockCost], states: int, rows: int, moments: int) -> int:
+    """Of a text on its way through a model: its hidden states, a batch of rows in one block, and the moments of the
+    block's inputs in fp32."""
+    return states + rows * max((block.forward for block in blocks), default=0) + FLOAT * moments
+
+
+def predictions(blocks: Sequence[BlockCost], context: int, vocabulary: int) -> int:
+    """Of one row whose gradient is asked down to its embeddings: all blocks, its logits, what is drawn from them, and
+    their gradient."""
+    work = Work(rows=1, context=context)
+    return activations(blocks, work, 0) + 4 * FLOAT * context * vocabulary
+
+
 def worst(needs: Sequence[Need]) -> Need:
     """The phase that takes most."""
     return max(needs, key=lambda need: need.total)
