@@ -71,7 +71,7 @@ def measured(command: list[str], log: Path) -> dict[str, Any]:
 def commands(options: argparse.Namespace, tables: Path) -> dict[str, list[str]]:
     """What is run, by name."""
     model, runs = options.model, options.runs
-    quantize = [*text(options, "train"), "--eval-data", str(options.reviews / "test.tsv.xz"), "--max-tokens", "20_000"]
+    quantize = [*text(options, "train"), "--eval-data", str(options.reviews / "test.tsv.xz"), "--eval-tokens", "20_000"]
     tuned = ["--method", "lora", "--overwrite"]
     return {
         "linearize, 20,000 tokens": [
