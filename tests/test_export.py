@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from models import make, rms_ratio
 from yeoul import cli
-from yeoul.adapt.lora import LoraConfig, add_lora, lora_layers, merge_and_unload, save_adapter
+from yeoul.adapt.lora.api import LoraConfig, add_lora, lora_layers, merge_and_unload, save_adapter
 from yeoul.errors import UserError
 from yeoul.model.checkpoint import load_model, save_model, stored_dtype
 

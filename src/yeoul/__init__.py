@@ -67,8 +67,8 @@ def load(
         dtype: "auto" keeps the checkpoint's type where the device computes in it natively, else float32; that of a
             quantized model on the CPU always.
         adapter: folder or hub id of a LoRA adapter, which stays unmerged as "default"; of several, each is called as
-            its folder, and the first is active (`yeoul.adapt.lora.set_adapter`). The first one's own tokenizer, where
-            it has one, goes before the model's: its chat template is the one that it was trained with.
+            its folder, and the first is active (`yeoul.adapt.lora.api.set_adapter`). The first one's own tokenizer,
+            where it has one, goes before the model's: its chat template is the one that it was trained with.
 
     Raises:
         UserError: nothing there, damaged, an architecture that Yeoul does not know, a tokenizer of another model, no
@@ -77,8 +77,8 @@ def load(
     import torch
 
     from yeoul import runtime
-    from yeoul.adapt.lora import load_adapters
-    from yeoul.adapt.lora_files import adapter_folder, base_folder, tokenizer_beside
+    from yeoul.adapt.lora.api import load_adapters
+    from yeoul.adapt.lora.peft_files import adapter_folder, base_folder, tokenizer_beside
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import load_model, load_quantization, model_folder, stored_dtype
 

@@ -14,7 +14,7 @@ import yeoul
 from models import make, rms_ratio
 from yeoul import cli
 from yeoul.adapt.linearize import Conversion, convert
-from yeoul.adapt.lora import (
+from yeoul.adapt.lora.api import (
     LoraConfig,
     LoraLinear,
     add_lora,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yeoul.adapt.lora_layers import LoraConfig
-from yeoul.adapt.lora_patterns import check_expression, matches
+from yeoul.adapt.lora.layers import LoraConfig
+from yeoul.adapt.lora.patterns import check_expression, matches
 from yeoul.errors import UserError
 
 PATHS = [

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import yeoul
 from models import make, rms_ratio
-from yeoul.adapt.lora import (
+from yeoul.adapt.lora.api import (
     LoraConfig,
     add_lora,
     load_adapter,
@@ -25,7 +25,7 @@ from yeoul.adapt.lora import (
     set_adapter,
     unmerge,
 )
-from yeoul.adapt.lora_tables import token_tables
+from yeoul.adapt.lora.tables import token_tables
 from yeoul.adapt.quantize import QuantizationConfig, quantize_model
 from yeoul.cli import main
 from yeoul.commands.finetune_flags import LoraFlags

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from models import make, rms_ratio
-from yeoul.adapt.lora import LoraConfig, add_lora, load_adapter
+from yeoul.adapt.lora.api import LoraConfig, add_lora, load_adapter
 from yeoul.adapt.quantize import QuantizationConfig, quantize_model
 from yeoul.data.batch import IGNORE
 from yeoul.data.examples import Example, ExampleLoader

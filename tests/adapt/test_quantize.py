@@ -15,7 +15,7 @@ from models import KINDS, VOCAB, make, rms_ratio
 from yeoul import cli
 from yeoul.adapt.gptq import gptq
 from yeoul.adapt.linearize import Conversion, convert
-from yeoul.adapt.lora_layers import dense
+from yeoul.adapt.lora.layers import dense
 from yeoul.adapt.quantize import QuantizationConfig, quantize_model
 from yeoul.adapt.rounding import limits, round_to_nearest
 from yeoul.errors import UserError

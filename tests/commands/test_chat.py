@@ -18,7 +18,7 @@ import torch
 
 import yeoul
 from folders import write_small_folder
-from yeoul.adapt.lora import LoraConfig, add_lora, lora_layers, save_adapter
+from yeoul.adapt.lora.api import LoraConfig, add_lora, lora_layers, save_adapter
 from yeoul.cli import main
 from yeoul.commands.chat import Chat
 from yeoul.commands.terminal import read_message

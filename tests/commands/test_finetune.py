@@ -12,7 +12,7 @@ import torch
 import yeoul
 from commands.finetuning import ANSWERS, ATTENTION, PAIRS, SMALL, finetune, ids_of, low_bit_folder, quickly, report
 from yeoul import cli
-from yeoul.adapt.lora import lora_layers
+from yeoul.adapt.lora.api import lora_layers
 from yeoul.commands.corpus import save_folder
 from yeoul.commands.finetune import Config
 from yeoul.commands.finetune_tasks import divide, marked

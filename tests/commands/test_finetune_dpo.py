@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import yeoul
 from folders import write_small_folder
-from yeoul.adapt.lora import LoraConfig, add_lora, lora_layers
+from yeoul.adapt.lora.api import LoraConfig, add_lora, lora_layers
 from yeoul.cli import main
 from yeoul.commands.finetune import Config
 from yeoul.commands.finetune_dpo import DpoTask, make

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import yeoul
 from commands.finetuning import finetune, low_bit_folder, quickly, report
 from yeoul import cli
-from yeoul.adapt.lora import LoraConfig, add_lora, save_adapter
+from yeoul.adapt.lora.api import LoraConfig, add_lora, save_adapter
 from yeoul.data.examples import ExampleLoader
 from yeoul.model.checkpoint import load_model, save_model
 from yeoul.train.log import MetricsLog

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from yeoul.evaluate import decode_speed
+from yeoul.evaluate.compare_table import _speed
 from yeoul.evaluate.decode_speed import _fill, decode_speeds
-from yeoul.evaluate.judge_table import _speed
 from yeoul.evaluate.speed import Runner
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder

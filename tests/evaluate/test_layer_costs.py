@@ -7,8 +7,8 @@ import torch
 
 from models import VOCAB, make
 from yeoul.data.batch import Batch
-from yeoul.evaluate.far import cut_teacher
 from yeoul.evaluate.layer_costs import layer_costs, layers_to_keep
+from yeoul.evaluate.long_context import cut_teacher
 from yeoul.evaluate.perplexity import score
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yeoul.adapt.calibration import Site
+from yeoul.adapt.quant_statistics import Site
 from yeoul.adapt.rounding import round_to_nearest
 from yeoul.model.decoder import Block
 from yeoul.model.delta import Gate

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from yeoul.adapt.awq import scale_inputs
-from yeoul.adapt.calibration import Walk, input_moments, output_moments, sites
 from yeoul.adapt.gptq import gptq
+from yeoul.adapt.quant_statistics import Walk, input_moments, output_moments, sites
 from yeoul.adapt.rounding import round_to_nearest
 from yeoul.errors import UserError
 from yeoul.model.decoder import Decoder

@@ -258,8 +258,8 @@ class Chat:
 
     def set_adapter(self, name: str) -> None:
         """/adapter NAME"""
-        from yeoul.adapt import lora
-        from yeoul.adapt.lora_files import adapter_name
+        from yeoul.adapt.lora.api import api as lora
+        from yeoul.adapt.lora.peft_files import adapter_name
 
         if name and name != "none" and name not in lora.adapter_names(self.model) and Path(name).expanduser().is_dir():
             path, name = Path(name).expanduser(), adapter_name(name)

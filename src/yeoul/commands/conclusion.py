@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from yeoul.commands.linearize import Config
     from yeoul.data.batch import Batch
+    from yeoul.evaluate.compare import Judgement
     from yeoul.evaluate.energy import Energy
-    from yeoul.evaluate.judge import Judgement
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
 
@@ -89,7 +89,7 @@ def judge(
     stages: dict[str, Any], context: int, dtype: torch.dtype, tokens: int,
 ) -> Judgement | None:  # fmt: skip
     """The judgement against the teacher on so many tokens, or None where there are to be none."""
-    from yeoul.evaluate import judge as judging
+    from yeoul.evaluate import compare as judging
 
     if not tokens:
         return None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from yeoul.data.batch import Batch
     from yeoul.data.shards import TokenShards
     from yeoul.evaluate.associative import RecallGrid
-    from yeoul.evaluate.judge import Judgement
+    from yeoul.evaluate.compare import Judgement
     from yeoul.evaluate.perplexity import LMScore
     from yeoul.evaluate.recall import RecallScore
     from yeoul.model.decoder import Decoder
@@ -250,7 +250,7 @@ def _judgement(
     context: int,
 ) -> Judgement:
     from yeoul import runtime
-    from yeoul.evaluate.judge import Budget, judge
+    from yeoul.evaluate.compare import Budget, judge
 
     return judge(
         teacher,
@@ -292,7 +292,7 @@ def _grids(
 
 
 def _described(grid: RecallGrid) -> str:
-    from yeoul.evaluate.judge_table import recall_table
+    from yeoul.evaluate.compare_table import recall_table
 
     return recall_table({"accuracy": grid})
 

@@ -130,7 +130,7 @@ def _run_hf(config: Config, out: Path) -> int:
 
 def _with_its_adapter(config: Config) -> Config:
     """An adapter alone, or the run that made it, stands for its model with it merged."""
-    from yeoul.adapt.lora_files import adapter_folder, base_folder
+    from yeoul.adapt.lora.peft_files import adapter_folder, base_folder
     from yeoul.hub import local_folder
 
     if config.adapter is not None:
@@ -141,14 +141,14 @@ def _with_its_adapter(config: Config) -> Config:
 
 def _tokenizer_folder(config: Config, folder: Path) -> Path:
     """Where the tokenizer is taken from: the adapter's folder where it has one, because of its chat template."""
-    from yeoul.adapt.lora_files import tokenizer_beside
+    from yeoul.adapt.lora.peft_files import tokenizer_beside
 
     return folder if config.adapter is None else tokenizer_beside(config.adapter) or folder
 
 
 def _copy_vectors(config: Config, folder: Path, model: Decoder, target: Path) -> None:
     """How the model makes sentence vectors, where its folder or the adapter's says so."""
-    from yeoul.adapt.lora_files import found_adapter
+    from yeoul.adapt.lora.peft_files import found_adapter
     from yeoul.model.pooling_folder import save_vectors, vectors_of
     from yeoul.safe_json import read_object
 
@@ -193,7 +193,7 @@ def _model(config: Config, folder: Path, dtype: torch.dtype | None = None) -> De
 
     model = load_model(folder, dtype=dtype)
     if config.adapter is not None:
-        from yeoul.adapt.lora import load_adapter, merge_and_unload
+        from yeoul.adapt.lora.api import load_adapter, merge_and_unload
 
         check_finite(model, folder, "merged")
         load_adapter(model, config.adapter)

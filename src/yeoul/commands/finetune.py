@@ -249,7 +249,7 @@ class _Finetuning:
     def prepare(self, tokenizer: Tokenizer) -> None:
         """Reads the data, sets the adapter up, and says what is about to happen; writes nothing."""
         from yeoul.adapt.linearize import train_everything
-        from yeoul.adapt.lora import add_lora, load_adapter
+        from yeoul.adapt.lora.api import add_lora, load_adapter
         from yeoul.commands.recipe import weights_digest
         from yeoul.model.quantized import quantized_modules
         from yeoul.train.optim import trainable_parameters
@@ -453,7 +453,7 @@ class _Finetuning:
 
     def save(self, folder: Path) -> None:
         """The model's folder, or the adapter's, in place."""
-        from yeoul.adapt.lora import save_adapter
+        from yeoul.adapt.lora.api import save_adapter
 
         with self._extra(False):
             if self.with_adapter:

@@ -17,7 +17,7 @@ from yeoul.train.config import (  # the first three, because cyclopts looks up h
 )
 
 if TYPE_CHECKING:
-    from yeoul.adapt.lora_layers import LoraConfig
+    from yeoul.adapt.lora.layers import LoraConfig
 
 RATE_TIMES_WIDTH, LARGEST_RATE = 0.1, 3e-4
 """Peak learning rate of all weights when none is given: 0.1 / width, at most 3e-4. Wider models want lower rates (Yang
@@ -139,7 +139,7 @@ class LoraFlags:
         Raises:
             UserError: a value that cannot be; names the flag.
         """
-        from yeoul.adapt.lora_layers import LoraConfig
+        from yeoul.adapt.lora.layers import LoraConfig
 
         r = self.embedding_rank
         targets = "all-linear" if self.target_modules == ("all-linear",) else self.target_modules

@@ -35,7 +35,7 @@ def start_of(config: Config) -> Start:
     Raises:
         UserError: there is no such folder; it is an adapter, and the run cannot go on with one.
     """
-    from yeoul.adapt.lora_files import adapter_folder, base_folder
+    from yeoul.adapt.lora.peft_files import adapter_folder, base_folder
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import model_folder
 

@@ -162,7 +162,7 @@ class Talking:
 
 def to_open(config: Config, out: Path) -> str:
     """What `yeoul chat` opens of a run's result: the run, or the model that was given and the adapter made for it."""
-    from yeoul.adapt.lora_files import adapter_folder
+    from yeoul.adapt.lora.peft_files import adapter_folder
 
     name = shlex.quote(str(out))
     if config.method == "full" or adapter_folder(Path(config.model).expanduser()) is not None:

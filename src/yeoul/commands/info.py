@@ -84,7 +84,7 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
     """
     import torch
 
-    from yeoul.adapt.lora_files import adapter_folder, base_folder, tokenizer_beside
+    from yeoul.adapt.lora.peft_files import adapter_folder, base_folder, tokenizer_beside
     from yeoul.commands.quantize import read_record
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import load_config, load_quantization, model_folder, weight_files
@@ -222,7 +222,7 @@ def _tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
-    from yeoul.adapt.lora_files import read_lora_config
+    from yeoul.adapt.lora.peft_files import read_lora_config
 
     config = read_lora_config(folder)
     return {

@@ -359,7 +359,7 @@ class _Linearization:
 
     def go(self) -> int:
         """Chooses layers, calibrates, trains, judges."""
-        from yeoul.adapt.calibrate import calibrate
+        from yeoul.adapt.linear_init import calibrate
         from yeoul.commands import fitting
         from yeoul.commands.corpus import held_out
         from yeoul.config import save_config

@@ -84,7 +84,7 @@ def _phases(config: Config, recipe: Recipe, stage: Stage, teacher: Decoder, save
 
 def _calibration(teacher: Decoder, weights: int, context: int) -> Need:
     """The calibration's looks at four rows' scores of one layer and at all rows' queries and keys, in fp64 too."""
-    from yeoul.adapt.calibrate import MOST_TOKENS
+    from yeoul.adapt.linear_init import MOST_TOKENS
     from yeoul.commands.linearize import CALIBRATION_CONTEXT
     from yeoul.train.memory import Need
 

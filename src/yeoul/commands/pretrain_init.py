@@ -33,7 +33,7 @@ def init_folder(config: Config) -> Path:
     Raises:
         UserError: no such model, an adapter, or one in --out; a flag that the model decides.
     """
-    from yeoul.adapt.lora_files import adapter_folder
+    from yeoul.adapt.lora.peft_files import adapter_folder
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import model_folder
 

@@ -219,7 +219,7 @@ class _Work:
         """
         from torch import nn
 
-        from yeoul.adapt.calibration import sites
+        from yeoul.adapt.quant_statistics import sites
         from yeoul.adapt.quantize import targets
         from yeoul.commands import fitting
         from yeoul.train import memory

@@ -24,8 +24,8 @@ from yeoul.adapt.linearize import (
     train_only_maps,
     unshare,
 )
-from yeoul.adapt.lora import add_lora, lora_layers, merge_and_unload
-from yeoul.adapt.lora_layers import LoraConfig, dense
+from yeoul.adapt.lora.api import add_lora, lora_layers, merge_and_unload
+from yeoul.adapt.lora.layers import LoraConfig, dense
 from yeoul.data.loader import PackedLoader
 from yeoul.errors import UserError
 from yeoul.evaluate.energy import Energy, Meter, stretched, total

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from yeoul.data.batch import Batch
-from yeoul.evaluate.far import cut_teacher
+from yeoul.evaluate.long_context import cut_teacher
 from yeoul.evaluate.perplexity import score
 from yeoul.model.decoder import Decoder
 

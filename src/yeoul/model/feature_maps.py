@@ -242,7 +242,7 @@ class FrequencyFeatureMap(FeatureMap):
     With `mass` "learned" a vector's features of kernel "softmax" do not sum to the same for all vectors, but to the
     exponential of log_mass + mass_direction . x' + temper (L - log M), where L is the logarithm of the sum before
     the normalisation. temper 0 is the softmax kernel, 1 the exponential one without its term in |x'|^2 / 2; what
-    queries and keys have in common (their means) is a mass_direction, see `yeoul.adapt.calibrate`.
+    queries and keys have in common (their means) is a mass_direction, see `yeoul.adapt.linear_init`.
 
     Parameters (fp32): frequencies (G, F), log_weights (G, M); directions (G, D, F) unless they are the DCT's and not
     learned; log_mass (G,) of kernel "softmax", and with a learned mass mass_direction (G, D) and temper (G,).

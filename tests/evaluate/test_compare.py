@@ -12,11 +12,11 @@ import torch
 
 from yeoul.adapt.linearize import Conversion, convert
 from yeoul.data.batch import Batch
-from yeoul.evaluate import judge as judging
+from yeoul.evaluate import compare as judging
 from yeoul.evaluate.ablations import views
+from yeoul.evaluate.compare import Budget, TrainingCost, judge
 from yeoul.evaluate.energy import Energy
-from yeoul.evaluate.far import CUT, TEACHER
-from yeoul.evaluate.judge import Budget, TrainingCost, judge
+from yeoul.evaluate.long_context import CUT, TEACHER
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.model.dijiang import DiJiangAttention

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yeoul.adapt.lora_patterns import check_expression, matches
+from yeoul.adapt.lora.patterns import check_expression, matches
 from yeoul.errors import UserError, shown
 from yeoul.model.quantized import QuantizedLinear
 

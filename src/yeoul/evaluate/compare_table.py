@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from yeoul.evaluate.associative import CellScore, KeptShare, RecallGrid
-from yeoul.evaluate.far import CUT, FAR_NATS, TEACHER, Estimate, FarScore, PositionScore
+from yeoul.evaluate.long_context import CUT, FAR_NATS, TEACHER, Estimate, FarScore, PositionScore
 from yeoul.units import count, duration, size
 
 if TYPE_CHECKING:
     from yeoul.evaluate.agreement import Agreement
+    from yeoul.evaluate.compare import Judgement, TrainingCost
     from yeoul.evaluate.decode_speed import DecodeSpeeds
-    from yeoul.evaluate.judge import Judgement, TrainingCost
 
 WIDTH = 100
 LABEL = 24

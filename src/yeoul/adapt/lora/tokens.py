@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from yeoul.adapt.lora_layers import OUTPUTS, LoraConfig
-from yeoul.adapt.lora_tables import TABLES, TokenRows, published_embedding, table_uses, unchanged
+from yeoul.adapt.lora.layers import OUTPUTS, LoraConfig
+from yeoul.adapt.lora.tables import TABLES, TokenRows, published_embedding, table_uses, unchanged
 from yeoul.errors import UserError
 from yeoul.model.decoder import Decoder
 

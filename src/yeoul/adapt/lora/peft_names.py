@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yeoul.adapt.lora_files import WEIGHTS, full_name
-from yeoul.adapt.lora_layers import Adapter, LoraConfig, LoraLinear, dense, named
+from yeoul.adapt.lora.layers import Adapter, LoraConfig, LoraLinear, dense, named
+from yeoul.adapt.lora.peft_files import WEIGHTS, full_name
 from yeoul.errors import UserError
 from yeoul.model import families, tensor_names
 from yeoul.model.decoder import Decoder

@@ -28,10 +28,10 @@ from yeoul.evaluate.associative import (
     mqar_questions,
     needle_questions,
 )
+from yeoul.evaluate.compare_table import judgement_table
 from yeoul.evaluate.decode_speed import POSITIONS, DecodeSpeeds, decode_speeds
 from yeoul.evaluate.energy import Energy
-from yeoul.evaluate.far import CUT, TEACHER, FarScore, aligned_losses, cut_teacher, far_score
-from yeoul.evaluate.judge_table import judgement_table
+from yeoul.evaluate.long_context import CUT, TEACHER, FarScore, aligned_losses, cut_teacher, far_score
 from yeoul.evaluate.words import TEXT_TOKENS, text_ids
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from models import make, rms_ratio
 from yeoul.data.batch import IGNORE, Batch
 from yeoul.errors import UserError
-from yeoul.evaluate.far import CUT, TEACHER, AlignedLosses, aligned_losses, cut_teacher, far_score
+from yeoul.evaluate.long_context import CUT, TEACHER, AlignedLosses, aligned_losses, cut_teacher, far_score
 from yeoul.evaluate.perplexity import score
 from yeoul.model.attention import SoftmaxAttention
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from yeoul.adapt.lora_files import LEAVES, PREFIX, full_name
-from yeoul.adapt.lora_layers import OUTPUTS, Adapter, LoraConfig
-from yeoul.adapt.lora_tables import (
+from yeoul.adapt.lora.layers import OUTPUTS, Adapter, LoraConfig
+from yeoul.adapt.lora.peft_files import LEAVES, PREFIX, full_name
+from yeoul.adapt.lora.tables import (
     TABLES,
     Use,
     exact_type,
@@ -26,7 +26,7 @@ from yeoul.adapt.lora_tables import (
     token_tables,
     unchanged,
 )  # fmt: skip
-from yeoul.adapt.lora_tokens import LEAF
+from yeoul.adapt.lora.tokens import LEAF
 from yeoul.errors import UserError
 from yeoul.model.decoder import Decoder
 from yeoul.model.quantized import QuantizedLinear

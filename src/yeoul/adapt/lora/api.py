@@ -3,7 +3,7 @@
 A linear layer W gets a low-rank part beside it: y = W x + scaling * B A x. `LoraLinear` keeps W as it was, frozen;
 the part is added on the way (unmerged) or into W (merged). An adapter's folder is PEFT's: `adapter_config.json` and
 `adapter_model.safetensors`, whose names are the module paths of the base model in transformers. The embedding and the
-output layer may have parts, too (`yeoul.adapt.lora_tables`).
+output layer may have parts, too (`yeoul.adapt.lora.tables`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from yeoul.adapt.lora_embeddings import new_parts, tables_to_save, take_parts
-from yeoul.adapt.lora_files import (
+from yeoul.adapt.lora.embeddings import new_parts, tables_to_save, take_parts
+from yeoul.adapt.lora.layers import CONFIG, Adapter, LoraConfig, LoraLinear
+from yeoul.adapt.lora.peft_files import (
     LEAVES,
     PREFIX,
     WEIGHTS,
@@ -29,8 +30,7 @@ from yeoul.adapt.lora_files import (
     read_lora_config,
     read_tensors,
 )  # fmt: skip
-from yeoul.adapt.lora_layers import CONFIG, Adapter, LoraConfig, LoraLinear
-from yeoul.adapt.lora_sites import (
+from yeoul.adapt.lora.peft_names import (
     LINEARS,
     check_tensors,
     fuse,
@@ -42,8 +42,8 @@ from yeoul.adapt.lora_sites import (
     spellings_of,
     split,
 )  # fmt: skip
-from yeoul.adapt.lora_tables import TokenTable, attach_tables, token_tables
-from yeoul.adapt.lora_tokens import new_rows, take_rows
+from yeoul.adapt.lora.tables import TokenTable, attach_tables, token_tables
+from yeoul.adapt.lora.tokens import new_rows, take_rows
 from yeoul.errors import UserError
 from yeoul.files import new_file, write_json
 from yeoul.model.decoder import Decoder
