@@ -258,7 +258,7 @@ class Chat:
 
     def set_adapter(self, name: str) -> None:
         """/adapter NAME"""
-        from yeoul.adapt.lora.api import api as lora
+        from yeoul.adapt.lora import api as lora
         from yeoul.adapt.lora.peft_files import adapter_name
 
         if name and name != "none" and name not in lora.adapter_names(self.model) and Path(name).expanduser().is_dir():
