@@ -102,12 +102,12 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         "tokens": result["tokens"], "seconds": sum(stage["seconds"] for stage in result["stages"].values()),
         "stages": {name: [stage["before"], stage["after"]] for name, stage in result["stages"].items()},
     }  # fmt: skip
-    judgement = result["judgement"] or {}
-    rows = {row["name"]: row for row in (judgement.get("far") or {}).get("rows", [])}
+    comparison = result["comparison"] or {}
+    rows = {row["name"]: row for row in (comparison.get("long_context") or {}).get("rows", [])}
     if "converted" in rows:
-        values["kept"] = rows["converted"]["kept"]
-    if "converted" in judgement.get("mqar", {}):
-        values["recall"] = judgement["mqar"]["converted"].get("of_teacher_beyond_window")
+        values["retained"] = rows["converted"]["retained"]
+    if "converted" in comparison.get("mqar", {}):
+        values["recall"] = comparison["mqar"]["converted"].get("of_teacher_beyond_window")
     return values
 
 
@@ -117,12 +117,12 @@ def table(records: list[dict[str, Any]]) -> str:
     for window in sorted({r["window"] for r in records}, reverse=True):
         rows = [r for r in records if r["window"] == window]
         lines.append(f"\nwindow {window}" if window else "\nlinear attention alone")
-        lines.append(f"{'map':<15} {'loss':>8} {'perplexity over the teacher':>28} {'kept':>7} {'minutes':>8}")
+        lines.append(f"{'map':<15} {'loss':>8} {'perplexity over the teacher':>28} {'retained':>8} {'minutes':>8}")
         for r in sorted((r for r in rows if "loss" in r), key=lambda r: r["loss"]):
-            kept = (r.get("kept") or {}).get("value")
-            share = "-" if kept is None else f"{kept:.3f}"
+            retained = (r.get("retained") or r.get("kept") or {}).get("value")
+            share = "-" if retained is None else f"{retained:.3f}"
             ratio, minutes = r["perplexity_ratio"], r["seconds"] / 60
-            lines.append(f"{r['map']:<15} {r['loss']:>8.4f} {ratio:>28.4f} {share:>7} {minutes:>8.1f}")
+            lines.append(f"{r['map']:<15} {r['loss']:>8.4f} {ratio:>28.4f} {share:>8} {minutes:>8.1f}")
         lines += [f"{r['map']:<15} {r['error']}" for r in rows if "error" in r]
     return "\n".join(lines)
 
@@ -141,7 +141,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=195_000, help="budget of each conversion")
     parser.add_argument("--features", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--judge-tokens", type=int, default=0, help="also say what of distance is kept, on so many")
+    parser.add_argument(
+        "--judge-tokens",
+        type=int,
+        default=0,
+        help="tokens on which the retained long-context gain is measured; 0: none",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="file for the JSON, written after each conversion")
     options = parser.parse_args(given[:cut])

@@ -1,4 +1,4 @@
-"""The whole judgement of tiny models, what it prints, and what it leaves out."""
+"""The whole comparison of tiny models, what it prints, and what it leaves out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 
 from yeoul.adapt.linearize import Conversion, convert
 from yeoul.data.batch import Batch
-from yeoul.evaluate import compare as judging
+from yeoul.evaluate import compare as comparing
 from yeoul.evaluate.ablations import views
-from yeoul.evaluate.compare import Budget, TrainingCost, judge
+from yeoul.evaluate.compare import Budget, TrainingCost, compare
+from yeoul.evaluate.compare_table import comparison_table
 from yeoul.evaluate.energy import Energy
 from yeoul.evaluate.long_context import CUT, TEACHER
 from yeoul.model.config import ModelConfig
@@ -54,9 +55,9 @@ def held_out(teacher: Decoder):
     return lambda: [Batch(input_ids=ids[:3], labels=labels[:3]), Batch(input_ids=ids[3:], labels=labels[3:])]
 
 
-def judged(teacher, converted, tokenizer, **more):
+def compared(teacher, converted, tokenizer, **more):
     settings = dict(context=100, window=8, sinks=2, budget=SMALL) | more
-    return judge(teacher, converted, tokenizer, held_out(teacher), **settings)
+    return compare(teacher, converted, tokenizer, held_out(teacher), **settings)
 
 
 def test_everything_about_a_hybrid(teacher, tokenizer):
@@ -64,12 +65,12 @@ def test_everything_about_a_hybrid(teacher, tokenizer):
     said: list[str] = []
     energy = Energy(seconds=60, joules=None, source="", estimated_joules=1200.0, assumed_watts=20.0, assumption="20 W")
     cost = TrainingCost(tokens=1000, seconds=60, teacher_tokens=16_000, energy=energy)
-    found = judged(teacher, student, tokenizer, cost=cost, progress=said.append)
-    assert not found.not_judged and len(said) == 5
-    assert set(found.seconds) == {"far", "mqar", "needle", "agreement", "speed"}
-    assert [row.name for row in found.far.rows] == [*NAMES, "no attention"]
-    assert found.far.measurable and found.far.row(TEACHER).kept.value == 1 and found.far.row(CUT).kept.value == 0
-    assert found.far.row("converted").kept.value < 1
+    found = compared(teacher, student, tokenizer, cost=cost, progress=said.append)
+    assert not found.not_measured and len(said) == 5
+    assert set(found.seconds) == {"long_context", "mqar", "needle", "agreement", "speed"}
+    assert [row.name for row in found.long_context.rows] == [*NAMES, "no attention"]
+    retained = {row.name: row.retained.value for row in found.long_context.rows}
+    assert found.long_context.measurable and retained[TEACHER] == 1 and retained[CUT] == 0 and retained["converted"] < 1
     assert list(found.mqar) == list(found.needle) == NAMES
     assert [(c.pairs, c.distance, c.beyond_window) for c in found.mqar[TEACHER].cells] == [(4, 0, False), (4, 40, True)]
     assert found.agreement.prompts == 4
@@ -77,17 +78,18 @@ def test_everything_about_a_hybrid(teacher, tokenizer):
     assert layers and all(layer.linear_enabled and layer.window_enabled for layer in layers)
 
     values = json.loads(json.dumps(found.as_dict()))
-    assert values["far"]["rows"][0]["kept"]["value"] == 1 and values["cost"]["energy"]["assumed_watts"] == 20
+    assert values["long_context"]["rows"][0]["retained"]["value"] == 1
+    assert values["cost"]["energy"]["assumed_watts"] == 20
     assert "of_teacher" in values["mqar"]["converted"] and "of_teacher_beyond_window" in values["needle"][CUT]
     near, far = (found.speed.at(TEACHER, position).cache_bytes for position in (32, 4096))
     assert far == 128 * near == values["speed"]["records"][2]["cache_bytes"]
     assert found.speed.at("converted", 4096).cache_bytes == found.speed.at("converted", 32).cache_bytes < far
-    table = found.table()
+    table = comparison_table(found)
     assert max(map(len, table.split("\n"))) <= 100
     for text in (
         "1/16 of the teacher's",
-        "Distance is worth",
-        "kept of distance",
+        "Long-context gain: ",
+        "retained",
         "4 pairs, 40 apart *",
         "chrF",
         "20 W",
@@ -97,18 +99,17 @@ def test_everything_about_a_hybrid(teacher, tokenizer):
         assert text in table
 
 
-def test_the_teacher_against_itself_keeps_everything(teacher, tokenizer):
-    found = judged(teacher, teacher, tokenizer)
-    assert found.far.row("converted").kept.value == 1 and found.far.row("converted").ratio == 1
+def test_the_teacher_against_itself_retains_everything(teacher, tokenizer):
+    found = compared(teacher, teacher, tokenizer)
+    assert found.long_context.row("converted").retained.value == 1 and found.long_context.row("converted").ratio == 1
     assert found.agreement.equal == 1 and found.mqar["converted"] == found.mqar[TEACHER]
     assert list(found.mqar) == [TEACHER, CUT, "converted"]  # nothing of it is linear
 
 
 def test_columns_stand_apart_in_the_widest_table(teacher, tokenizer):
     student = convert(teacher, Conversion(window=8))
-    lines = (
-        judged(teacher, student, tokenizer, budget=replace(SMALL, prompts=0), training_length=50).table().split("\n")
-    )
+    found = compared(teacher, student, tokenizer, budget=replace(SMALL, prompts=0), training_length=50)
+    lines = comparison_table(found).split("\n")
     head = next(line for line in lines if line.startswith("perplexity at position"))
     assert re.fullmatch(" +".join(["perplexity at position", *NAMES, "no attention"]), head)
     assert any(line.startswith("50-99 untrained") for line in lines)
@@ -118,40 +119,40 @@ def test_views_of_a_model_without_a_window(teacher):
     assert list(views(convert(teacher, Conversion(attention="dijiang")))) == ["converted", "no attention"]
 
 
-def test_a_window_as_long_as_the_text_says_that_distance_is_worth_nothing(teacher, tokenizer):
-    found = judged(teacher, convert(teacher, Conversion()), tokenizer, window=100, budget=replace(SMALL, prompts=0))
-    assert not found.far.measurable and found.agreement is None
-    assert "distance is not measurable" in found.table()
+def test_a_window_as_long_as_the_text_has_no_long_context_gain(teacher, tokenizer):
+    found = compared(teacher, convert(teacher, Conversion()), tokenizer, window=100, budget=replace(SMALL, prompts=0))
+    assert not found.long_context.measurable and found.agreement is None
+    assert "long-context gain is not measurable" in comparison_table(found)
 
 
 def test_parts_that_are_not_wanted_are_not_made(teacher, tokenizer):
-    found = judged(teacher, teacher, tokenizer, budget=replace(SMALL, questions=0, needles=0, prompts=0, tokens=100))
-    assert found.mqar == {} and found.needle == {} and found.agreement is None and not found.not_judged
-    assert found.far.tokens == 300  # whole batches
+    found = compared(teacher, teacher, tokenizer, budget=replace(SMALL, questions=0, needles=0, prompts=0, tokens=100))
+    assert found.mqar == {} and found.needle == {} and found.agreement is None and not found.not_measured
+    assert found.long_context.tokens == 300  # whole batches
     assert json.dumps(found.as_dict())
 
 
-def test_what_cannot_be_judged_is_said(teacher, tokenizer, monkeypatch):
+def test_what_cannot_be_measured_is_said(teacher, tokenizer, monkeypatch):
     monkeypatch.setattr(Tokenizer, "encode_batch", lambda self, texts: [[0] for _ in texts])
-    found = judged(teacher, teacher, tokenizer)
-    assert set(found.not_judged) == {"mqar", "needle"} and "whole words" in found.not_judged["mqar"]
-    assert "Not judged, needle: only 0 pieces" in found.table() and found.far is not None
+    found = compared(teacher, teacher, tokenizer)
+    assert set(found.not_measured) == {"mqar", "needle"} and "whole words" in found.not_measured["mqar"]
+    assert "Not measured, needle: only 0 pieces" in comparison_table(found) and found.long_context is not None
 
     monkeypatch.undo()
     linear = convert(teacher, Conversion(attention="dijiang"))
-    found = judged(linear, linear, tokenizer)
-    assert CUT in found.not_judged and found.far.gain.value is None
-    assert "could not be cut" in found.table() and max(map(len, found.table().split("\n"))) <= 100
+    found = compared(linear, linear, tokenizer)
+    assert CUT in found.not_measured and found.long_context.gain.value is None
+    assert "could not be cut" in comparison_table(found) and max(map(len, comparison_table(found).split("\n"))) <= 100
 
-    found = judge(teacher, teacher, tokenizer, lambda: [], context=100, budget=SMALL)
-    assert set(found.not_judged) == {"far", "mqar", "needle", "agreement"} and found.far is None
-    assert found.table().count("Not judged") == 4
+    found = compare(teacher, teacher, tokenizer, lambda: [], context=100, budget=SMALL)
+    assert set(found.not_measured) == {"long_context", "mqar", "needle", "agreement"} and found.long_context is None
+    assert comparison_table(found).count("Not measured") == 4
 
-    found = judged(teacher, teacher, tokenizer, budget=replace(SMALL, lengths=(5000,), pairs=(99,)))
-    assert found.not_judged["needle"].startswith("nothing fits") and found.not_judged["mqar"].startswith("nothing fits")
+    found = compared(teacher, teacher, tokenizer, budget=replace(SMALL, lengths=(5000,), pairs=(99,)))
+    assert all(found.not_measured[part].startswith("nothing fits") for part in ("needle", "mqar"))
 
 
-def test_a_bug_is_not_taken_for_something_that_cannot_be_judged(teacher, tokenizer, monkeypatch):
-    monkeypatch.setattr(judging, "aligned_losses", lambda *args, **more: 1 / 0)
+def test_a_bug_is_not_taken_for_something_that_cannot_be_measured(teacher, tokenizer, monkeypatch):
+    monkeypatch.setattr(comparing, "aligned_losses", lambda *args, **more: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        judged(teacher, teacher, tokenizer)
+        compared(teacher, teacher, tokenizer)

@@ -104,17 +104,17 @@ def word_folder(tmp_path_factory) -> Path:
     return out
 
 
-def test_evaluate_judges_a_conversion_against_its_teacher(word_folder, capsys):
+def test_evaluate_compares_a_conversion_with_its_teacher(word_folder, capsys):
     settings = dict(teacher=str(word_folder / "softmax"), data=str(word_folder / "text.txt"), max_tokens=400)
     config = evaluate.Config(str(word_folder / "linear"), prompts=2, new_tokens=4, json=True, **settings)
     assert evaluate.run(config) == 0
     values = json.loads(capsys.readouterr().out)
-    judgement = values["judgement"]
-    assert values["teacher"] == settings["teacher"] and judgement["window"] == 16 and judgement["sinks"] == 4
-    by_name = {row["name"]: row for row in judgement["far"]["rows"]}
+    comparison = values["comparison"]
+    assert values["teacher"] == settings["teacher"] and comparison["window"] == 16 and comparison["sinks"] == 4
+    by_name = {row["name"]: row for row in comparison["long_context"]["rows"]}
     assert by_name["converted"]["loss"] == pytest.approx(values["loss"], rel=1e-4)
-    assert judgement["agreement"]["prompts"] == 2 and "mqar" in judgement
-    assert judgement["not_judged"].keys() == {"needle"}  # nothing of 512 tokens fits
+    assert comparison["agreement"]["prompts"] == 2 and "mqar" in comparison
+    assert comparison["not_measured"].keys() == {"needle"}  # nothing of 512 tokens fits
     config = evaluate.Config(str(word_folder / "linear"), prompts=0, window=8, **settings)
     assert evaluate.run(config) == 0
     printed = capsys.readouterr().out
@@ -125,7 +125,7 @@ def test_evaluate_asks_a_single_model(word_folder, capsys):
     settings = dict(data=str(word_folder / "text.txt"), max_tokens=400)
     assert evaluate.run(evaluate.Config(str(word_folder / "softmax"), mqar=True, json=True, **settings)) == 0
     values = json.loads(capsys.readouterr().out)
-    assert values["mqar"]["cells"] and "needle" not in values and "judgement" not in values
+    assert values["mqar"]["cells"] and "needle" not in values and "comparison" not in values
     assert evaluate.run(evaluate.Config(str(word_folder / "softmax"), mqar=True, **settings)) == 0
     assert "recall of pairs (MQAR)" in capsys.readouterr().out
     with pytest.raises(UserError, match="nothing fits: 512 tokens"):

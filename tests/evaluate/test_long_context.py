@@ -1,4 +1,4 @@
-"""The cut teacher against brute force; gains and kept shares against figures made by hand."""
+"""The cut teacher against brute force; gains and retained shares against figures made by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from models import make, rms_ratio
 from yeoul.data.batch import IGNORE, Batch
 from yeoul.errors import UserError
-from yeoul.evaluate.long_context import CUT, TEACHER, AlignedLosses, aligned_losses, cut_teacher, far_score
+from yeoul.evaluate.long_context import CUT, TEACHER, AlignedLosses, aligned_losses, cut_teacher, long_context_score
 from yeoul.evaluate.perplexity import score
 from yeoul.model.attention import SoftmaxAttention
 
@@ -91,19 +91,19 @@ def made(*, sequences: int = 50, length: int = 20, gain: float = 0.8, noise: flo
     )  # fmt: skip
 
 
-def judged(losses: AlignedLosses, **more):
-    return far_score(losses, window=64, sinks=4, training_length=more.pop("training_length", 1024), **more)
+def scored(losses: AlignedLosses, **more):
+    return long_context_score(losses, window=64, sinks=4, training_length=more.pop("training_length", 1024), **more)
 
 
 def test_the_teacher_keeps_all_the_cut_nothing_and_a_half_one_half():
-    found = judged(made(), byte_lengths=[3])
+    found = scored(made(), byte_lengths=[3])
     assert found.measurable and found.gain.value == pytest.approx(0.4, abs=0.02)
-    assert found.far_tokens == pytest.approx(500, abs=60) and found.sequences == 50
+    assert found.long_range_tokens == pytest.approx(500, abs=60) and found.sequences == 50
     for name, share in ((TEACHER, 1), (CUT, 0), ("half", 0.5), ("worse", -1)):
         row = found.row(name)
-        assert row.kept.value == pytest.approx(share, abs=1e-9)
-        assert row.kept_far.value == pytest.approx(share, abs=1e-9)
-        assert row.kept.stderr == pytest.approx(0, abs=1e-9)  # the same share in every sequence
+        assert row.retained.value == pytest.approx(share, abs=1e-9)
+        assert row.retained_long_range.value == pytest.approx(share, abs=1e-9)
+        assert row.retained.stderr == pytest.approx(0, abs=1e-9)  # the same share in every sequence
     half = found.row("half")
     assert half.ratio == pytest.approx(math.exp(half.loss - 2)) and half.bits_per_byte == pytest.approx(
         half.loss / math.log(2) / 3
@@ -114,38 +114,38 @@ def test_the_standard_error_is_that_of_sequences():
     losses = made(noise=0)
     per_sequence = torch.randn(50, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     losses.losses[CUT] = losses.losses[TEACHER] + 1 + per_sequence[losses.sequences]  # tokens of a sequence move alike
-    found = judged(losses)
+    found = scored(losses)
     assert found.gain.stderr == pytest.approx(float(per_sequence.std()) / math.sqrt(50), rel=0.1)
-    assert judged(losses) == judged(losses) != judged(losses, seed=1)
+    assert scored(losses) == scored(losses) != scored(losses, seed=1)
 
 
 def test_a_gain_within_its_noise_is_worth_nothing():
     losses = made(gain=0.0, noise=0.3)
-    found = judged(losses)
-    assert not found.measurable and found.row("half").kept.value is None
+    found = scored(losses)
+    assert not found.measurable and found.row("half").retained.value is None
     same = made()
     same.losses[CUT] = same.losses[TEACHER]
-    found = judged(same)
-    assert found.gain.value == 0 and not found.measurable and found.far_tokens == 0
-    assert found.row("half").kept.value is None and found.row("half").kept_far.value is None
+    found = scored(same)
+    assert found.gain.value == 0 and not found.measurable and found.long_range_tokens == 0
+    assert found.row("half").retained.value is None and found.row("half").retained_long_range.value is None
 
 
 def test_without_a_cut_teacher_there_are_losses_and_no_shares():
     losses = made()
     del losses.losses[CUT]
-    found = judged(losses)
-    assert found.gain.value is None and not found.measurable and found.row("half").kept.value is None
+    found = scored(losses)
+    assert found.gain.value is None and not found.measurable and found.row("half").retained.value is None
     assert found.row("half").ratio > 1
 
 
 def test_positions_end_at_the_edges_and_at_the_training_length():
     losses = made(sequences=2, length=1200)
-    places = [(b.first, b.last, b.beyond, b.tokens) for b in judged(losses).row("half").by_position]
+    places = [(b.first, b.last, b.beyond, b.tokens) for b in scored(losses).row("half").by_position]
     assert places == [(0, 511, False, 1024), (512, 1023, False, 1024), (1024, 1199, True, 352)]
-    places = [(b.first, b.beyond) for b in judged(losses, training_length=600).row("half").by_position]
+    places = [(b.first, b.beyond) for b in scored(losses, training_length=600).row("half").by_position]
     assert places == [(0, False), (512, False), (600, True)]
     inside = losses.positions < 512
-    bucket = judged(losses).row("half").by_position[0]
+    bucket = scored(losses).row("half").by_position[0]
     assert bucket.loss == pytest.approx(float(losses.losses["half"][inside].mean()))
 
 
@@ -156,5 +156,5 @@ def test_a_teacher_that_is_right_by_looking_far_gains_from_distance():
     with torch.inference_mode():
         labels = teacher(ids).argmax(-1)
     models = {TEACHER: lambda: nullcontext(teacher), CUT: lambda: nullcontext(cut_teacher(teacher, 4, 1))}
-    found = judged(aligned_losses(models, lambda: [Batch(input_ids=ids, labels=labels)]))
-    assert found.measurable and found.row(TEACHER).kept.value == 1 and found.row(CUT).kept.value == 0
+    found = scored(aligned_losses(models, lambda: [Batch(input_ids=ids, labels=labels)]))
+    assert found.measurable and found.row(TEACHER).retained.value == 1 and found.row(CUT).retained.value == 0

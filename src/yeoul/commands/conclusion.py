@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from yeoul.commands.linearize import Config
     from yeoul.data.batch import Batch
-    from yeoul.evaluate.compare import Judgement
+    from yeoul.evaluate.compare import Comparison
     from yeoul.evaluate.energy import Energy
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
@@ -45,6 +45,7 @@ def conclude(
     from yeoul.commands.results import machine_facts
     from yeoul.evaluate import speed
     from yeoul.evaluate.ablations import ablations, parts
+    from yeoul.evaluate.compare_table import comparison_table
     from yeoul.evaluate.perplexity import score
     from yeoul.files import write_json
 
@@ -64,7 +65,7 @@ def conclude(
     print("\n" + cost_table(stages))
     print("\n" + score_table({name: value.as_dict() for name, value in scores.items()}))
     if judgement:
-        print("\n" + judgement.table())
+        print("\n" + comparison_table(judgement))
     print("\n" + speed.table(records, "teacher"))
     spent = sum(stage["tokens"] for stage in stages.values())
     result = {
@@ -73,7 +74,7 @@ def conclude(
         "energy": _energy(stages).as_dict(),
         "stages": stages,
         "scores": {name: value.as_dict() for name, value in scores.items()},
-        "judgement": judgement.as_dict() if judgement else None,
+        "comparison": judgement.as_dict() if judgement else None,
         "speed": [record.as_dict() for record in records],
         "machine": machine_facts(),
         "command": shlex.join(["yeoul", *sys.argv[1:]]),
@@ -87,27 +88,27 @@ def conclude(
 def judge(
     config: Config, teacher: Decoder, student: Decoder, tokenizer: Tokenizer, batches: Callable[[], Iterable[Batch]],
     stages: dict[str, Any], context: int, dtype: torch.dtype, tokens: int,
-) -> Judgement | None:  # fmt: skip
+) -> Comparison | None:  # fmt: skip
     """The judgement against the teacher on so many tokens, or None where there are to be none."""
-    from yeoul.evaluate import compare as judging
+    from yeoul.evaluate import compare as comparing
 
     if not tokens:
         return None
-    cost = judging.TrainingCost(
+    cost = comparing.TrainingCost(
         tokens=sum(stage["tokens"] for stage in stages.values()),
         seconds=sum(stage["seconds"] for stage in stages.values()),
         energy=_energy(stages),
     )
     # Questions and continuations cost as much as text does: fewer of them where little text is judged.
     share = min(1.0, tokens / FULL_JUDGEMENT)
-    budget = judging.Budget(
+    budget = comparing.Budget(
         tokens=tokens, questions=max(16, round(64 * share)), needles=max(2, round(16 * share)),
         prompts=max(2, round(16 * share)), speed_seconds=max(15.0, 60 * share),
     )  # fmt: skip
-    return judging.judge(
+    return comparing.compare(
         teacher, student, tokenizer, batches, context=context, window=config.window, sinks=config.sinks, cost=cost,
         training_length=context, budget=budget, dtype=dtype,
-        progress=lambda what: print(f"  judging {what}", flush=True),
+        progress=lambda what: print(f"  measuring {what}", flush=True),
     )  # fmt: skip
 
 

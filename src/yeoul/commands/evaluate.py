@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from yeoul.data.batch import Batch
     from yeoul.data.shards import TokenShards
     from yeoul.evaluate.associative import RecallGrid
-    from yeoul.evaluate.compare import Judgement
+    from yeoul.evaluate.compare import Comparison
     from yeoul.evaluate.perplexity import LMScore
     from yeoul.evaluate.recall import RecallScore
     from yeoul.model.decoder import Decoder
@@ -130,14 +130,16 @@ def run(config: Config) -> int:
     if config.json:
         values |= {kind: grid.as_dict() for kind, grid in grids.items()}
         if judgement is not None:
-            values |= {"teacher": config.teacher, "judgement": judgement.as_dict()}
+            values |= {"teacher": config.teacher, "comparison": judgement.as_dict()}
         print(json.dumps(values, ensure_ascii=False, indent=2))
         return 0
     print(f"{describe(values)}\n{tokenizer.begins}")
     for grid in grids.values():
         print("\n" + _described(grid))
     if judgement is not None:
-        print("\n" + judgement.table())
+        from yeoul.evaluate.compare_table import comparison_table
+
+        print("\n" + comparison_table(judgement))
     return 0
 
 
@@ -248,11 +250,11 @@ def _judgement(
     tokenizer: Tokenizer,
     batches: Callable[[], Iterable[Batch]],
     context: int,
-) -> Judgement:
+) -> Comparison:
     from yeoul import runtime
-    from yeoul.evaluate.compare import Budget, judge
+    from yeoul.evaluate.compare import Budget, compare
 
-    return judge(
+    return compare(
         teacher,
         model,
         tokenizer,
@@ -262,7 +264,7 @@ def _judgement(
         sinks=config.sinks,
         budget=Budget(prompts=config.prompts, new_tokens=config.new_tokens),
         dtype=runtime.resolve_dtype(config.dtype, model.device),
-        progress=lambda what: _say(config, f"Judging {what} ..."),
+        progress=lambda what: _say(config, f"Measuring {what} ..."),
     )
 
 

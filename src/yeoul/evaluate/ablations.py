@@ -62,7 +62,7 @@ def ablations(
 
 
 View = Callable[[], AbstractContextManager[Decoder]]
-"""Opens a model, or a model with parts of its attention switched off, for as long as it is judged."""
+"""Opens a model, or a model with parts of its attention switched off, for as long as it is measured."""
 
 
 def views(converted: Decoder) -> dict[str, View]:

@@ -109,7 +109,7 @@ class CellScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptShare:
+class RetainedShare:
     """A model's accuracy over another's; None where the other knows no more than chance.
 
     Attributes:
@@ -138,8 +138,8 @@ class RecallGrid:
         values = [getattr(cell, metric) for cell in self.cells if cell.beyond_window or not beyond_window]
         return sum(values) / len(values) if values else None
 
-    def share_of(self, reference: RecallGrid, *, beyond_window: bool = False) -> KeptShare:
-        """How much of another model's accuracy on the same questions is kept.
+    def share_of(self, reference: RecallGrid, *, beyond_window: bool = False) -> RetainedShare:
+        """How much of another model's accuracy on the same questions is retained.
 
         Cells where the other model is not above chance say nothing and are excluded.
         """
@@ -149,7 +149,7 @@ class RecallGrid:
         ]  # fmt: skip
         known = [pair for pair in both if pair[1].above_chance("exact")]
         chosen = [pair for pair in both if pair[1].above_chance("choice")]
-        return KeptShare(
+        return RetainedShare(
             exact=sum(own.exact for own, _ in known) / sum(other.exact for _, other in known) if known else None,
             choice=sum(own.choice - own.chance for own, _ in chosen)
             / sum(other.choice - other.chance for _, other in chosen)

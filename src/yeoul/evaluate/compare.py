@@ -1,6 +1,6 @@
-"""The judgement of a conversion: a converted model against its teacher, by everything that matters.
+"""A converted model compared with its teacher: quality, long context, recall, generation and speed.
 
-Loss and its gain from distance (`far`), recall of pairs and of a needle (`associative`), free generation
+Loss and the gain from long context (`long_context`), recall of pairs and of a needle (`associative`), free generation
 (`agreement`), speed and caches of decoding (`decode_speed`). The baseline that a conversion must beat is the teacher
 cut to a window without any training.
 """
@@ -28,10 +28,9 @@ from yeoul.evaluate.associative import (
     mqar_questions,
     needle_questions,
 )
-from yeoul.evaluate.compare_table import judgement_table
 from yeoul.evaluate.decode_speed import POSITIONS, DecodeSpeeds, decode_speeds
 from yeoul.evaluate.energy import Energy
-from yeoul.evaluate.long_context import CUT, TEACHER, FarScore, aligned_losses, cut_teacher, far_score
+from yeoul.evaluate.long_context import CUT, TEACHER, LongContextScore, aligned_losses, cut_teacher, long_context_score
 from yeoul.evaluate.words import TEXT_TOKENS, text_ids
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ UNASKED = "no attention"
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much is judged; the time of a judgement is about proportional to each.
+    """How much is measured; the time that a comparison takes is about proportional to each.
 
     Attributes:
         tokens: scored by each model; None scores all that the batches have.
@@ -88,30 +87,30 @@ class TrainingCost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """Everything that was found out about a converted model.
+class Comparison:
+    """What a converted model was found to be, beside its teacher.
 
     Attributes:
         context: longest sequence in tokens.
         window, sinks: of the cut teacher.
-        far: None where it could not be had, as all the others: `not_judged` says why.
+        long_context: None where it could not be measured, like all the others: `not_measured` says why.
         mqar, needle: by the names of models; the teacher's share is `RecallGrid.share_of`.
         cost: of the conversion, where the caller knows it.
-        seconds: of each part of the judgement.
-        not_judged: part -> reason.
+        seconds: of each part.
+        not_measured: part -> reason.
     """
 
     context: int
     window: int
     sinks: int
-    far: FarScore | None = None
+    long_context: LongContextScore | None = None
     mqar: dict[str, RecallGrid] = field(default_factory=dict)
     needle: dict[str, RecallGrid] = field(default_factory=dict)
     agreement: Agreement | None = None
     speed: DecodeSpeeds | None = None
     cost: TrainingCost | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    not_judged: dict[str, str] = field(default_factory=dict)
+    not_measured: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the shares of the teacher's recall."""
@@ -125,12 +124,8 @@ class Judgement:
                     )
         return values
 
-    def table(self) -> str:
-        """The judgement as plain text of at most 100 columns, with a word on how to read each part."""
-        return judgement_table(self)
 
-
-def judge(
+def compare(
     teacher: Decoder,
     converted: Decoder,
     tokenizer: Tokenizer,
@@ -145,10 +140,10 @@ def judge(
     cost: TrainingCost | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
-) -> Judgement:
-    """Judge a converted model against its teacher.
+) -> Comparison:
+    """Compare a converted model with its teacher.
 
-    A part that cannot run (no text, no whole words, a teacher that cannot be cut) is left out and said to be.
+    A part that cannot run (no text, no whole words, a teacher that cannot be cut) is left out, and the reason recorded.
 
     Args:
         teacher: the softmax model.
@@ -158,49 +153,55 @@ def judge(
         context: tokens of the longest sequence of synthetic items and prompts.
         window, sinks: of the cut teacher, the baseline without training.
         training_length: positions that the models were trained on; None takes the teacher's own length.
-        budget: how much is judged; None takes the defaults of `Budget`.
+        budget: how much is measured; None takes the defaults of `Budget`.
         dtype: run under autocast in this type, but for generation; None or float32 runs as the weights are.
         cost: of the conversion, for the record.
-        progress: is told what is being judged.
+        progress: called with what is about to be measured, as "recall of pairs of words".
     """
-    court = _Court(teacher, converted, tokenizer, batches, context, window, sinks, budget or Budget(), dtype, seed)
+    run = _Measurements(teacher, converted, tokenizer, batches, context, window, sinks, budget or Budget(), dtype, seed)
     parts: dict[str, Callable[[], Any]] = {
-        "far": lambda: court.far(training_length or teacher.config.max_position_embeddings),
-        "mqar": court.mqar,
-        "needle": court.needle,
-        "agreement": court.agreement,
-        "speed": court.speed,
+        "long_context": lambda: run.long_context(training_length or teacher.config.max_position_embeddings),
+        "mqar": run.mqar,
+        "needle": run.needle,
+        "agreement": run.agreement,
+        "speed": run.speed,
     }
     found: dict[str, Any] = {}
     seconds: dict[str, float] = {}
-    for name, run in parts.items():
+    for name, part in parts.items():
         if progress is not None:
             progress(TITLES[name])
         start = time.perf_counter()
         try:
-            result = run()
+            result = part()
         except UserError as error:
-            court.not_judged[name] = str(error)
+            run.not_measured[name] = str(error)
             continue
         if result is not None:
             found[name], seconds[name] = result, time.perf_counter() - start
-    return Judgement(
-        context=context, window=window, sinks=sinks, cost=cost, seconds=seconds, not_judged=court.not_judged, **found
+    return Comparison(
+        context=context,
+        window=window,
+        sinks=sinks,
+        cost=cost,
+        seconds=seconds,
+        not_measured=run.not_measured,
+        **found,
     )
 
 
 TITLES = {
-    "far": "what distance is worth, and how much of it is kept",
+    "long_context": "the long-context gain, and how much of it is retained",
     "mqar": "recall of pairs of words",
     "needle": "a needle in a text",
     "agreement": "greedy continuations",
     "speed": "decoding at long positions",
 }
-"""What `judge` says about its progress."""
+"""What `compare` reports as its progress."""
 
 
-class _Court:
-    """The models and what they are judged by; made for one judgement."""
+class _Measurements:
+    """The models and each part of their comparison; made for one call of `compare`."""
 
     def __init__(
         self,
@@ -218,19 +219,19 @@ class _Court:
         self.teacher, self.converted, self.tokenizer = teacher, converted, tokenizer
         self.batches, self.budget, self.dtype, self.seed = batches, budget, dtype, seed
         self.context, self.window, self.sinks = context, window, sinks
-        self.not_judged: dict[str, str] = {}
+        self.not_measured: dict[str, str] = {}
         self.models: dict[str, View] = {TEACHER: lambda: nullcontext(teacher)}
         try:
             cut = cut_teacher(teacher, window, sinks)
             self.models[CUT] = lambda: nullcontext(cut)
         except UserError as error:
-            self.not_judged[CUT] = str(error)
+            self.not_measured[CUT] = str(error)
         self.models |= views(converted)
         self._material: Material | None = None
 
-    def far(self, training_length: int) -> FarScore:
+    def long_context(self, training_length: int) -> LongContextScore:
         losses = aligned_losses(self.models, self.batches, dtype=self.dtype, max_tokens=self.budget.tokens)
-        return far_score(
+        return long_context_score(
             losses, window=self.window, sinks=self.sinks, training_length=training_length,
             byte_lengths=self.tokenizer.byte_lengths(), seed=self.seed,
         )  # fmt: skip

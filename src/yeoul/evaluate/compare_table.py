@@ -1,4 +1,4 @@
-"""A judgement as plain text, at most 100 columns wide, for somebody who reads one for the first time."""
+"""A comparison as plain text, at most 100 columns wide, for somebody who reads one for the first time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from yeoul.evaluate.associative import CellScore, KeptShare, RecallGrid
-from yeoul.evaluate.long_context import CUT, FAR_NATS, TEACHER, Estimate, FarScore, PositionScore
+from yeoul.evaluate.associative import CellScore, RecallGrid, RetainedShare
+from yeoul.evaluate.long_context import CUT, LONG_RANGE_NATS, TEACHER, Estimate, LongContextScore, PositionScore
 from yeoul.units import count, duration, size
 
 if TYPE_CHECKING:
     from yeoul.evaluate.agreement import Agreement
-    from yeoul.evaluate.compare import Judgement, TrainingCost
+    from yeoul.evaluate.compare import Comparison, TrainingCost
     from yeoul.evaluate.decode_speed import DecodeSpeeds
 
 WIDTH = 100
@@ -20,30 +20,31 @@ LABEL = 24
 COLUMN = 13
 
 
-def judgement_table(judgement: Judgement) -> str:
-    """All parts that were judged, a blank line between two; then what was not, and why."""
-    parts = [_legend(judgement)]
-    if judgement.cost is not None:
-        parts.append(_cost(judgement.cost))
-    if judgement.far is not None:
-        parts += [_far(judgement.far), _gain(judgement.far), _positions(judgement.far)]
-    for grids in (judgement.mqar, judgement.needle):
+def comparison_table(comparison: Comparison) -> str:
+    """All parts that were measured, separated by blank lines; then those that were not, and why."""
+    parts = [_legend(comparison)]
+    if comparison.cost is not None:
+        parts.append(_cost(comparison.cost))
+    if comparison.long_context is not None:
+        score = comparison.long_context
+        parts += [_long_context(score), _gain(score), _positions(score)]
+    for grids in (comparison.mqar, comparison.needle):
         if grids:
             parts.append(recall_table(grids))
-    if judgement.agreement is not None:
-        parts.append(_agreement(judgement.agreement))
-    if judgement.speed is not None:
-        parts.append(_speed(judgement.speed))
-    parts += [_wrapped(f"Not judged, {part}: {reason}") for part, reason in judgement.not_judged.items()]
+    if comparison.agreement is not None:
+        parts.append(_agreement(comparison.agreement))
+    if comparison.speed is not None:
+        parts.append(_speed(comparison.speed))
+    parts += [_wrapped(f"Not measured, {part}: {reason}") for part, reason in comparison.not_measured.items()]
     return "\n\n".join(parts)
 
 
-def _legend(judgement: Judgement) -> str:
+def _legend(comparison: Comparison) -> str:
     rows = [
         (TEACHER, "the softmax model before the conversion"),
-        (CUT, f"sees only the last {judgement.window} and the first {judgement.sinks} positions, without training:"),
+        (CUT, f"sees only the last {comparison.window} and the first {comparison.sinks} positions, without training:"),
         ("", "the baseline that a conversion must beat"),
-        ("converted", "the model being judged"),
+        ("converted", "the model after the conversion"),
         ("linear only, window only", "the converted model with the other part of its attention switched off"),
     ]
     return "\n".join(f"{name:<{LABEL}}  {text}" for name, text in rows)
@@ -57,13 +58,13 @@ def _cost(cost: TrainingCost) -> str:
     return _wrapped(f"Converted with {cost.tokens:,} tokens{of} in {duration(cost.seconds)}.{energy}")
 
 
-def _far(far: FarScore) -> str:
+def _long_context(score: LongContextScore) -> str:
     head = f"{'text':<{LABEL}}  {'perplexity':>10}  {'of teacher':>10}  {'bits/byte':>9}"
-    lines = [f"{head}  {'kept of distance':>17}  {'on far tokens':>17}"]
-    for row in far.rows:
+    lines = [f"{head}  {'retained':>17}  {'long-range tokens':>17}"]
+    for row in score.rows:
         bits = "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.4f}"
         line = f"{row.name:<{LABEL}}  {row.perplexity:>10.3f}  {row.ratio:>10.4f}  {bits:>9}"
-        lines.append(f"{line}  {_share(row.kept):>17}  {_share(row.kept_far):>17}")
+        lines.append(f"{line}  {_share(row.retained):>17}  {_share(row.retained_long_range):>17}")
     return "\n".join(lines)
 
 
@@ -73,34 +74,35 @@ def _share(estimate: Estimate) -> str:
     return f"{estimate.value:.3f}" + (f" +- {estimate.stderr:.3f}" if estimate.stderr else "")
 
 
-def _gain(far: FarScore) -> str:
-    if far.gain.value is None:
-        return "The teacher could not be cut, so the value of distance is unknown."
-    gain = _nats(far.gain)
-    if not far.measurable:
+def _gain(score: LongContextScore) -> str:
+    if score.gain.value is None:
+        return "The teacher could not be cut, so the long-context gain is unknown."
+    gain = _nats(score.gain)
+    if not score.measurable:
         return _wrapped(
-            f"The value of distance is not measurable on this text: cutting the teacher to {far.window} positions and "
-            f"{far.sinks} sinks changes its loss by {gain} nats per token, which is within the noise. "
-            "So no share of it can be kept or lost, and perplexity says nothing about distant context here."
+            f"The long-context gain is not measurable on this text: cutting the teacher to {score.window} positions "
+            f"and {score.sinks} sinks changes its loss by {gain} nats per token, which is within the noise. "
+            "So no share of it can be retained or lost, and perplexity says nothing about long context here."
         )
     words = (
-        f"Distance is worth {gain} nats per token: the loss rises by so much when the teacher is cut. A conversion "
-        f"keeps the share that it does not lose (teacher 1, cut teacher 0). Far tokens, at least {FAR_NATS} each: "
-        f"{far.far_tokens:,} of {far.tokens:,} in {far.sequences:,} sequences"
+        f"Long-context gain: {gain} nats per token, by which the loss rises when the teacher is cut. Retained: the "
+        "share of it that a model does not lose (teacher 1, cut teacher 0). Long-range tokens, whose loss rises by at "
+        f"least {LONG_RANGE_NATS}: "
+        f"{score.long_range_tokens:,} of {score.tokens:,} in {score.sequences:,} sequences"
     )
-    return _wrapped(words + (f", worth {_nats(far.gain_far)} each." if far.far_tokens else "."))
+    return _wrapped(words + (f", by {_nats(score.gain_long_range)} on average." if score.long_range_tokens else "."))
 
 
 def _nats(estimate: Estimate) -> str:
     return f"{estimate.value:.4f}" + (f" +- {estimate.stderr:.4f}" if estimate.stderr is not None else "")
 
 
-def _positions(far: FarScore) -> str:
-    names = [row.name for row in far.rows]
+def _positions(score: LongContextScore) -> str:
+    names = [row.name for row in score.rows]
     lines = [_columns("perplexity at position", names)]
     lines += [
-        _columns(_place(bucket), [f"{row.by_position[index].perplexity:,.3f}" for row in far.rows])
-        for index, bucket in enumerate(far.rows[0].by_position)
+        _columns(_place(bucket), [f"{row.by_position[index].perplexity:,.3f}" for row in score.rows])
+        for index, bucket in enumerate(score.rows[0].by_position)
     ]
     return "\n".join(lines)
 
@@ -124,10 +126,10 @@ def recall_table(grids: dict[str, RecallGrid]) -> str:
     if TEACHER in grids:
         teacher = grids[TEACHER]
         shares = [grid.share_of(teacher) for grid in grids.values()]
-        lines.append(_columns("of the teacher's", [_kept(share) for share in shares]))
+        lines.append(_columns("of the teacher's", [_retained(share) for share in shares]))
         if any(cell.beyond_window for cell in first.cells):
             beyond = [grid.share_of(teacher, beyond_window=True) for grid in grids.values()]
-            lines.append(_columns("  beyond the window *", [_kept(share) for share in beyond]))
+            lines.append(_columns("  beyond the window *", [_retained(share) for share in beyond]))
         if shares[0].excluded:
             lines.append(
                 f"Shares of exact answers leave out {shares[0].excluded} of {len(first.cells)} cells, "
@@ -153,7 +155,7 @@ def _accuracy(cell: CellScore) -> str:
     return f"{100 * cell.exact:.0f} / {100 * cell.choice:.0f}"
 
 
-def _kept(share: KeptShare) -> str:
+def _retained(share: RetainedShare) -> str:
     return " / ".join("-" if value is None else f"{value:.2f}" for value in (share.exact, share.choice))
 
 

@@ -1,9 +1,9 @@
-"""What distance is worth to a model, and how much of that a conversion keeps.
+"""What a model gains from long context, and how much of that gain a conversion retains.
 
-Perplexity alone flatters a window: where a text is foretold by its last few words, a window without any training
-loses next to nothing, and a conversion that lost everything else shows no loss either. So the measure is the gain of
-distance, G = loss of the teacher cut to a window and sinks (Xiao and others 2023, StreamingLLM, arXiv 2309.17453)
-minus loss of the teacher, and a conversion keeps (loss of the cut teacher - its own loss) / G of it.
+Perplexity alone flatters a window: where a text can be predicted from its last few words, a window without any
+training loses next to nothing, and a conversion that lost everything else shows no loss either. So the measure is the
+long-context gain, G = loss of the teacher cut to a window and sinks (Xiao et al. 2023, StreamingLLM, arXiv 2309.17453)
+minus loss of the teacher; a conversion retains (loss of the cut teacher - its own loss) / G of it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ TEACHER, CUT = "teacher", "cut teacher"
 """Names of the two models that every other is measured against."""
 EDGES = (512, 1024, 2048, 4096, 8192)
 """Positions at which a new bucket begins; one more begins where the training length ends."""
-FAR_NATS = 0.5
-"""A token is far where the cut costs the teacher so much."""
+LONG_RANGE_NATS = 0.5
+"""A long-range token is one whose loss rises by at least this much, in nats, when the teacher is cut."""
 CLEAR = 4.0
-"""Standard errors that a gain must have for shares of it to mean anything: their denominator is as uncertain."""
+"""A gain must be this many standard errors above 0; below, shares of it mean nothing: it is their denominator."""
 DRAWS = 1000
 """Bootstrap samples."""
 
@@ -171,14 +171,14 @@ class PositionScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FarRow:
-    """One model's part of a `FarScore`; `kept` and `kept_far` are shares of the gain of distance.
+class LongContextRow:
+    """One model's part of a `LongContextScore`; the two retained shares are of the long-context gain.
 
     Attributes:
         ratio: perplexity over the teacher's.
-        far_loss: mean loss on the far tokens; None where there are none.
-        kept: of all tokens. 1 is the teacher, 0 the cut teacher, less is worse than cutting without training.
-        kept_far: of the far tokens alone.
+        long_range_loss: mean loss on the long-range tokens; None where there are none.
+        retained: over all tokens. 1 is the teacher, 0 the cut teacher, less is worse than cutting without training.
+        retained_long_range: over the long-range tokens alone.
     """
 
     name: str
@@ -186,20 +186,20 @@ class FarRow:
     perplexity: float
     ratio: float
     bits_per_byte: float | None
-    far_loss: float | None
-    kept: Estimate
-    kept_far: Estimate
+    long_range_loss: float | None
+    retained: Estimate
+    retained_long_range: Estimate
     by_position: tuple[PositionScore, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FarScore:
-    """What distance is worth, and what each model keeps of it.
+class LongContextScore:
+    """The long-context gain, and what each model retains of it.
 
     Attributes:
         window, sinks: of the cut teacher.
         gain: nats a token, over all tokens; no value where there is no cut teacher.
-        gain_far: the same over the far tokens.
+        gain_long_range: the same over the long-range tokens.
         measurable: whether `gain` is above `CLEAR` standard errors; where not, no share is given.
     """
 
@@ -208,13 +208,13 @@ class FarScore:
     training_length: int
     tokens: int
     sequences: int
-    far_tokens: int
+    long_range_tokens: int
     gain: Estimate
-    gain_far: Estimate
+    gain_long_range: Estimate
     measurable: bool
-    rows: tuple[FarRow, ...]
+    rows: tuple[LongContextRow, ...]
 
-    def row(self, name: str) -> FarRow:
+    def row(self, name: str) -> LongContextRow:
         """The row of one model."""
         return next(row for row in self.rows if row.name == name)
 
@@ -223,7 +223,7 @@ class FarScore:
         return asdict(self)
 
 
-def far_score(
+def long_context_score(
     losses: AlignedLosses,
     *,
     window: int,
@@ -231,8 +231,8 @@ def far_score(
     training_length: int,
     byte_lengths: Sequence[int] | None = None,
     seed: int = 0,
-) -> FarScore:
-    """Gains, kept shares and losses by position from the losses of "teacher", "cut teacher" and others.
+) -> LongContextScore:
+    """Gains, retained shares and losses by position from the losses of "teacher", "cut teacher" and others.
 
     Without a cut teacher there are no gains and no shares. Standard errors are a bootstrap over sequences, `DRAWS`
     seeded draws; with one sequence there are none.
@@ -245,11 +245,11 @@ def far_score(
     """
     cut = losses.losses.get(CUT, losses.losses[TEACHER])
     gap = cut - losses.losses[TEACHER]  # (N,)
-    far = gap >= FAR_NATS
+    distant = gap >= LONG_RANGE_NATS
     draw = _Bootstrap(losses.sequences, seed)
     ones = torch.ones_like(gap)
     gain = draw.ratio(gap, ones) if CUT in losses.losses else Estimate(value=None)
-    gain_far = draw.ratio(gap * far, ones * far)
+    gain_long_range = draw.ratio(gap * distant, ones * distant)
     sizes = None if byte_lengths is None else torch.tensor(byte_lengths, dtype=torch.int64)[losses.labels]
     base = float(losses.losses[TEACHER].mean())
     rows = []
@@ -257,17 +257,18 @@ def far_score(
         won = cut - own
         loss = float(own.mean())
         rows.append(
-            FarRow(
+            LongContextRow(
                 name=name, loss=loss, perplexity=_exp(loss), ratio=_exp(loss - base), bits_per_byte=_bits(own, sizes),
-                far_loss=float(own[far].mean()) if bool(far.any()) else None,
-                kept=draw.ratio(won, gap) if _above_noise(gain) else Estimate(value=None),
-                kept_far=draw.ratio(won * far, gap * far) if _above_noise(gain_far) else Estimate(value=None),
+                long_range_loss=float(own[distant].mean()) if bool(distant.any()) else None,
+                retained=_share(draw.ratio(won, gap), gain),
+                retained_long_range=_share(draw.ratio(won * distant, gap * distant), gain_long_range),
                 by_position=_by_position(own, losses.positions, sizes, training_length),
             )
         )  # fmt: skip
-    return FarScore(
+    return LongContextScore(
         window=window, sinks=sinks, training_length=training_length, tokens=gap.numel(), sequences=draw.sequences,
-        far_tokens=int(far.sum()), gain=gain, gain_far=gain_far, measurable=_above_noise(gain), rows=tuple(rows),
+        long_range_tokens=int(distant.sum()), gain=gain, gain_long_range=gain_long_range,
+        measurable=_above_noise(gain), rows=tuple(rows),
     )  # fmt: skip
 
 
@@ -302,6 +303,11 @@ class _Bootstrap:
 
 def _above_noise(gain: Estimate) -> bool:
     return gain.value is not None and gain.value > CLEAR * (gain.stderr or 0.0)
+
+
+def _share(estimate: Estimate, gain: Estimate) -> Estimate:
+    """A share of a gain, which means nothing where the gain is within the noise."""
+    return estimate if _above_noise(gain) else Estimate(value=None)
 
 
 def _by_position(
