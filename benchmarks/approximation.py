@@ -28,11 +28,11 @@ from torch import Tensor
 
 import yeoul
 from yeoul import runtime
-from yeoul.commands.corpus import held_out
 from yeoul.data.shards import TokenShards
 from yeoul.model.attention import SoftmaxAttention
 from yeoul.model.config import FeatureMapConfig
 from yeoul.model.feature_maps import FeatureMap, make_feature_map
+from yeoul.recipes.token_data import held_out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,13 +20,13 @@ import torch
 import yeoul
 from yeoul import runtime
 from yeoul.adapt.linearize import Alignment, Conversion, convert, train_only_maps
-from yeoul.commands.corpus import held_out
 from yeoul.data.loader import PackedLoader
 from yeoul.data.shards import TokenShards
 from yeoul.evaluate.ablations import parts
 from yeoul.evaluate.perplexity import score
 from yeoul.model.config import FeatureMapConfig
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.token_data import held_out
 from yeoul.train.distill import alignment_objective
 
 MAPS: dict[str, dict[str, Any]] = {

@@ -77,9 +77,9 @@ def make_model(folder: Path, tokenizer: Path, shape: dict[str, Any]) -> None:
     """A random model of a shape with its tokenizer."""
     import torch
 
-    from yeoul.commands.corpus import save_folder
     from yeoul.model.config import ModelConfig
     from yeoul.model.decoder import Decoder
+    from yeoul.recipes.saving import save_folder
     from yeoul.text.tokenizer import Tokenizer
 
     torch.manual_seed(0)

@@ -27,9 +27,9 @@ import transformers
 
 import yeoul
 from yeoul import runtime
-from yeoul.commands.corpus import held_out, token_shards
 from yeoul.data.records import read_documents
 from yeoul.evaluate.perplexity import score
+from yeoul.recipes.token_data import held_out, token_shards
 
 Chunk = tuple[list[int], list[bool]]
 """Ids, and which of them are scored."""

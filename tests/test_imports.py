@@ -22,8 +22,9 @@ FLOORS = {
     "text": 2, "data": 2, "model": 2,
     "train": 3, "adapt": 3, "infer": 3, "serve": 3, "evaluate": 3, "report": 3,
     "yeoul": 4, "hf": 4,  # the public face
-    "commands": 5,
-    "cli": 6, "__main__": 7,
+    "recipes": 5,
+    "commands": 6,
+    "cli": 7, "__main__": 8,
 }  # fmt: skip
 NEIGHBOURS = {
     ("serve", "infer"),

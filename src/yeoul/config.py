@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, cast, get_args, get_type_hints
 
 from yeoul.errors import UserError
 from yeoul.files import write_text
@@ -78,9 +78,15 @@ def save_config(config: Any, path: str | Path) -> None:
 
     Paths become strings and tuples lists. The file is written beside and renamed, so it is never half there.
     """
+    save_values(flat_values(config), path)
+
+
+def save_values(values: Mapping[str, Any], path: str | Path) -> None:
+    """Write settings by name as `save_config` writes those of a dataclass."""
     import yaml
 
-    write_text(Path(path), yaml.safe_dump(flat_values(config), sort_keys=False, allow_unicode=True, width=100))
+    plain = {key: _plain(value) for key, value in values.items()}
+    write_text(Path(path), yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100))
 
 
 def flat_values(config: Any) -> dict[str, Any]:
@@ -95,6 +101,38 @@ def flat_values(config: Any) -> dict[str, Any]:
             raise TypeError(f"{type(config).__name__}: two fields are called {sorted(clash)}")
         values |= inner
     return values
+
+
+class Settings:
+    """Base of dataclasses whose groups of settings may be given flat, by the names of the flags."""
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """The settings with these values; those that are not named keep their defaults.
+
+        Raises:
+            UserError: a name that no setting has.
+        """
+        made, left = _from_flat(cls, values)
+        if left:
+            fix = suggestion(left[0], flat_values(cls()))
+            raise UserError(f'unknown setting "{left[0]}" ({cls.__name__})', fix=fix)
+        return cast(Self, made)
+
+
+def _from_flat(cls: type, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """A dataclass with groups filled from flat values, and the names that nothing in it has."""
+    given: dict[str, Any] = {}
+    left = set(values)
+    for field in fields(cls):
+        group = field.default_factory
+        if field.name in values:
+            given[field.name] = values[field.name]
+            left.discard(field.name)
+        elif isinstance(group, type) and is_dataclass(group):
+            given[field.name], unknown = _from_flat(group, values)
+            left &= set(unknown)
+    return cls(**given), sorted(left)
 
 
 def _plain(value: Any) -> Any:

@@ -166,7 +166,7 @@ def test_without_a_budget_the_text_decides_and_the_choices_are_said(
     def stop(*args: object, **options: object) -> None:
         raise UserError("stopped here")
 
-    monkeypatch.setattr("yeoul.commands.recipe.run_stages", stop)
+    monkeypatch.setattr("yeoul.recipes.linearize.stages.run_stages", stop)
     command = f"linearize {tiny_folder} --data builtin:100KB --context 32 --out {tmp_path}/run"
     assert main(command.split()) == 2
     said = capsys.readouterr().out

@@ -10,11 +10,11 @@ import torch
 
 from yeoul import cli
 from yeoul.adapt.quantize import QuantizationConfig, quantize_model
-from yeoul.commands.corpus import save_folder
 from yeoul.data.records import read_documents
 from yeoul.model.checkpoint import load_model
 from yeoul.model.config import preset
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.saving import save_folder
 from yeoul.text.tokenizer import Tokenizer
 from yeoul.text.training import TokenizerConfig, train_tokenizer
 

@@ -13,13 +13,13 @@ import yeoul
 from commands.finetuning import ANSWERS, ATTENTION, PAIRS, SMALL, finetune, ids_of, low_bit_folder, quickly, report
 from yeoul import cli
 from yeoul.adapt.lora.api import lora_layers
-from yeoul.commands.corpus import save_folder
 from yeoul.commands.finetune import Config
 from yeoul.commands.finetune_tasks import divide, marked
 from yeoul.config import parse_flags
 from yeoul.errors import UserError
 from yeoul.model.config import preset
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.saving import save_folder
 from yeoul.text.chat import PLAIN_TEMPLATE
 from yeoul.text.tokenizer import Tokenizer
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from commands.finetuning import finetune, quickly
 from train.toy import untimed
 from yeoul import cli
-from yeoul.commands import fitting
+from yeoul.recipes import fitting
 from yeoul.train.config import TrainConfig
 from yeoul.train.log import MetricsLog
 from yeoul.train.memory import Choice, Need

@@ -22,10 +22,10 @@ import torch
 
 from report.test_page import example
 from yeoul import cli, files
-from yeoul.commands.corpus import save_folder
 from yeoul.errors import UserError
 from yeoul.files import replace_folder, write_text
 from yeoul.model.checkpoint import load_model
+from yeoul.recipes.saving import save_folder
 from yeoul.report import page
 from yeoul.text.files import put_tokenizer
 from yeoul.text.tokenizer import Tokenizer

@@ -11,10 +11,10 @@ import pytest
 from yeoul import cli, load
 from yeoul.adapt.linearize import Conversion, convert
 from yeoul.commands.chat import Chat
-from yeoul.commands.corpus import save_folder
 from yeoul.commands.generate import beyond_training
 from yeoul.infer.params import SamplingParams
 from yeoul.model.checkpoint import load_model
+from yeoul.recipes.saving import save_folder
 
 
 def test_the_length_of_the_training_is_kept_in_the_folder(home: Path, tmp_path: Path) -> None:

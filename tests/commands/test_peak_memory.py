@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from yeoul.commands.corpus import save_folder
 from yeoul.data.records import read_documents
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.saving import save_folder
 from yeoul.text.tokenizer import Tokenizer
 from yeoul.text.training import TokenizerConfig, train_tokenizer
 

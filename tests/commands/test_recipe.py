@@ -26,12 +26,13 @@ from yeoul.adapt.linearize import (
     train_everything,
     train_only_maps,
 )
-from yeoul.commands.recipe import Recipe, StageResult, merge, plain, prepare, run_stages
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
 from yeoul.model.checkpoint import load_model, save_model
 from yeoul.model.config import FeatureMapConfig
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.linearize.stages import Recipe, StageResult, merge, prepare, run_stages
+from yeoul.recipes.saving import merged_model
 from yeoul.train.config import TrainConfig
 from yeoul.train.distill import alignment_objective, distillation_objective
 from yeoul.train.loop import train
@@ -233,7 +234,7 @@ def test_low_rank_parts_are_merged_and_the_teacher_is_as_it_was(what: str, tmp_p
             p.add_(0.1 * torch.randn_like(p))
     wanted = student(ids)
     assert rms_ratio(wanted, untrained) > 1e-2
-    save_model(plain(student), tmp_path)  # in the middle of a stage
+    save_model(merged_model(student), tmp_path)  # in the middle of a stage
     assert rms_ratio(load_model(tmp_path)(ids), wanted) < 1e-5
     merge(student)
     assert not any(".adapters." in name or p.requires_grad for name, p in student.named_parameters())
@@ -242,7 +243,7 @@ def test_low_rank_parts_are_merged_and_the_teacher_is_as_it_was(what: str, tmp_p
 
 def test_saved_weights_have_the_wanted_type_but_for_the_maps() -> None:
     _, student = pair()
-    saved = plain(student, torch.bfloat16)
+    saved = merged_model(student, torch.bfloat16)
     kinds = {(".feature_map." in name or "decay" in name, p.dtype) for name, p in saved.named_parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     assert all(p.dtype == torch.float32 for p in student.parameters())
@@ -265,7 +266,7 @@ def test_a_teacher_in_bf16_teaches_a_student_whose_trained_weights_are_fp32() ->
             assert loss.total.isfinite() and all(g.isfinite().all() for g in gradients(student).values())
             student.zero_grad(set_to_none=True)
         merge(student)
-        assert plain(student, torch.bfloat16).output_weight.dtype == torch.bfloat16
+        assert merged_model(student, torch.bfloat16).output_weight.dtype == torch.bfloat16
 
 
 # -- the stages
@@ -367,7 +368,7 @@ def test_the_best_state_within_a_stage_wins(tmp_path: Path) -> None:
     losses, seen = iter([5.0, 3.0, 2.0, 4.0]), []
 
     def validate() -> dict[str, float]:
-        seen.append({name: t.clone() for name, t in plain(student).state_dict().items()})
+        seen.append({name: t.clone() for name, t in merged_model(student).state_dict().items()})
         return {"loss": next(losses)}
 
     result = run_stages(

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from yeoul import cli
-from yeoul.commands.standing import find_run
 from yeoul.files import only_run
+from yeoul.recipes.standing import find_run
 from yeoul.train import loop
 
 GIVEN: dict[str, Callable[[Path], list[object]]] = {

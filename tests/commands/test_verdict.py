@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import yeoul
 from commands.finetuning import PAIRS, QUICK, report
 from yeoul import cli
-from yeoul.commands.verdict import advice, verdict
+from yeoul.recipes.verdict import advice, verdict
 from yeoul.train.criterion import Criterion
 from yeoul.train.kept import Kept
 from yeoul.train.log import MetricsLog

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from yeoul.commands import bench, evaluate
-from yeoul.commands.corpus import save_folder, token_shards
 from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.saving import save_folder
+from yeoul.recipes.token_data import token_shards
 
 TEXT = "강가에 작은 마을이 있었다. 아이들은 물가에서 놀았다.\n" * 60
 

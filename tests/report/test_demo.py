@@ -2,17 +2,19 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
 
 from report.reading import foreign, seen
 from yeoul.commands import demo, linearize, plan, pretrain
-from yeoul.commands.results import collect, command_line, linear_results
+from yeoul.commands.results import collect, linear_results
 from yeoul.config import parse_flags
 from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.command_line import command_line
 from yeoul.report import plots
 from yeoul.train.config import TrainConfig
 from yeoul.train.loss import language_model_objective
@@ -53,14 +55,15 @@ def test_measuring_leaves_the_weights_alone():
 
 def test_command_lines_give_the_same_configuration(tmp_path):
     config = demo.Config(out=tmp_path / "a b", seed=3)
-    for verb, module, made, positional in (
-        ("pretrain", pretrain, demo._pretrain_config(config, PLAN), ("data",)),
-        ("linearize", linearize, demo._linear_config(config, PLAN), ("model",)),
-        ("demo", demo, config, ()),
-    ):
-        words = shlex.split(command_line(verb, made, positional))
-        assert words[:2] == ["yeoul", verb]
-        assert parse_flags(module.Config, words[2:], program=f"yeoul {verb}") == made
+    settings, linear = demo._pretrain_config(config, PLAN), demo._linear_config(config, PLAN)
+    for verb, module, words, made in (
+        ("pretrain", pretrain, command_line("pretrain", "a b.txt", settings=settings, out="runs/x y"),
+         pretrain.Config("a b.txt", out=Path("runs/x y"), settings=settings)),
+        ("linearize", linearize, command_line("linearize", settings=linear), linear),
+        ("demo", demo, command_line("demo", settings=config), config),
+    ):  # fmt: skip
+        assert shlex.split(words)[:2] == ["yeoul", verb]
+        assert parse_flags(module.Config, shlex.split(words)[2:], program=f"yeoul {verb}") == made
 
 
 def test_refuses_what_is_not_a_demo(tmp_path):

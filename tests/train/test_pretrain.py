@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from train.toy import untimed
 from yeoul.cli import main
-from yeoul.commands.pretrain import Config, model_config, run
+from yeoul.commands.pretrain import Config, run
 from yeoul.config import load_config
 from yeoul.data.loader import PackedLoader
 from yeoul.errors import UserError
-from yeoul.train.config import TrainConfig
+from yeoul.recipes.pretrain.config import PretrainConfig
 from yeoul.train.log import MetricsLog
 
 
@@ -33,15 +33,14 @@ def text(tmp_path: Path) -> Path:
 
 
 def _config(text: Path, out: Path, **changes) -> Config:
+    own = {name: changes.pop(name) for name in ("resume", "overwrite") if name in changes}
     values = {
         "tokens": 24 * 4 * 16, "batch_size": 4, "context": 16, "lr": 3e-3, "dtype": "float32",
-        "log_every": 1, "eval_every": 8, "save_every": 4,
+        "log_every": 1, "eval_every": 8, "save_every": 4, "preset": "1m", "hidden_size": 32, "layers": 2, "heads": 4,
+        "kv_heads": 2, "vocab_size": 340, "val_fraction": 0.1,
     }  # fmt: skip
-    train = TrainConfig(**(values | changes.pop("train", {})))
-    return Config(
-        str(text), out=out, preset="1m", hidden_size=32, layers=2, heads=4, kv_heads=2, vocab_size=340,
-        device="cpu", val_fraction=0.1, train=train, **changes,
-    )  # fmt: skip
+    settings = PretrainConfig.of(**(values | changes.pop("train", {}) | changes))
+    return Config(str(text), out=out, device="cpu", settings=settings, **own)
 
 
 def test_text_becomes_a_model_folder(text, tmp_path, capsys):
@@ -108,15 +107,15 @@ def test_other_values_are_refused_before_anything_changes(text, tmp_path):
     run(config)
     files = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
     for changed, flag in (
-        (replace(config, train=replace(config.train, lr=1e-4)), "--lr"),
-        (replace(config, layers=1), "--layers"),
-        (replace(config, vocab_size=335), "--vocab-size"),
+        (_config(text, out, lr=1e-4), "--lr"),
+        (_config(text, out, layers=1), "--layers"),
+        (_config(text, out, vocab_size=335), "--vocab-size"),
         (replace(config, resume=False), "there is already a run"),
     ):
         with pytest.raises(UserError, match=flag):
             run(changed)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == files
-    assert run(replace(config, layers=1, overwrite=True)) == 0
+    assert run(_config(text, out, layers=1, overwrite=True)) == 0
     assert json.loads((out / "model" / "config.json").read_text())["num_hidden_layers"] == 1
     assert load_config(Config, out / "config.yaml").overwrite is False
 
@@ -143,11 +142,12 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(text, tmp_path, capsys
 
 
 def test_sizes_that_are_given_replace_the_presets(tmp_path):
-    base = _config(tmp_path, tmp_path)
-    shape = model_config(replace(base, attention=("softmax", "dijiang"), window=8, tie_embeddings=False), vocab_size=99)
+    base = _config(tmp_path, tmp_path).settings.shape
+    changed = replace(base, attention=("softmax", "dijiang"), window=8, tie_embeddings=False)
+    shape = changed.model_config(16, vocab_size=99)
     assert (shape.hidden_size, shape.num_layers, shape.heads) == (32, 2, (4, 2, 8))
     assert shape.attention == ("softmax", "dijiang") and shape.window == 8 and not shape.tie_embeddings
-    assert model_config(replace(base, max_positions=64), vocab_size=99).max_position_embeddings == 64
+    assert replace(base, max_positions=64).model_config(16, vocab_size=99).max_position_embeddings == 64
 
 
 def test_validation_text_of_its_own(text, tmp_path):

@@ -20,8 +20,8 @@ from yeoul.commands.pretrain import Config, run
 from yeoul.data.loader import PackedLoader
 from yeoul.errors import UserError
 from yeoul.model.checkpoint import load_model, save_model
+from yeoul.recipes.pretrain.config import PretrainConfig
 from yeoul.text.tokenizer import Tokenizer
-from yeoul.train.config import TrainConfig
 from yeoul.train.log import MetricsLog
 
 TEXTS = [f"강 {number}번을 따라 걷는 아이가 노래한다." for number in range(300)]
@@ -41,9 +41,10 @@ def _config(model: Path, **changes: Any) -> Config:
         "tokens": 12 * 4 * 16, "batch_size": 4, "context": 16, "lr": 3e-3, "dtype": "float32", "log_every": 1,
         "eval_every": 6, "save_every": 3,
     }  # fmt: skip
-    train = TrainConfig(**(values | changes.pop("train", {})))
-    settings: dict[str, Any] = {"init": str(model), "out": model.parent / "run", "device": "cpu", "val_fraction": 0.1}
-    return Config(str(model.parent / "text.txt"), train=train, **(settings | changes))
+    own = {"out": model.parent / "run", "device": "cpu"}
+    own |= {name: changes.pop(name) for name in ("out", "resume", "overwrite") if name in changes}
+    values |= {"init": str(model), "val_fraction": 0.1} | changes.pop("train", {}) | changes
+    return Config(str(model.parent / "text.txt"), settings=PretrainConfig.of(**values), **own)
 
 
 def test_a_model_goes_on_with_its_tokenizer_and_its_type(model, capsys):

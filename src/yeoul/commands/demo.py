@@ -11,9 +11,10 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yeoul.commands import conclusion, linearize, pretrain
+from yeoul.commands import conclusion, linearize
 from yeoul.errors import UserError
 from yeoul.foreign_text import say
+from yeoul.recipes.pretrain.config import PretrainConfig
 from yeoul.report.content import Text
 from yeoul.safe_json import read_object
 from yeoul.units import count, rate, size
@@ -115,8 +116,8 @@ def _begin(config: Config) -> dict[str, Any]:
     Raises:
         UserError: the folder holds something else, or a demo with other settings.
     """
-    from yeoul.commands.preparation import made_in
     from yeoul.files import remove
+    from yeoul.recipes.run_folder import made_in
 
     out, path = config.out, config.out / "demo.json"
     ours = path.is_file()
@@ -151,9 +152,9 @@ def _save(config: Config, state: dict[str, Any]) -> None:
 
 
 def _command(config: Config) -> str:
-    from yeoul.commands.results import command_line
+    from yeoul.recipes.command_line import command_line
 
-    return command_line("demo", replace(config, overwrite=False))
+    return command_line("demo", settings=replace(config, overwrite=False))
 
 
 @contextlib.contextmanager
@@ -167,30 +168,24 @@ def _logged(config: Config) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------
 
 
-def _pretrain_config(config: Config, plan: dict[str, Any]) -> pretrain.Config:
-    from yeoul.train.config import TrainConfig
-
-    return pretrain.Config(
-        plan["data"],
-        out=config.out / "pretrain",
+def _pretrain_config(config: Config, plan: dict[str, Any]) -> PretrainConfig:
+    return PretrainConfig.of(
         tokenizer=config.out / "tokenizer",
         preset=plan.get("preset", "3m"),
         val_fraction=plan["val_fraction"],
         val_tokens=plan.get("val_tokens", 10_000),
         max_positions=512,
-        train=TrainConfig(
-            tokens=plan.get("pretrain_tokens", 10_000),
-            batch_size=plan["batch_size"],
-            context=plan["context"],
-            lr=plan.get("lr", 2e-3),
-            warmup=0.05,
-            betas=(0.9, 0.999),  # small batches are noisy
-            seed=config.seed,
-            log_every=plan.get("log_every", 2),
-            eval_every=plan.get("eval_every", 0),
-            save_every=plan.get("save_every", 50),
-            keep_last=1,
-        ),
+        tokens=plan.get("pretrain_tokens", 10_000),
+        batch_size=plan["batch_size"],
+        context=plan["context"],
+        lr=plan.get("lr", 2e-3),
+        warmup=0.05,
+        betas=(0.9, 0.999),  # small batches are noisy
+        seed=config.seed,
+        log_every=plan.get("log_every", 2),
+        eval_every=plan.get("eval_every", 0),
+        save_every=plan.get("save_every", 50),
+        keep_last=1,
     )
 
 
@@ -216,9 +211,9 @@ def _linear_config(config: Config, plan: dict[str, Any]) -> linearize.Config:
 
 def _text(config: Config, state: dict[str, Any], clock: Any) -> int:
     """Train the tokenizer and store the corpus as tokens where `yeoul pretrain` will look for them."""
-    from yeoul.commands.corpus import token_shards
     from yeoul.data.records import read_documents
     from yeoul.files import replace_folder
+    from yeoul.recipes.token_data import token_shards
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.text.training import TokenizerConfig, train_tokenizer
 
@@ -250,7 +245,9 @@ def _say_text(shards: TokenShards, tokenizer: Tokenizer) -> None:
 
 def _pretrain(config: Config, state: dict[str, Any], clock: Any) -> int:
     from yeoul.commands.plan import plan_pretraining
+    from yeoul.recipes.pretrain.run import pretrain
     from yeoul.report.content import read_metrics
+    from yeoul.train.interrupt import Interrupted
 
     plan = state["plan"]
     if "pretrain_tokens" not in plan:
@@ -263,8 +260,12 @@ def _pretrain(config: Config, state: dict[str, Any], clock: Any) -> int:
             f"about {clock.left()} left",
             flush=True,
         )
-    with _logged(config):
-        code = pretrain.run(_pretrain_config(config, plan))
+    code = 0
+    try:
+        with _logged(config):
+            pretrain(plan["data"], _pretrain_config(config, plan), out=config.out / "pretrain", say=print)
+    except Interrupted as stop:
+        code = stop.exit_code
     lines = read_metrics(config.out / "pretrain" / "metrics.jsonl")
     if not code:
         last = [line for line in lines if line["kind"] == "val"][-1]
@@ -335,7 +336,8 @@ def _one_line(text: str) -> str:
 
 
 def _report(config: Config, state: dict[str, Any], clock: Any) -> int:
-    from yeoul.commands.results import collect, command_line
+    from yeoul.commands.results import collect
+    from yeoul.recipes.command_line import command_line
     from yeoul.report.content import Command, Report, Sample, Stage
     from yeoul.report.page import write_report
 
@@ -350,7 +352,7 @@ def _report(config: Config, state: dict[str, Any], clock: Any) -> int:
     first = Stage(name="text", seconds=state["seconds"]["text"], result=result)
     found["stages"] = (first, *found["stages"])
     again = Path(f"{out}-again")
-    before = replace(_pretrain_config(config, state["plan"]), out=again / "pretrain")
+    before = _pretrain_config(config, state["plan"])
     after = replace(_linear_config(config, state["plan"]), model=str(again / "pretrain"), out=again / "linear")
     report = Report(
         **found,
@@ -368,10 +370,10 @@ def _report(config: Config, state: dict[str, Any], clock: Any) -> int:
                 what=Text("All of it, as far as the time allows", "전체를 주어진 시간만큼"),
             ),
             Command(
-                line=command_line("pretrain", before, ("data",)),
+                line=command_line("pretrain", state["plan"]["data"], settings=before, out=again / "pretrain"),
                 what=Text("Or step by step, with the same budgets", "또는 같은 예산으로 한 단계씩"),
             ),
-            Command(line=command_line("linearize", after, ("model",))),
+            Command(line=command_line("linearize", settings=after)),
         ),
         next_steps=tuple(Command(line=line, what=what) for line, what in _next_steps(config)),
         notes=(

@@ -176,8 +176,8 @@ def _kept(config: Config) -> Path:
 
 def _shards(config: Config, tokenizer: Tokenizer, folder: Path) -> tuple[TokenShards, str]:
     """The tokens to score and where they come from."""
-    from yeoul.commands.corpus import token_shards
     from yeoul.data.shards import TokenShards
+    from yeoul.recipes.token_data import token_shards
 
     if config.data is not None:
         shards, _ = token_shards(
@@ -193,7 +193,7 @@ def _shards(config: Config, tokenizer: Tokenizer, folder: Path) -> tuple[TokenSh
 
 
 def _batches(config: Config, shards: TokenShards, context: int) -> Callable[[], Iterable[Batch]]:
-    from yeoul.commands.corpus import held_out
+    from yeoul.recipes.token_data import held_out
 
     return held_out(
         shards,

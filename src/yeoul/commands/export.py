@@ -97,8 +97,8 @@ def _run_gguf(config: Config, out: Path, name: str, dtype: str) -> int:
 def _run_hf(config: Config, out: Path) -> int:
     import torch
 
-    from yeoul.commands.corpus import save_folder
     from yeoul.files import replace_folder
+    from yeoul.recipes.saving import save_folder
     from yeoul.safe_json import read_object
     from yeoul.text.tokenizer import Tokenizer
 

@@ -142,17 +142,19 @@ def run(config: Config) -> int:
 
 def _run(config: Config) -> int:
     from yeoul import load, runtime
-    from yeoul.commands import fitting
     from yeoul.commands.finetune_tasks import make_task
-    from yeoul.commands.preparation import begin, check_run
+    from yeoul.config import flat_values
     from yeoul.model.checkpoint import load_config, load_quantization
+    from yeoul.recipes import fitting
+    from yeoul.recipes.run_folder import RunFolder
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.interrupt import Interrupted
 
     config.lora.config(None)  # its errors come before anything is read
     start = start_of(config)
     preparation = _preparation(config)
-    check_run(config, preparation)
+    folder = RunFolder(config.out, config.resume, config.overwrite)
+    folder.check(preparation)
     _check_results(config, start)
     runtime.set_threads()
     before = fitting.resident()
@@ -178,7 +180,7 @@ def _run(config: Config) -> int:
     run.fit(before)
     if config.dry_run:
         return run.dry()
-    begin(config, preparation, RECORD)
+    folder.begin(preparation, RECORD, flat_values(replace(config, overwrite=False)))
     run.record()
     try:
         run.train()
@@ -250,8 +252,8 @@ class _Finetuning:
         """Reads the data, sets the adapter up, and says what is about to happen; writes nothing."""
         from yeoul.adapt.linearize import train_everything
         from yeoul.adapt.lora.api import add_lora, load_adapter
-        from yeoul.commands.recipe import weights_digest
         from yeoul.model.quantized import quantized_modules
+        from yeoul.recipes.saving import weights_digest
         from yeoul.train.optim import trainable_parameters
 
         config, model, task = self.config, self.model, self.task
@@ -302,7 +304,7 @@ class _Finetuning:
 
     def fit(self, before: int) -> None:
         """Chooses what fits into memory; `before` is what `fitting.resident` gave before the model was loaded."""
-        from yeoul.commands import fitting
+        from yeoul.recipes import fitting
         from yeoul.train.memory import Choice, Need
         from yeoul.train.runstate import Checkpoints
 
@@ -338,7 +340,7 @@ class _Finetuning:
 
     def record(self) -> None:
         """Notes in the run's folder what was chosen, and makes ready for it."""
-        from yeoul.commands import fitting
+        from yeoul.recipes import fitting
 
         if not self.fitted.recorded:
             fitting.record(self.fitted, self.config.out)
@@ -346,28 +348,28 @@ class _Finetuning:
 
     def dry(self) -> int:
         """Says what would happen, and how long it would take."""
-        from yeoul.commands import fitting
+        from yeoul.recipes import dry_run
 
         self._introduce()
         with self._extra(True):
             batch = self.task.loader().next_batch()
-            each, measured = fitting.seconds_a_token(self.model, self.task.objective(), batch, self.settings)
+            each, measured = dry_run.seconds_a_token(self.model, self.task.objective(), batch, self.settings)
         # Most rows are shorter than the longest, so that a step has fewer positions than it might.
         tokens = round(self.settings.steps * self.settings.accumulate * batch.input_ids.numel())
-        print("\n".join(fitting.time_lines([("training", tokens, each, measured)])))
-        print(fitting.NOTHING_WRITTEN, flush=True)
+        print("\n".join(dry_run.time_lines([("training", tokens, each, measured)])))
+        print(dry_run.NOTHING_WRITTEN, flush=True)
         return 0
 
     def train(self) -> None:
         """Validates, trains, validates, and leaves the result in the run's folder."""
-        from yeoul.commands.preparation import validated_before
+        from yeoul.recipes.run_folder import RunFolder
         from yeoul.train.kept import keep_best
         from yeoul.train.loop import train
 
         config, task = self.config, self.task
         self._introduce()
         validate = task.validate()
-        before = validated_before(config.out, self.model, validate)
+        before = RunFolder(config.out).validated_before(self.model, validate, tell)
         with self._extra(True):
             start = self._starting_weights()
             result = train(
@@ -463,12 +465,12 @@ class _Finetuning:
                 self.task.save(folder, self.saved)
 
     def _finish(self, result: TrainResult, before: dict[str, float], kept: Kept) -> None:
-        from yeoul.commands.preparation import is_left
-        from yeoul.commands.verdict import verdict
         from yeoul.files import remove, replace_folder, write_json
+        from yeoul.recipes.run_folder import RunFolder
+        from yeoul.recipes.verdict import verdict
 
         config, folder = self.config, _result_folder(self.config)
-        if not (is_left(config.out, RECORD, result) and folder.is_dir()):
+        if not (RunFolder(config.out).has_result(RECORD, result) and folder.is_dir()):
             replace_folder(folder, self.save)
         # What a run that was overwritten left: `yeoul.load` must not find it beside the new one.
         remove(config.out / ("adapter" if folder.name == "model" else "model"))

@@ -172,7 +172,7 @@ class ChatTask(Talking):
     def validate(self) -> Validate | None:
         """Loss, perplexity and bits per byte of the learned tokens that were held out."""
         from yeoul import runtime
-        from yeoul.commands.corpus import validation
+        from yeoul.recipes.token_data import validation
 
         if not self.val:
             return None

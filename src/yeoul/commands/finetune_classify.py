@@ -212,11 +212,11 @@ class ClassifyTask(TextTask):
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Classifier and tokenizer."""
         from yeoul.commands.finetune_texts import save_tokenizer
-        from yeoul.commands.recipe import plain
         from yeoul.model.classifier_folder import save_classifier
         from yeoul.model.heads import SequenceClassifier
+        from yeoul.recipes.saving import merged_model
 
-        save_classifier(SequenceClassifier(plain(self.model, dtype), self.extra), folder, pad_id=self.pad_id)
+        save_classifier(SequenceClassifier(merged_model(self.model, dtype), self.extra), folder, pad_id=self.pad_id)
         save_tokenizer(self.tokenizer, folder, self.pad_id)
 
     def save_beside(self, folder: Path) -> None:

@@ -282,11 +282,11 @@ class EmbedTask(TextTask):
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Model, tokenizer, and how vectors are made of its states."""
         from yeoul.commands.finetune_texts import save_tokenizer
-        from yeoul.commands.recipe import plain
         from yeoul.model.checkpoint import save_model
         from yeoul.model.pooling_folder import save_vectors
+        from yeoul.recipes.saving import merged_model
 
-        save_model(plain(self.model, dtype), folder)
+        save_model(merged_model(self.model, dtype), folder)
         save_tokenizer(self.tokenizer, folder, self.pad_id)
         save_vectors(folder, self.model.config, self.vectors, modules=not self._is_own(folder))
 

@@ -150,10 +150,9 @@ class Talking:
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Model, tokenizer and template."""
-        from yeoul.commands.corpus import save_folder
-        from yeoul.commands.recipe import plain
+        from yeoul.recipes.saving import merged_model, save_folder
 
-        save_folder(plain(self.model, dtype), self.tokenizer, folder)
+        save_folder(merged_model(self.model, dtype), self.tokenizer, folder)
 
     def save_beside(self, folder: Path) -> None:
         """Tokenizer and template."""

@@ -57,8 +57,8 @@ class Config:
 
 def run(config: Config) -> int:
     """Print what is known about the model, and about the run that made it."""
-    from yeoul.commands.standing import find_run, run_rows
     from yeoul.hub import local_folder
+    from yeoul.recipes.standing import find_run, run_rows
 
     found = find_run(local_folder(config.model))
     unfinished = found is not None and found.state != "finished"

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from cyclopts import Parameter
 
-from yeoul.commands.fitting import RECORD, settled
 from yeoul.commands.linearize_choice import conversion, kept_layers, linear_part
 from yeoul.config import Place
 from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 from yeoul.lines import tell
+from yeoul.recipes.fitting import RECORD, settled
 
 if TYPE_CHECKING:
     import torch
 
-    from yeoul.commands.recipe import Recipe, StageResult
     from yeoul.data.batch import Batch
     from yeoul.data.loader import PackedLoader
     from yeoul.model.decoder import Decoder
+    from yeoul.recipes.linearize.stages import Recipe, StageResult
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.config import TrainConfig
 
@@ -237,11 +237,11 @@ def run(config: Config) -> int:
 
 def _run(config: Config) -> int:
     from yeoul import load, runtime
-    from yeoul.commands import fitting
-    from yeoul.commands.preparation import removed_on_user_error
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import load_config
     from yeoul.model.finite import check_finite
+    from yeoul.recipes import fitting
+    from yeoul.recipes.run_folder import RunFolder
 
     runtime.set_threads()
     _check_data(config)
@@ -263,7 +263,7 @@ def _run(config: Config) -> int:
     if config.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             return run.dry(context, before, Path(folder))
-    with removed_on_user_error(config.out):
+    with RunFolder(config.out).removed_on_user_error():
         run.prepare(context, before, config.out)
     return run.go()
 
@@ -300,11 +300,16 @@ class _Linearization:
     def prepare(self, context: int, before: int, folder: Path) -> None:
         """Reads the text and chooses what fits; writes nothing but the tokens, into a folder."""
         from yeoul.commands import linearize_fit
-        from yeoul.commands.preparation import shards_of
+        from yeoul.recipes.options import TextOptions
+        from yeoul.recipes.token_data import train_and_val_shards
         from yeoul.train.memory import Choice
 
         config = self.config
-        self.shards, val = shards_of(replace(config, out=folder), self.tokenizer)
+        text = TextOptions(
+            text_column=config.text_column, join_by=config.join_by, reading=config.reading, val_data=config.val_data,
+            val_fraction=config.val_fraction,
+        )  # fmt: skip
+        self.shards, val = train_and_val_shards(config.data, text, folder, self.tokenizer, tell)
         if val is None:
             raise UserError("there is no text to validate on", "--val-fraction", "hold out a share or give --val-data")
         self.val = val
@@ -347,23 +352,24 @@ class _Linearization:
 
     def dry(self, context: int, before: int, folder: Path) -> int:
         """Says all that and how long it would take; the folder is for the tokens, which are thrown away."""
-        from yeoul.commands import fitting, linearize_fit
+        from yeoul.commands import linearize_fit
+        from yeoul.recipes import dry_run
 
         self.prepare(context, before, folder)
         self.introduce()
         batch = self.loader(1).next_batch()
         validation = min(self.val_tokens, self.val.meta.tokens)
         print("\n".join(linearize_fit.time_lines(self.recipe, self.teacher, self._convert, batch, validation)))
-        print(fitting.NOTHING_WRITTEN, flush=True)
+        print(dry_run.NOTHING_WRITTEN, flush=True)
         return 0
 
     def go(self) -> int:
         """Chooses layers, calibrates, trains, judges."""
         from yeoul.adapt.linear_init import calibrate
-        from yeoul.commands import fitting
-        from yeoul.commands.corpus import held_out
         from yeoul.config import save_config
         from yeoul.files import remove
+        from yeoul.recipes import fitting
+        from yeoul.recipes.token_data import held_out
         from yeoul.train.interrupt import Interrupted
 
         config = self.config
@@ -390,21 +396,22 @@ class _Linearization:
         return 0
 
     def _held_out(self) -> Callable[[], Iterable[Batch]]:
-        from yeoul.commands.corpus import held_out
+        from yeoul.recipes.token_data import held_out
 
         return held_out(
             self.val, batch_size=self.fitted.choice.micro_batch, context=self.context, max_tokens=self.val_tokens
         )
 
     def _train(self) -> dict[str, StageResult]:
-        from yeoul.commands.corpus import save_folder, validation
-        from yeoul.commands.recipe import plain, run_stages, weights_digest
+        from yeoul.recipes.linearize.stages import run_stages
+        from yeoul.recipes.saving import merged_model, save_folder, weights_digest
+        from yeoul.recipes.token_data import validation
 
         config, teacher, student, tokenizer = self.config, self.teacher, self.student, self.tokenizer
         saved = self.dtypes.saved
         return run_stages(
             self.recipe, teacher, student, config.out / "stages", make_loader=self.loader,
-            save_model=lambda model, folder: save_folder(plain(model, saved), tokenizer, folder),
+            save_model=lambda model, folder: save_folder(merged_model(model, saved), tokenizer, folder),
             validate=validation(student, self._held_out(), tokenizer, self.dtypes.compute),
             identity={"teacher": weights_digest(teacher), "tokenizer": tokenizer.fingerprint,
                       "model": student.config.to_dict(), "calibrate": config.calibrate,
@@ -414,15 +421,14 @@ class _Linearization:
 
     def _finish(self, stages: dict[str, dict[str, Any]]) -> None:
         from yeoul.commands.conclusion import conclude
-        from yeoul.commands.corpus import save_folder
-        from yeoul.commands.recipe import plain
         from yeoul.files import remove, replace_folder
+        from yeoul.recipes.saving import merged_model, save_folder
 
         config = self.config
-        finished = plain(self.student, self.dtypes.saved)
+        finished = merged_model(self.student, self.dtypes.saved)
         remove(config.out / "linearize.json")  # figures of another model
         replace_folder(config.out / "model", lambda folder: save_folder(finished, self.tokenizer, folder))
-        self.student = plain(finished, self.dtypes.held)  # what was saved, in the type that the teacher has
+        self.student = merged_model(finished, self.dtypes.held)  # what was saved, in the type that the teacher has
         judged = scored_tokens(self.budget) // 4 if config.judge_tokens is None else config.judge_tokens
         conclude(config, self.teacher, self.student, self.tokenizer, self._held_out(), stages, self.context, judged)
 
@@ -493,7 +499,7 @@ def recipe_of(config: Config, context: int, student: Decoder) -> Recipe:
     Raises:
         UserError: a stage has nothing to train, or no stage gets a step.
     """
-    from yeoul.commands.recipe import Recipe
+    from yeoul.recipes.linearize.stages import Recipe
 
     recipe = Recipe(
         settings=plan(config, context), trains=trained_parts(config), align_on=config.align_on, rank=config.rank,

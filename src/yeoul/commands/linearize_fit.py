@@ -6,18 +6,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from yeoul.commands import fitting
 from yeoul.commands.linearize_choice import conversion, linear_part
+from yeoul.recipes import dry_run, fitting
 from yeoul.units import count, size
 
 if TYPE_CHECKING:
     import torch
 
-    from yeoul.commands.fitting import Fitted
     from yeoul.commands.linearize import Config
-    from yeoul.commands.recipe import Recipe, Stage
     from yeoul.data.batch import Batch
     from yeoul.model.decoder import Decoder
+    from yeoul.recipes.fitting import Fitted
+    from yeoul.recipes.linearize.stages import Recipe, Stage
     from yeoul.train.memory import Choice, Need
 
 SHORTEST = 256
@@ -69,7 +69,7 @@ def _phases(config: Config, recipe: Recipe, stage: Stage, teacher: Decoder, save
     import torch
 
     from yeoul.adapt.linearize import convert
-    from yeoul.commands.recipe import mark
+    from yeoul.recipes.linearize.stages import mark
 
     student, settings = convert(teacher, conversion(config), share=True), recipe.settings[stage]
     mark(student, recipe.trains[stage], rank=recipe.rank)
@@ -201,17 +201,17 @@ def time_lines(recipe: Recipe, teacher: Decoder, make: Callable[[], Decoder], ba
         batch: of the text.
         val: tokens of a validation.
     """
-    from yeoul.commands.recipe import mark
+    from yeoul.recipes.linearize.stages import mark
     from yeoul.train.loss import language_model_objective
 
     parts: list[tuple[str, int, float, int]] = []
     for stage, settings in recipe.settings.items():
         student = make()
         mark(student, recipe.trains[stage], rank=recipe.rank)
-        each, measured = fitting.seconds_a_token(student, recipe.objective(stage, teacher), batch, settings)
+        each, measured = dry_run.seconds_a_token(student, recipe.objective(stage, teacher), batch, settings)
         parts.append((stage, settings.tokens, each, measured))
     settings = next(iter(recipe.settings.values()))
-    each, measured = fitting.seconds_a_token(make(), language_model_objective, batch, settings, gradients=False)
+    each, measured = dry_run.seconds_a_token(make(), language_model_objective, batch, settings, gradients=False)
     parts.append(("validation", (1 + len(recipe.settings)) * val, each, measured))
     parts.append(("scores at the end", SCORED * val, each, measured))
-    return [*fitting.time_lines(parts), "  The judgement and the speeds at the end come to that (--judge-tokens 0)."]
+    return [*dry_run.time_lines(parts), "  The judgement and the speeds at the end come to that (--judge-tokens 0)."]

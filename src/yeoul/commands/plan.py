@@ -17,9 +17,10 @@ from yeoul.units import duration
 if TYPE_CHECKING:
     import torch
 
-    from yeoul.commands import linearize, pretrain
+    from yeoul.commands import linearize
     from yeoul.data.batch import Batch
     from yeoul.model.decoder import Decoder
+    from yeoul.recipes.pretrain.config import PretrainConfig
     from yeoul.train.config import TrainConfig
     from yeoul.train.loss import Objective
 
@@ -75,14 +76,13 @@ class Clock:
 
 
 def plan_pretraining(
-    make: Callable[[dict[str, Any]], pretrain.Config], plan: dict[str, Any], clock: Clock, vocab_size: int
+    make: Callable[[dict[str, Any]], PretrainConfig], plan: dict[str, Any], clock: Clock, vocab_size: int
 ) -> dict[str, Any]:
     """Size, batch, tokens, validation and contexts that fit: `PRETRAINING` of the training time is for this.
 
     Few tokens are best read in small batches, because what counts then is the number of steps; where there is
     time for many steps, larger batches and a larger model make better use of it.
     """
-    from yeoul.commands.pretrain import model_config
     from yeoul.model.decoder import Decoder
     from yeoul.train.loss import language_model_objective
 
@@ -91,7 +91,7 @@ def plan_pretraining(
     for size, batch_size, lr in SHAPES:
         shape = {"preset": size, "batch_size": batch_size, "lr": lr}
         trial = make(shape)
-        model = Decoder(model_config(trial, vocab_size=vocab_size))
+        model = Decoder(trial.shape.model_config(trial.train.context, vocab_size=vocab_size))
         measure = partial(seconds_per_token, model, language_model_objective, trial.train)
         threads, seconds = (threads, measure()) if chosen else fastest_threads(measure)
         forward = seconds / 3

@@ -170,13 +170,13 @@ class _Work:
     def _quantize(self, out: Path) -> list[Batch]:
         """The folder, with a record that has no scores; returns what is to be scored."""
         from yeoul.adapt.quantize import quantize_model
-        from yeoul.commands import fitting
-        from yeoul.commands.corpus import save_folder
         from yeoul.evaluate.perplexity import autocast
         from yeoul.files import replace_folder
         from yeoul.model.checkpoint import load_model
         from yeoul.model.finite import check_finite
         from yeoul.model.quantized import refuse_quantized
+        from yeoul.recipes import fitting
+        from yeoul.recipes.saving import save_folder
 
         before = fitting.resident()
         model = load_model(self.folder, self.device).requires_grad_(False)
@@ -221,7 +221,7 @@ class _Work:
 
         from yeoul.adapt.quant_statistics import sites
         from yeoul.adapt.quantize import targets
-        from yeoul.commands import fitting
+        from yeoul.recipes import fitting
         from yeoul.train import memory
         from yeoul.train.activations import block_costs
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,31 +199,3 @@ def samples(
         for model in (before, after)
     )
     return tuple(Sample(prompt=p, before=b, after=a) for p, b, a in zip(prompts, old, new, strict=True))
-
-
-def command_line(verb: str, config: Any, positional: tuple[str, ...] = ()) -> str:
-    """The command that gives this configuration: settings that are not the default, positionals first."""
-    from yeoul.config import flat_values
-
-    defaults: dict[str, Any] = {}
-    for field in fields(config):
-        if field.default is not MISSING:
-            defaults[field.name] = field.default
-        elif field.default_factory is not MISSING:
-            value = field.default_factory()
-            defaults |= flat_values(value) if hasattr(value, "__dataclass_fields__") else {field.name: value}
-    values = flat_values(config)
-    words = ["yeoul", verb, *(str(values[name]) for name in positional)]
-    for name, value in values.items():
-        default = defaults.get(name)
-        default = (
-            list(default) if isinstance(default, tuple) else str(default) if isinstance(default, Path) else default
-        )
-        if name in positional or value == default or value is None:
-            continue
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return shlex.join(words)

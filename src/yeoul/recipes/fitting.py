@@ -1,35 +1,29 @@
 """Whether a training run fits into memory: estimated before it starts, said in a line, and what is chosen so that it
-does; or what a dry run says."""
+does."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from yeoul.errors import UserError
 from yeoul.safe_json import read_object
-from yeoul.units import count, duration, rate, size
+from yeoul.units import count, size
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from yeoul.data.batch import Batch
     from yeoul.model.config import ModelConfig
     from yeoul.model.decoder import Decoder
     from yeoul.train.activations import BlockCost
     from yeoul.train.config import TrainConfig
-    from yeoul.train.loss import Objective
     from yeoul.train.memory import Choice, Need, Sizes
 
 RECORD = "memory.json"
 """In the run's folder: what was chosen, which a run that goes on must have too."""
-MEASURED_TOKENS = 512
-"""Length of the row that a dry run is timed on, where rows are longer."""
 TRAINED = 16
 """Bytes of a number that is trained: itself, its gradient and AdamW's two averages in fp32."""
 PROGRAM = "program and text"
@@ -399,70 +393,3 @@ def settled(settings: TrainConfig, choice: Choice) -> TrainConfig:
     return replace(
         settings, micro_batch=choice.micro_batch, gradient_checkpointing=choice.checkpointing, context=choice.context
     )
-
-
-# -- dry runs
-
-
-def seconds_a_token(
-    model: Decoder, objective: Objective, batch: Batch, settings: TrainConfig, *, gradients: bool = True
-) -> tuple[float, int]:
-    """Seconds that a position takes, forward and backward, and how many positions that was measured on.
-
-    One example of at most `MEASURED_TOKENS` positions is computed twice, and the second time counts.
-    """
-    import torch
-
-    from yeoul.train.compute import autocast_dtype
-
-    dtype = autocast_dtype(settings, model.device)
-    part = _short(batch.split(1)[0]).to(model.device)
-    was_training = model.training
-    model.train()
-    spent = math.inf
-    try:
-        for _ in range(2):
-            start = time.perf_counter()
-            with torch.autocast(model.device.type, dtype, enabled=dtype is not None), torch.set_grad_enabled(gradients):
-                loss = objective(model, part)
-            if gradients:
-                loss.total.backward()
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
-            spent = time.perf_counter() - start
-    finally:
-        model.train(was_training)
-        for parameter in model.parameters():
-            parameter.grad = None
-    return spent / part.input_ids.numel(), part.input_ids.numel()
-
-
-def _short(batch: Batch) -> Batch:
-    """Its first columns."""
-    from dataclasses import fields
-
-    import torch
-
-    shape = batch.input_ids.shape
-    changes = {}
-    for field in fields(batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, torch.Tensor) and value.shape == shape:
-            changes[field.name] = value[:, :MEASURED_TOKENS]
-    return replace(batch, **changes)
-
-
-def time_lines(parts: Iterable[tuple[str, int, float, int]]) -> list[str]:
-    """How long a run will take, for people.
-
-    Args:
-        parts: name, positions, seconds for each, and on how many that was measured.
-    """
-    found = list(parts)
-    lines = [f"  {name}: {duration(tokens * each)} ({tokens:,} tokens at {rate(1 / each)}, measured on {measured:,})"
-             for name, tokens, each, measured in found if tokens]  # fmt: skip
-    whole = duration(sum(tokens * each for _, tokens, each, _ in found))
-    return [f"Time: about {whole}, from one example computed here:", *lines]
-
-
-NOTHING_WRITTEN = "A dry run: nothing was trained and nothing was written."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -30,8 +29,8 @@ from yeoul.data.loader import PackedLoader
 from yeoul.errors import UserError
 from yeoul.evaluate.energy import Energy, Meter, stretched, total
 from yeoul.files import new_file, write_json
-from yeoul.model.checkpoint import stays_fp32
-from yeoul.model.decoder import Decoder, skeleton
+from yeoul.model.decoder import Decoder
+from yeoul.recipes.saving import merged_model
 from yeoul.safe_json import read
 from yeoul.train.config import TrainConfig
 from yeoul.train.distill import alignment_objective, distillation_objective
@@ -211,7 +210,7 @@ def run_stages(
         with _EnergyNotes(run_dir, student.device) as notes:
             result = notes.result = train(
                 student, make_loader(number), recipe.objective(stage, teacher), settings, run_dir,
-                save_model=lambda target: save_model(plain(student), target), validate=validate, name=stage,
+                save_model=lambda target: save_model(merged_model(student), target), validate=validate, name=stage,
                 identity={**identity, **recipe.identity(stage)}, rates=recipe.rates(stage),
             )  # fmt: skip
         kept, best = _take_best(student, result, values["loss"], before)
@@ -301,14 +300,6 @@ def _start(
     return values
 
 
-def weights_digest(model: Decoder) -> str:
-    """A fingerprint of a model's weights: a resumed run must have the same teacher."""
-    digest = hashlib.sha256()
-    for _, tensor in sorted(model.state_dict().items()):
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 # -- what is trained
 
 
@@ -347,27 +338,6 @@ def merge(student: Decoder) -> None:
         weight = dense(layer.base)
         weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
     merge_and_unload(student).requires_grad_(False)
-
-
-def plain(model: Decoder, dtype: torch.dtype | None = None) -> Decoder:
-    """The model as it is saved: low-rank parts merged, weights in `dtype`; what need not change is shared.
-
-    Args:
-        model: with adapters or without.
-        dtype: of the weights; None leaves them, and what stays fp32 in a checkpoint always does.
-    """
-    tensors = {name.replace(".base.", "."): tensor for name, tensor in model.state_dict().items()}
-    for path, layer in lora_layers(model).items():
-        for name in [name for name in tensors if name.startswith(f"{path}.adapters.")]:
-            del tensors[name]
-        if layer.active is not None:
-            with torch.no_grad():
-                tensors[f"{path}.weight"] = layer.adapter(layer.active).merged_weight(dense(layer.base))
-    if dtype is not None:
-        tensors = {name: t if stays_fp32(name) else t.to(dtype) for name, t in tensors.items()}
-    result = skeleton(model.config)
-    result.load_state_dict(tensors, assign=True)
-    return result.requires_grad_(False).eval()
 
 
 # -- which state is kept

@@ -1,12 +1,13 @@
-"""Text to token shards, and the score on held-out text: what every training verb needs before its own work."""
+"""Text to token shards, and the score on held-out text: what every training needs before its own work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
+from yeoul.recipes.options import Say, TextOptions, silent
 from yeoul.units import count, size
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def token_shards(
     join_by: str | None = None,
     reading: Reading | None = None,
     val_fraction: float = 0.0,
+    say: Say = silent,
 ) -> tuple[TokenShards, TokenShards | None]:
     """Training and validation tokens of some text; what lies in `folder` already is used again where it fits.
 
@@ -38,6 +40,10 @@ def token_shards(
     from yeoul.data.records import read_documents
     from yeoul.data.shards import build_shards
     from yeoul.data.sources import source_key
+
+    def progress(documents: int, tokens: int, num_bytes: int) -> None:
+        if documents % 20_000 == 0:
+            say(f"  {count(documents, 'document')}, {count(tokens, 'token')} ({size(num_bytes)})")
 
     reading = reading or Reading()
     if tokenizer.framing.separator is None:
@@ -52,13 +58,22 @@ def token_shards(
         val_fraction,
         begin=tokenizer.framing.begin,
         source_key=source_key(data, text_column=text_column, join_by=join_by, reading=reading),
-        progress=_report_tokens,
+        progress=progress,
     )
 
 
-def _report_tokens(documents: int, tokens: int, num_bytes: int) -> None:
-    if documents % 20_000 == 0:
-        print(f"  {count(documents, 'document')}, {count(tokens, 'token')} ({size(num_bytes)})", flush=True)
+def train_and_val_shards(
+    data: str, options: TextOptions, out: Path, tokenizer: Tokenizer, say: Say = silent
+) -> tuple[TokenShards, TokenShards | None]:
+    """Training and validation tokens of a run, from OUT/data and OUT/val_data when they are there already."""
+    columns: dict[str, Any] = {
+        "text_column": options.text_column, "join_by": options.join_by, "reading": options.reading, "say": say,
+    }  # fmt: skip
+    if options.val_data is None:
+        return token_shards(data, out / "data", tokenizer, **columns, val_fraction=options.val_fraction)
+    train, _ = token_shards(data, out / "data", tokenizer, **columns)
+    val, _ = token_shards(options.val_data, out / "val_data", tokenizer, **columns)
+    return train, val
 
 
 def held_out(
@@ -86,12 +101,3 @@ def validation(
         return {key: value for key, value in values.items() if value is not None}
 
     return validate
-
-
-def save_folder(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> None:
-    """Model and tokenizer as one Hugging Face folder, written in place."""
-    from yeoul.model.checkpoint import save_model
-
-    save_model(model, folder)
-    if tokenizer is not None:
-        tokenizer.save(folder)

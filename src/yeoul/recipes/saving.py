@@ -1,0 +1,53 @@
+"""A model as it is saved: adapters merged, in the number type of its files, its tokenizer beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from yeoul.adapt.lora.api import lora_layers
+from yeoul.adapt.lora.layers import dense
+from yeoul.model.checkpoint import save_model, stays_fp32
+from yeoul.model.decoder import Decoder, skeleton
+
+if TYPE_CHECKING:
+    from yeoul.text.tokenizer import Tokenizer
+
+
+def save_folder(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Model and tokenizer as one Hugging Face folder, written in place."""
+    save_model(model, folder)
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def merged_model(model: Decoder, dtype: torch.dtype | None = None) -> Decoder:
+    """The model with its low-rank parts merged and its weights in `dtype`; what need not change is shared.
+
+    Args:
+        model: with adapters or without.
+        dtype: of the weights; None leaves them, and what stays fp32 in a checkpoint always does.
+    """
+    tensors = {name.replace(".base.", "."): tensor for name, tensor in model.state_dict().items()}
+    for path, layer in lora_layers(model).items():
+        for name in [name for name in tensors if name.startswith(f"{path}.adapters.")]:
+            del tensors[name]
+        if layer.active is not None:
+            with torch.no_grad():
+                tensors[f"{path}.weight"] = layer.adapter(layer.active).merged_weight(dense(layer.base))
+    if dtype is not None:
+        tensors = {name: t if stays_fp32(name) else t.to(dtype) for name, t in tensors.items()}
+    result = skeleton(model.config)
+    result.load_state_dict(tensors, assign=True)
+    return result.requires_grad_(False).eval()
+
+
+def weights_digest(model: Decoder) -> str:
+    """A fingerprint of a model's weights: a resumed run must start from the same ones."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted(model.state_dict().items()):
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
