@@ -104,7 +104,7 @@ def main() -> None:
             values = [run[key] for run in found]
             cells.append(f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})")
         print(f"{name:<14}{cells[0]:>22}{cells[1]:>22}{max(run['peak'] for run in found):>16.2f}")
-    from yeoul.commands.results import machine_facts
+    from yeoul.recipes.machine import machine_facts
 
     result = {"command": " ".join(["python", *sys.argv]), "machine": machine_facts(), "runs": runs}
     arguments.json.parent.mkdir(parents=True, exist_ok=True)

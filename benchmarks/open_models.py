@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from yeoul.adapt.linearize import Alignment, Conversion, train_everything, train_only_maps
-from yeoul.commands.info import cache_bytes
-from yeoul.commands.linearize import Config
 from yeoul.data.batch import Batch
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config
 from yeoul.ops import blocks
+from yeoul.recipes.caches import cache_bytes
+from yeoul.recipes.linearize.config import StageOptions
 
 BF16_PEAK = 989e12
 """Products and sums a second of dense bfloat16 matrices, H100 and H200 SXM (NVIDIA's data sheets: 1,979 with sparsity,
@@ -193,7 +193,7 @@ def hours(teacher: ModelConfig, student: ModelConfig, context: int) -> dict[str,
     converted = student.attention.count("hybrid")
     linear = converted * linear_operations(H, G, D, student.feature_map.size(D), CHUNK)
     projected = converted * 4 * H * D * teacher.hidden_size  # the error behind the output projection, and its gradient
-    align, finetune = Config.align_share * TOKENS, Config.finetune_share * TOKENS
+    align, finetune = StageOptions.align_share * TOKENS, StageOptions.finetune_share * TOKENS
     distil = TOKENS - align - finetune
     aligned = 2 * weights + projected, 3 * linear  # of a token: in bfloat16, in float32
     bf16 = align * aligned[0] + distil * (2 + 8) * weights + finetune * 8 * weights

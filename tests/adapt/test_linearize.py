@@ -161,12 +161,12 @@ def test_without_a_budget_the_text_decides_and_the_choices_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from yeoul.cli import main
-    from yeoul.commands import linearize
+    from yeoul.recipes.linearize import run as linearize
 
     def stop(*args: object, **options: object) -> None:
         raise UserError("stopped here")
 
-    monkeypatch.setattr("yeoul.recipes.linearize.stages.run_stages", stop)
+    monkeypatch.setattr(linearize, "run_stages", stop)
     command = f"linearize {tiny_folder} --data builtin:100KB --context 32 --out {tmp_path}/run"
     assert main(command.split()) == 2
     said = capsys.readouterr().out

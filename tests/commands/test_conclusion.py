@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from yeoul.commands.conclusion import _energy, cost_table
 from yeoul.evaluate.energy import Energy
+from yeoul.recipes.linearize.tables import cost_table, total_energy
 
 
 def stage(tokens: int, seconds: float, **energy: object) -> dict[str, object]:
@@ -24,7 +24,7 @@ def test_each_stage_and_all_together_with_how_the_energy_is_known() -> None:
     assert lines[1].split()[1:7] == ["3,000", "1", "min", "0", "s", "50"] and lines[2].endswith("about 2.4 kJ")
     assert lines[3].split()[1:7] == ["12,000", "3", "min", "0", "s", "67"] and lines[3].endswith("about 3.6 kJ")
     assert lines[4].endswith("about 3.6 kJ, not measured: 20 W were assumed.")
-    assert _energy(stages).seconds == 180
+    assert total_energy(stages).seconds == 180
 
 
 def test_what_was_measured_is_said_to_be() -> None:

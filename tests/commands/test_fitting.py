@@ -178,7 +178,7 @@ def test_pairs_that_are_compared_within_their_batch_stay_together(home: Path, tm
 def test_linearize_takes_smaller_parts_and_then_a_shorter_context(
     home: Path, tmp_path: Path, memory: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from yeoul.commands import linearize_fit
+    from yeoul.recipes.linearize import memory as needs
 
     command = ["linearize", str(home / "softmax"), *LINEARIZE, "--dry-run", "--out", str(tmp_path / "run")]
     memory(10**12)
@@ -186,7 +186,7 @@ def test_linearize_takes_smaller_parts_and_then_a_shorter_context(
     said = capsys.readouterr().out
     (amount, unit, phase) = re.search(r"about ([\d.]+) (MiB) at most, in (\w+)", said).groups()  # type: ignore[union-attr]
     assert unit == "MiB" and phase in ("align", "distil", "calibration", "the", "validation")
-    monkeypatch.setattr(linearize_fit, "SHORTEST", 8)
+    monkeypatch.setattr(needs, "SHORTEST", 8)
     open_context = [word for word in command if word not in ("--context", "32")]
     for free in [int(float(amount) * 2**20 * share) for share in (1.0, 0.8, 0.6, 0.4, 0.3, 0.2)]:
         memory(free)

@@ -11,7 +11,6 @@ from torch import Tensor
 import yeoul
 from models import VOCAB, make, rms_ratio
 from yeoul.adapt.linearize import Alignment, Conversion, convert, train_everything, train_only_maps
-from yeoul.commands import linearize
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
 from yeoul.evaluate.ablations import parts
@@ -21,6 +20,7 @@ from yeoul.model.checkpoint import save_model
 from yeoul.model.config import FeatureMapConfig
 from yeoul.model.decoder import skeleton
 from yeoul.model.delta import DeltaDiJiangAttention
+from yeoul.recipes.linearize.config import ConversionOptions
 from yeoul.train.distill import alignment_objective
 
 OWN = (
@@ -238,13 +238,13 @@ def test_parts_removed_are_what_they_say() -> None:
 
 
 def test_the_commands_flag_reaches_the_model() -> None:
-    config = linearize.Config("model", state_update="delta")
-    assert linearize.conversion(config).apply(make("softmax").config).state_update == "delta"
-    assert linearize.conversion(linearize.Config("model")).state_update == "delta"
-    alone = linearize.conversion(linearize.Config("model", attention="dijiang"))
+    made = lambda **flags: ConversionOptions(**flags).conversion()  # noqa: E731
+    assert made(state_update="delta").apply(make("softmax").config).state_update == "delta"
+    assert made().state_update == "delta"
+    alone = made(attention="dijiang")
     assert (alone.state_update, alone.feature_map.name, alone.short_conv) == ("delta", "fourier", 4)
     for other in (dict(map="dijiang"), dict(decay="learned"), dict(kernel="exp")):
-        assert linearize.conversion(linearize.Config("model", **other)).state_update == "additive"
+        assert made(**other).state_update == "additive"
 
 
 def test_what_has_no_meaning_is_refused() -> None:

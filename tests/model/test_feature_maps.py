@@ -23,6 +23,7 @@ from yeoul.model.config import FEATURE_MAPS, FeatureMapConfig, ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.model.dijiang import DiJiangAttention
 from yeoul.model.feature_maps import FeatureMap, make_feature_map
+from yeoul.recipes.linearize.run import learns_alone
 
 D, G = 8, 3
 POSITIVE = [name for name in FEATURE_MAPS if name != "fourier"]  # which tests/model/test_delta.py has
@@ -256,18 +257,18 @@ def test_numbers_of_features_that_a_map_cannot_have(name: str, features: int) ->
 def test_the_flag_and_its_file(tmp_path: Path) -> None:
     config = parse_flags(linearize.Config, ["runs/ko", "--map", "hedgehog"], program="yeoul linearize")
     assert config is not None
-    assert linearize.conversion(config).feature_map == FeatureMapConfig(name="hedgehog")
+    assert config.settings.conversion.conversion().feature_map == FeatureMapConfig(name="hedgehog")
     save_config(config, tmp_path / "config.yaml")
     assert load_config(linearize.Config, tmp_path / "config.yaml") == config
     plain = parse_flags(linearize.Config, ["runs/ko"], program="yeoul linearize")
     assert plain is not None
-    assert linearize.conversion(plain).feature_map == FeatureMapConfig(name="fourier", separate=True)
+    assert plain.settings.conversion.conversion().feature_map == FeatureMapConfig(name="fourier", separate=True)
     alone = parse_flags(linearize.Config, ["runs/ko", "--attention", "dijiang"], program="yeoul linearize")
     assert alone is not None
-    assert linearize.conversion(alone).feature_map == FeatureMapConfig(name="fourier", separate=True)
+    assert alone.settings.conversion.conversion().feature_map == FeatureMapConfig(name="fourier", separate=True)
     wrong = parse_flags(linearize.Config, ["m", "--map", "performer", "--kernel", "softmax"], program="yeoul linearize")
     with pytest.raises(UserError, match="performer"):
-        linearize.conversion(wrong)
+        wrong.settings.conversion.conversion()
 
 
 def test_nothing_to_align_is_known_before_training() -> None:
@@ -279,4 +280,4 @@ def test_nothing_to_align_is_known_before_training() -> None:
             vocab_size=9, hidden_size=16, num_layers=1, num_heads=2, attention=(attention,),
             feature_map=FeatureMapConfig(name=name),
         )  # fmt: skip
-        assert linearize._learns_alone(Decoder(config)) == expected, (name, attention)
+        assert learns_alone(Decoder(config)) == expected, (name, attention)

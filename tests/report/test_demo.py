@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from report.reading import foreign, seen
-from yeoul.commands import demo, linearize, plan, pretrain
-from yeoul.commands.results import collect, linear_results
+from yeoul.commands import demo as command
+from yeoul.commands import linearize, pretrain
 from yeoul.config import parse_flags
 from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.recipes.command_line import command_line
+from yeoul.recipes.demo import budget as plan
+from yeoul.recipes.demo import run as demo
+from yeoul.recipes.demo.config import DemoConfig
+from yeoul.recipes.demo.report import collect, linear_results
 from yeoul.report import plots
 from yeoul.train.config import TrainConfig
 from yeoul.train.loss import language_model_objective
@@ -54,13 +58,14 @@ def test_measuring_leaves_the_weights_alone():
 
 
 def test_command_lines_give_the_same_configuration(tmp_path):
-    config = demo.Config(out=tmp_path / "a b", seed=3)
-    settings, linear = demo._pretrain_config(config, PLAN), demo._linear_config(config, PLAN)
+    config, out = DemoConfig(seed=3), tmp_path / "a b"
+    settings, linear = demo.pretrain_config(config, out, PLAN), demo.linearize_config(config, PLAN)
     for verb, module, words, made in (
         ("pretrain", pretrain, command_line("pretrain", "a b.txt", settings=settings, out="runs/x y"),
          pretrain.Config("a b.txt", out=Path("runs/x y"), settings=settings)),
-        ("linearize", linearize, command_line("linearize", settings=linear), linear),
-        ("demo", demo, command_line("demo", settings=config), config),
+        ("linearize", linearize, command_line("linearize", "m", settings=linear),
+         linearize.Config("m", settings=linear)),
+        ("demo", command, demo.demo_command(config, out), command.Config(out=out, settings=config)),
     ):  # fmt: skip
         assert shlex.split(words)[:2] == ["yeoul", verb]
         assert parse_flags(module.Config, shlex.split(words)[2:], program=f"yeoul {verb}") == made
@@ -70,22 +75,23 @@ def test_refuses_what_is_not_a_demo(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="not a demo folder"):
-            demo.run(demo.Config(out=tmp_path, overwrite=overwrite))
+            demo.demo(out=tmp_path, overwrite=overwrite)
     with pytest.raises(UserError, match="not a folder"):
-        demo.run(demo.Config(out=tmp_path / "thesis.txt"))
+        demo.demo(out=tmp_path / "thesis.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(UserError, match="--minutes"):
-        demo.Config(minutes=0)
+        DemoConfig(minutes=0)
 
 
 def test_an_unfinished_demo_goes_on_only_with_its_settings(tmp_path):
-    assert demo._begin(demo.Config(out=tmp_path / "x", seed=1))["settings"] == {"minutes": 5.0, "seed": 1}
+    out = tmp_path / "x"
+    assert demo.begin(DemoConfig(seed=1), out)["settings"] == {"minutes": 5.0, "seed": 1}
     with pytest.raises(UserError, match="--minutes 5.0 --seed 1"):
-        demo._begin(demo.Config(out=tmp_path / "x", seed=2))
-    (tmp_path / "x" / "demo.json").write_text("{")
+        demo.begin(DemoConfig(seed=2), out)
+    (out / "demo.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        demo._begin(demo.Config(out=tmp_path / "x", seed=1))
-    assert demo._begin(demo.Config(out=tmp_path / "x", seed=2, overwrite=True))["settings"]["seed"] == 2
+        demo.begin(DemoConfig(seed=1), out)
+    assert demo.begin(DemoConfig(seed=2), out, overwrite=True)["settings"]["seed"] == 2
 
 
 def test_an_unfinished_linearize_run_is_named(tmp_path):
@@ -94,6 +100,13 @@ def test_an_unfinished_linearize_run_is_named(tmp_path):
     (tmp_path / "linearize.json").write_text("[")
     with pytest.raises(UserError, match=r"is not JSON.*linearize\.json.*linearize. again"):
         linear_results(tmp_path)
+
+
+def raising(error):
+    def work(*_):
+        raise error
+
+    return work
 
 
 def test_a_small_demo_from_beginning_to_end(tmp_path, monkeypatch, capsys):
@@ -110,16 +123,16 @@ def test_a_small_demo_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan, "plan_pretraining", lambda *a: {**whole(*a), **few})
     linear = plan.plan_linearizing
     monkeypatch.setattr(plan, "plan_linearizing", lambda *a: {**linear(*a), "linear_tokens": 128 * 24})
-    config = demo.Config(out=out, minutes=0.2)
+    config = command.Config(out=out, settings=DemoConfig(minutes=0.2))
 
-    monkeypatch.setitem(demo._WORK, "write", lambda *_: 130)  # as after Ctrl-C
-    assert demo.run(config) == 130
+    monkeypatch.setattr(demo._Demo, "write", raising(KeyboardInterrupt))  # Ctrl-C
+    assert command.run(config) == 130
     assert "To continue: yeoul demo" in capsys.readouterr().out
     monkeypatch.undo()
     monkeypatch.setattr(demo, "QUESTIONS", 2)
     monkeypatch.setattr(demo, "SAMPLING", {**demo.SAMPLING, "max_tokens": 4})
     monkeypatch.setattr(plots, "available", lambda: False)  # drawing is tested elsewhere
-    assert demo.run(config) == 0
+    assert command.run(config) == 0
     said = capsys.readouterr().out
     assert "[3/5]" in said and "already done" in said and "What to try next" in said
     state = json.loads((out / "demo.json").read_text(encoding="utf-8"))
@@ -133,5 +146,5 @@ def test_a_small_demo_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     for language in ("en", "ko"):
         assert len(seen(page, language)) > 100 and foreign(page, language) == []
     assert (out / "linear" / "model" / "tokenizer.json").is_file()
-    assert demo.run(config) == 0
+    assert command.run(config) == 0
     assert "--overwrite" in capsys.readouterr().out

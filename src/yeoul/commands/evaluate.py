@@ -303,7 +303,7 @@ def _recall(config: Config, model: Decoder, tokenizer: Tokenizer) -> RecallScore
     from itertools import islice
 
     from yeoul.data.corpus import generate_recall
-    from yeoul.evaluate.recall import score_recall
+    from yeoul.evaluate.recall import RECALL_SEED, score_recall
 
     items = list(islice(generate_recall(seed=RECALL_SEED), 8 * config.recall))
     return score_recall(
@@ -315,10 +315,6 @@ def _recall(config: Config, model: Decoder, tokenizer: Tokenizer) -> RecallScore
         context=config.context,
         batch_size=config.batch_size,
     )
-
-
-RECALL_SEED = 20_240_328
-"""Far from the small seeds of the training text, so that the questions are new ones."""
 
 
 def describe(values: dict[str, Any]) -> str:

@@ -31,6 +31,10 @@ Method = Literal["rank", "generate"]
 Item = tuple[str, str]
 
 
+RECALL_SEED = 20_240_328
+"""Far from the small seeds of the training text, so that the questions are new ones."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecallScore:
     """Share of the questions answered right.

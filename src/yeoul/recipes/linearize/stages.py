@@ -30,6 +30,8 @@ from yeoul.errors import UserError
 from yeoul.evaluate.energy import Energy, Meter, stretched, total
 from yeoul.files import new_file, write_json
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.linearize.config import Stage, Trained
+from yeoul.recipes.options import Say, progress_line
 from yeoul.recipes.saving import merged_model
 from yeoul.safe_json import read
 from yeoul.train.config import TrainConfig
@@ -40,9 +42,6 @@ from yeoul.train.loss import Objective, language_model_objective
 from yeoul.train.optim import Rates, trainable_parameters
 from yeoul.train.runstate import standing
 from yeoul.units import count
-
-Stage = Literal["align", "distil", "finetune"]
-Trained = Literal["maps", "attention", "all", "low-rank", "low-rank-all"]
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -172,7 +171,7 @@ def run_stages(
     save_model: Callable[[Decoder, Path], None],
     validate: Callable[[], dict[str, float]],
     identity: Mapping[str, object],
-    say: Callable[[str], None] = lambda text: print(text, flush=True),
+    say: Say = print,
 ) -> dict[str, StageResult]:
     """Runs each stage, or passes it where it is finished; called again after any stop it goes on.
 
@@ -212,6 +211,7 @@ def run_stages(
                 student, make_loader(number), recipe.objective(stage, teacher), settings, run_dir,
                 save_model=lambda target: save_model(merged_model(student), target), validate=validate, name=stage,
                 identity={**identity, **recipe.identity(stage)}, rates=recipe.rates(stage),
+                progress=progress_line(stage, settings.steps, say),
             )  # fmt: skip
         kept, best = _take_best(student, result, values["loss"], before)
         merge(student)

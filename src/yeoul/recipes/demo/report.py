@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError
+from yeoul.recipes.machine import machine_facts
 from yeoul.report.content import Text, Words
 from yeoul.safe_json import read_object
-from yeoul.units import size
 
 if TYPE_CHECKING:
     from yeoul.model.decoder import Decoder
@@ -156,26 +156,6 @@ def configurations(pretrained: Path | None, linear: Path) -> dict[str, dict[str,
             found[name] = read_yaml(folder / "config.yaml")
     found["model"] = load_config(model_folder(linear)).to_dict()
     return found
-
-
-def machine_facts() -> tuple[tuple[str, str], ...]:
-    """What the figures were measured on, in words."""
-    from yeoul import __version__, runtime
-
-    facts = runtime.machine()
-    lines = [
-        ("processor", facts["cpu"]),
-        ("usable cores", str(facts["cores"])),
-        ("instruction sets", ", ".join(facts["features"]) or "none that matter"),
-        ("threads", str(facts["threads"])),
-        ("memory", size(facts["memory"])),
-        ("GPU", ", ".join(facts["gpus"])),
-        (
-            "software",
-            f"Yeoul {__version__}, torch {facts['torch']}, Python {facts['python']}, {facts['system']}",
-        ),
-    ]
-    return tuple((name, value) for name, value in lines if value)
 
 
 def samples(

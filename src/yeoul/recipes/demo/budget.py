@@ -17,9 +17,9 @@ from yeoul.units import duration
 if TYPE_CHECKING:
     import torch
 
-    from yeoul.commands import linearize
     from yeoul.data.batch import Batch
     from yeoul.model.decoder import Decoder
+    from yeoul.recipes.linearize.config import LinearizeConfig
     from yeoul.recipes.pretrain.config import PretrainConfig
     from yeoul.train.config import TrainConfig
     from yeoul.train.loss import Objective
@@ -125,40 +125,31 @@ def plan_pretraining(
     return chosen
 
 
-def plan_linearizing(config: linearize.Config, plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
+def plan_linearizing(teacher: Decoder, config: LinearizeConfig, plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
     """The token budget of all stages that fits into the time left before writing and the report."""
-    import yeoul
     from yeoul.adapt.linearize import Alignment, convert, train_everything, train_only_maps
-    from yeoul.commands.linearize import plan as stages_of
-    from yeoul.commands.linearize_choice import conversion
     from yeoul.train.distill import alignment_objective, distillation_objective
     from yeoul.train.loss import language_model_objective
 
-    teacher, _ = yeoul.load(config.model, dtype="float32")
+    batch_size = config.habits.batch_size
     teacher.requires_grad_(False)
-    student = convert(teacher, conversion(config))
-    settings = stages_of(replace(config, tokens=10**9), plan["context"])
+    student = convert(teacher, config.conversion.conversion(config.habits.seed))
     objectives: dict[str, Objective] = {
         "align": alignment_objective(Alignment(teacher)),
         "distil": distillation_objective(teacher),
         "finetune": language_model_objective,
     }
-    shares = {
-        "align": config.align_share,
-        "distil": 1 - config.align_share - config.finetune_share,
-        "finetune": config.finetune_share,
-    }
-    cost = 0.0
-    for stage, train_config in settings.items():
+    shares, cost = config.training.shares, 0.0
+    for stage, train_config in config.planned(10**9, plan["context"]).items():
         (train_only_maps if stage == "align" else train_everything)(student)
         cost += shares[stage] * seconds_per_token(student, objectives[stage], train_config)
     forward = 1 / plan["tokens_per_second"] / 3
     _, speed_seconds = speed_contexts(forward, 0.1 * clock.budget)
     other = (6 + 3) * plan["val_tokens"] * forward * 1.3 + speed_seconds + 4
-    least = 40 * config.batch_size * plan["context"]
+    least = 40 * batch_size * plan["context"]
     tokens = max(least, int((clock.remaining() - other - WRITING - REPORT) / cost))
     clock.estimates["linearize"] = time.monotonic() - clock._step_start + tokens * cost + other
-    steps = tokens // (config.batch_size * plan["context"])
+    steps = tokens // (batch_size * plan["context"])
     return {"linear_tokens": tokens, "linear_log_every": max(1, steps // 300)}
 
 

@@ -1,0 +1,325 @@
+"""Settings of `yeoul.linearize`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+from cyclopts import Parameter
+
+from yeoul.config import Settings
+from yeoul.errors import UserError
+from yeoul.recipes.options import TextOptions
+from yeoul.train.config import (  # the first three, because cyclopts looks up here what inherited fields are
+    DTypeName,  # noqa: F401
+    OptimizerName,  # noqa: F401
+    Schedule,  # noqa: F401
+    TrainConfig,
+    TrainHabits,
+)
+
+if TYPE_CHECKING:
+    from yeoul.adapt.linearize import Conversion
+
+Stage = Literal["align", "distil", "finetune"]
+Trained = Literal["maps", "attention", "all", "low-rank", "low-rank-all"]
+LEAST_PATIENCE = 10
+"""Steps of the shortest window in which a stage's loss is averaged."""
+LARGEST_VALIDATION, LEAST_VALIDATION = 200_000, 4096
+"""Tokens of a validation when none are given."""
+LARGEST_BUDGET, MOST_PASSES = 2_000_000, 4
+"""Budget when none is given: so many tokens, but at most so many passes over the text; further ones teach little
+(Muennighoff and others 2023)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionOptions:
+    """What becomes of the softmax layers."""
+
+    attention: Literal["hybrid", "dijiang"] = "hybrid"
+    """hybrid: a softmax window and linear attention over what came before it; dijiang: linear attention alone."""
+    window: int = 64
+    """Positions of the hybrid's window."""
+    sinks: int = 4
+    """Number of first positions that the hybrid's softmax always sees (attention sinks; none where the model has
+    sliding layers, which would see them too)."""
+    keep_softmax: str = "0"
+    """Number of layers that stay softmax, those that need distant text most; auto: as few as account for half of what
+    distance is worth, at most a quarter of the layers. Their caches keep growing."""
+    softmax_layers: tuple[int, ...] = ()
+    """Layers that stay softmax, by number, counted from 0; instead of --keep-softmax."""
+    map: (
+        Literal["dijiang", "performer", "pff", "wpff", "dcf", "wdcf", "dijiang-code", "hedgehog", "elu", "fourier"]
+        | None
+    ) = None
+    """Feature map; when not given, fourier with the delta rule, else dijiang. The settings below default to what the
+    map uses."""
+    features: int | None = None
+    """Features per head; when not given, twice the head size, once where the map has no pairs, eight times with
+    fourier."""
+    kernel: Literal["softmax", "exp"] | None = None
+    """Feature kernel: softmax normalises the features of each vector, exp estimates the softmax kernel."""
+    radii: Literal["chi", "normal"] | None = None
+    """Distribution of the frequencies."""
+    sequence: Literal["sobol", "stratified", "random"] | None = None
+    """Points behind the frequencies: quasi-Monte Carlo (sobol, stratified) or random."""
+    learn: tuple[Literal["weights", "frequencies", "directions"], ...] | None = None
+    """Which parts of the feature map are trained."""
+    decay: Literal["none", "fixed", "learned", "gated"] = "none"
+    """Decay of the linear state: fixed or learned per head, or per token by a learned gate."""
+    separate_maps: bool | None = None
+    """Give queries and keys separate maps; when not given, only with fourier."""
+    mass: Literal["constant", "learned"] = "constant"
+    """Overall weight of a key or query: the same for the whole head, or learned from the vector."""
+    calibrate: bool = True
+    """Set maps, masses and decays in closed form from the teacher's queries and keys before training."""
+    state_update: Literal["additive", "delta"] | None = None
+    """How the state takes in a token: additive sums, delta corrects (the gated delta rule, with its own decay). When
+    not given, delta if neither a map nor a decay is given, else additive."""
+    short_conv: int | None = None
+    """Width in positions of a convolution over queries, keys and values, 0 for none; when not given, 4 in purely linear
+    attention and with the delta rule, none for sums beside a window."""
+
+    def __post_init__(self) -> None:
+        if self.sinks < 0:
+            raise UserError(f"{self.sinks} is out of range", "--sinks")
+        if self.keep_softmax != "auto" and not self.keep_softmax.isdecimal():
+            raise UserError(f"{self.keep_softmax!r} is neither a number of layers nor auto", "--keep-softmax")
+        if self.keep_softmax != "0" and self.softmax_layers:
+            raise UserError("both --keep-softmax and --softmax-layers are given", fix="leave one of them out")
+
+    @property
+    def linear_part(self) -> tuple[str, str]:
+        """Feature map and state update, given or chosen: what kept most of the far context."""
+        chosen = self.map in (None, "fourier") and self.decay == "none"
+        chosen = chosen and self.kernel is None and self.mass == "constant"
+        update = self.state_update or ("delta" if chosen else "additive")
+        return self.map or ("fourier" if update == "delta" and chosen else "dijiang"), update
+
+    def conversion(self, seed: int = 0, kept: tuple[int, ...] = (), context: int | None = None) -> Conversion:
+        """The `Conversion` that the settings describe.
+
+        Args:
+            seed: of the frequencies.
+            kept: layers that stay softmax; those of --softmax-layers where it is empty.
+            context: tokens of a sequence that is trained on.
+        """
+        from yeoul.adapt.linearize import Conversion
+        from yeoul.model.config import FeatureMapConfig
+
+        name, update = self.linear_part
+        feature_map = FeatureMapConfig(
+            name=name, features=self.features, decay=self.decay, seed=seed,
+            kernel=self.kernel, radii=self.radii, sequence=self.sequence, learn=self.learn,  # type: ignore[arg-type]
+            separate=name == "fourier" if self.separate_maps is None else self.separate_maps, mass=self.mass,
+        )  # fmt: skip
+        convolved = self.attention == "dijiang" or update == "delta"
+        return Conversion(
+            attention=self.attention, window=self.window, sinks=self.sinks, feature_map=feature_map,
+            keep_softmax=kept or self.softmax_layers, state_update=update,
+            short_conv=4 * convolved if self.short_conv is None else self.short_conv, trained_context=context,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """What the stages train, how fast, and what share of the budget each has."""
+
+    stages: tuple[Literal["align", "distil", "finetune"], ...] = ("align", "distil", "finetune")
+    """Stages to run; they divide the whole budget in proportion to their shares."""
+    align_share: float = 0.1
+    """Share of the budget for the first stage."""
+    finetune_share: float = 0.0
+    """Share of the budget for the last stage, cross-entropy on the text; distillation takes the rest."""
+    align_lr: float = 5e-3
+    """Peak learning rate of the feature maps in the first stage."""
+    lr: float = 1e-4
+    """Peak learning rate of the weights in the second stage."""
+    finetune_lr: float = 1e-4
+    """Peak learning rate in the last stage."""
+    map_lr: float = 5e-3
+    """Peak learning rate of feature maps, gates and convolutions in the second and third stage: new parts have further
+    to go than those taken over from the teacher."""
+    train_align: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "maps"
+    """What alignment trains: feature maps and gates (maps); the whole attention; all weights; or the maps and a
+    low-rank part of the attention (low-rank), or of attention and MLPs (low-rank-all)."""
+    train_distil: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "all"
+    """What distillation trains, likewise; all holds the weights in memory twice, for teacher and student."""
+    train_finetune: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "all"
+    """What the last stage trains, likewise."""
+    rank: int = 8
+    """Rank of the low-rank parts."""
+    align_on: Literal["outputs", "hidden"] = "outputs"
+    """Align each layer's attention on the teacher's inputs (outputs), or the whole model's hidden states (hidden)."""
+    temperature: float = 1.0
+    """Temperature of the distillation."""
+    kl_weight: float = 1.0
+    """Weight of the divergence from the teacher in distillation; the rest is cross-entropy on the text."""
+
+    def __post_init__(self) -> None:
+        for flag, share in (("--align-share", self.align_share), ("--finetune-share", self.finetune_share)):
+            if not 0 <= share <= 1:
+                raise UserError(f"{share} is not a share between 0 and 1", flag)
+        if self.align_share + self.finetune_share > 1:
+            raise UserError("the shares of the stages add up to more than 1", "--align-share, --finetune-share")
+        if not self.stages:
+            raise UserError("there is no stage to run", "--stages", f"choose from {', '.join(get_args(Stage))}")
+        for flag, value, ok in (
+            ("--rank", self.rank, self.rank >= 1), ("--temperature", self.temperature, 0 < self.temperature < 1000),
+            ("--kl-weight", self.kl_weight, 0 <= self.kl_weight <= 1), ("--map-lr", self.map_lr, 0 < self.map_lr < 100),
+        ):  # fmt: skip
+            if not ok:
+                raise UserError(f"{value} is out of range", flag)
+
+    @property
+    def trained(self) -> dict[Stage, Trained]:
+        """What each stage trains."""
+        return {"align": self.train_align, "distil": self.train_distil, "finetune": self.train_finetune}
+
+    @property
+    def shares(self) -> dict[Stage, float]:
+        """Of the budget."""
+        rest = 1 - self.align_share - self.finetune_share
+        return {"align": self.align_share, "distil": rest, "finetune": self.finetune_share}
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether a stage trains all weights, so that they are in memory five times."""
+        return any(what == "all" and stage in self.stages for stage, what in self.trained.items())
+
+    def plan(self, budget: int, common: TrainConfig) -> dict[Stage, TrainConfig]:
+        """Settings of the stages that get at least one step, in order.
+
+        Args:
+            budget: tokens of all of them together.
+            common: what they share.
+
+        Raises:
+            UserError: no stage gets a step.
+        """
+        rates: dict[Stage, float] = {"align": self.align_lr, "distil": self.lr, "finetune": self.finetune_lr}
+        budgets = [(stage, share, rates[stage]) for stage, share in self.shares.items() if stage in self.stages]
+        if not any(share for _, share, _ in budgets):
+            raise UserError(
+                "the chosen stages have no share of the budget", "--stages", "give --finetune-share or --align-share"
+            )
+        total = sum(share for _, share, _ in budgets)
+        planned: dict[Stage, TrainConfig] = {}
+        for stage, share, lr in budgets:
+            # A budget is not overspent.
+            steps = int(budget * share / total) // common.tokens_per_step if share > 0 else 0
+            if steps:
+                tokens = steps * common.tokens_per_step
+                planned[stage] = replace(common, tokens=tokens, lr=lr)
+        if not planned:
+            raise UserError(
+                f"a budget of {budget:,} tokens is less than one step of {common.tokens_per_step:,} in any stage",
+                "--tokens", "give more, or a smaller --batch-size or --context",
+            )  # fmt: skip
+        return planned
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearizeTraining(TrainHabits):
+    """How the stages are trained: `TrainConfig` without what the budget decides."""
+
+    context: int | None = None
+    """Tokens per sequence; when not given, the model's own length, but at most 2,048, or less if nothing else fits into
+    memory."""
+    warmup: float = 0.05
+    """Share of a stage's steps in which the learning rate rises linearly."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; embeddings, norms and biases have none."""
+    patience: int | None = None  # type: ignore[assignment]
+    """Steps between checks whether a stage still improves; a fifth of the stage when not given, 0 for no checks."""
+    seed: int = 0
+    """Seed of frequencies and of the order of the data."""
+    eval_every: int = 0
+    """Steps between validations within a stage; 0 validates only at its end."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    log_every: int = 5
+    """Steps between lines of metrics.jsonl."""
+    keep_last: int = 1
+    """Newest checkpoints of a stage to keep; the best by validation loss is kept beside them."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or (self.context is not None and self.context < 2):
+            raise UserError("a step needs at least one sequence of two tokens", "--batch-size, --context")
+        self.common(2)  # raises where a value is out of range
+
+    def common(self, context: int) -> TrainConfig:
+        """What all stages share, in sequences of so many tokens."""
+        habits = {f.name: getattr(self, f.name) for f in fields(TrainHabits)}
+        return TrainConfig(**(habits | {"patience": self.patience or 0}), context=context)
+
+    def patient(self, planned: Mapping[Stage, TrainConfig]) -> dict[Stage, TrainConfig]:
+        """The stages' settings with the patience that is given, or a fifth of each."""
+        if self.patience is not None:
+            return dict(planned)
+        return {stage: replace(s, patience=max(LEAST_PATIENCE, s.steps // 5)) for stage, s in planned.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What is measured meanwhile and at the end."""
+
+    val_tokens: int | None = None
+    """Score at most this many tokens in one validation; when not given, a tenth of the budget, but at least 4,096 and
+    at most 200,000."""
+    contexts: tuple[int, ...] = (512, 2048, 8192)
+    """Contexts at which tokens per second and cache are measured at the end."""
+    judge_tokens: int | None = None
+    """Held-out tokens on which the result is compared with the teacher and with the teacher cut to the window (gain
+    from long context, recall, free generation); 0 for no comparison, a quarter of a validation's when not given."""
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (("--judge-tokens", self.judge_tokens, 0), ("--val-tokens", self.val_tokens, 1)):
+            if value is not None and value < least:
+                raise UserError(f"{value} is out of range", flag)
+
+    def validation(self, budget: int) -> int:
+        """Tokens of a validation: it should take no longer than the training that it is for."""
+        if self.val_tokens is not None:
+            return self.val_tokens
+        return min(LARGEST_VALIDATION, max(LEAST_VALIDATION, budget // 10))
+
+    def comparison(self, budget: int) -> int:
+        """Tokens of the comparison at the end."""
+        chosen = replace(self, val_tokens=None).validation(budget) // 4
+        return chosen if self.judge_tokens is None else self.judge_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearizeConfig(Settings):
+    """Everything that decides what `yeoul.linearize` makes of a model.
+
+    `LinearizeConfig.of(window=128, tokens=500_000)` takes settings by the names of the flags.
+    """
+
+    tokens: int | None = None
+    """Token budget of all stages together; when not given, 2,000,000, but at most four passes over the text."""
+    teacher_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number type of the teacher's weights and of the student's frozen ones; auto: bfloat16 if both the products and
+    the model's files are bfloat16, else float32."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the saved weights; auto keeps that of the model's files."""
+    conversion: Annotated[ConversionOptions, Parameter(name="*")] = field(default_factory=ConversionOptions)
+    """What becomes of the softmax layers."""
+    training: Annotated[StageOptions, Parameter(name="*")] = field(default_factory=StageOptions)
+    """The stages."""
+    habits: Annotated[LinearizeTraining, Parameter(name="*")] = field(default_factory=LinearizeTraining)
+    """How they are trained."""
+    text: Annotated[TextOptions, Parameter(name="*")] = field(default_factory=TextOptions)
+    """The text."""
+    scoring: Annotated[ScoreOptions, Parameter(name="*")] = field(default_factory=ScoreOptions)
+    """What is measured."""
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and self.tokens < 1:
+            raise UserError(f"--tokens is {self.tokens}, but must be at least one step's tokens")
+
+    def planned(self, budget: int, context: int) -> dict[Stage, TrainConfig]:
+        """Settings of the stages, in order, for a budget in tokens and sequences of so many."""
+        return self.habits.patient(self.training.plan(budget, self.habits.common(context)))

@@ -1,0 +1,121 @@
+"""What a conversion came to: scores, the comparison with its teacher, speeds and caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from yeoul.adapt.linearize import Conversion, convert
+from yeoul.data.batch import Batch
+from yeoul.evaluate import speed
+from yeoul.evaluate.ablations import ablations, parts
+from yeoul.evaluate.compare import Budget, Comparison, TrainingCost, compare
+from yeoul.evaluate.perplexity import LMScore, score
+from yeoul.model.decoder import Decoder
+from yeoul.recipes.linearize.stages import StageResult
+from yeoul.recipes.linearize.tables import total_energy
+from yeoul.recipes.options import Say
+from yeoul.text.tokenizer import Tokenizer
+
+FULL_COMPARISON = 50_000
+"""Tokens of a comparison with all questions and continuations; one of fewer tokens has fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Of a converted model.
+
+    Attributes:
+        scores: of the teacher, the model, and the model without its parts, by name.
+        comparison: with the teacher, and with the teacher cut to the window; None where it was not wanted.
+        speeds: of both at each context.
+    """
+
+    scores: dict[str, LMScore]
+    comparison: Comparison | None
+    speeds: list[speed.SpeedRecord]
+
+
+class Evaluator:
+    """Measures a converted model against its teacher.
+
+    Args:
+        teacher: the softmax model.
+        student: converted, trained.
+        tokenizer: of both.
+        batches: makes the same batches of held-out text each time it is called.
+        dtype: of the products.
+        say: is told what is measured.
+    """
+
+    def __init__(
+        self,
+        teacher: Decoder,
+        student: Decoder,
+        tokenizer: Tokenizer,
+        batches: Callable[[], Iterable[Batch]],
+        dtype: torch.dtype,
+        say: Say,
+    ) -> None:
+        self.teacher, self.student, self.tokenizer = teacher, student, tokenizer
+        self.batches, self.dtype, self.say = batches, dtype, say
+
+    def scores(self, conversion: Conversion) -> dict[str, LMScore]:
+        """Loss and perplexity of the teacher, the model and its parts, and of the window without any training."""
+        lengths = self.tokenizer.byte_lengths()
+        self.say("Scoring the teacher, the converted model and its parts ...")
+        scores = {"teacher": score(self.teacher, self.batches(), lengths, dtype=self.dtype)}
+        scores |= ablations(self.student, self.batches, lengths, dtype=self.dtype)
+        if conversion.attention == "hybrid":
+            with parts(convert(self.teacher, conversion, share=True), linear=False) as untrained:
+                scores["teacher's weights, window only"] = score(untrained, self.batches(), lengths, dtype=self.dtype)
+        return scores
+
+    def comparison(
+        self, conversion: Conversion, stages: Mapping[str, StageResult], context: int, tokens: int
+    ) -> Comparison | None:
+        """On so many tokens; None for 0."""
+        if not tokens:
+            return None
+        plain = {name: stage.as_dict() for name, stage in stages.items()}
+        cost = TrainingCost(
+            tokens=sum(stage.tokens for stage in stages.values()),
+            seconds=sum(stage.seconds for stage in stages.values()), energy=total_energy(plain),
+        )  # fmt: skip
+        # Questions and continuations cost as much as text does: fewer of them where little text is scored.
+        share = min(1.0, tokens / FULL_COMPARISON)
+        budget = Budget(
+            tokens=tokens, questions=max(16, round(64 * share)), needles=max(2, round(16 * share)),
+            prompts=max(2, round(16 * share)), speed_seconds=max(15.0, 60 * share),
+        )  # fmt: skip
+        return compare(
+            self.teacher, self.student, self.tokenizer, self.batches, context=context, window=conversion.window,
+            sinks=conversion.sinks, cost=cost, training_length=context, budget=budget, dtype=self.dtype,
+            progress=lambda what: self.say(f"  measuring {what}"),
+        )  # fmt: skip
+
+    def speeds(self, contexts: tuple[int, ...]) -> list[speed.SpeedRecord]:
+        """Tokens per second and bytes of the cache at each context."""
+        longest = max(contexts) + 128
+        models = {
+            "teacher": speed.lengthened(self.teacher, longest),
+            "converted": speed.lengthened(self.student, longest),
+        }
+        return speed.compare(models, contexts, dtype=self.dtype, progress=lambda what: self.say(f"  {what}"))
+
+
+def record_of(stages: Mapping[str, StageResult], found: Evaluation) -> dict[str, Any]:
+    """Plain values for JSON."""
+    plain = {name: stage.as_dict() for name, stage in stages.items()}
+    return {
+        "tokens": sum(stage.tokens for stage in stages.values()),
+        "seconds": sum(stage.seconds for stage in stages.values()),
+        "energy": total_energy(plain).as_dict(),
+        "stages": plain,
+        "scores": {name: value.as_dict() for name, value in found.scores.items()},
+        "comparison": found.comparison.as_dict() if found.comparison else None,
+        "speed": [record.as_dict() for record in found.speeds],
+    }

@@ -1,0 +1,38 @@
+"""Which layers stay softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from yeoul.errors import UserError
+from yeoul.evaluate.layer_costs import layer_costs, layers_to_keep
+from yeoul.recipes.options import Say
+
+if TYPE_CHECKING:
+    import torch
+
+    from yeoul.data.batch import Batch
+    from yeoul.model.decoder import Decoder
+    from yeoul.recipes.linearize.config import ConversionOptions
+
+
+def kept_layers(
+    options: ConversionOptions, teacher: Decoder, batches: Callable[[], Iterable[Batch]], dtype: torch.dtype, say: Say
+) -> tuple[int, ...]:
+    """The layers that stay softmax by `--softmax-layers`, or by what cutting each of them costs."""
+    if options.keep_softmax == "0":
+        return options.softmax_layers
+    count = None if options.keep_softmax == "auto" else int(options.keep_softmax)
+    costs = layer_costs(teacher, batches, window=options.window, sinks=options.sinks, dtype=dtype)
+    kept = layers_to_keep(costs, count)
+    say("Cost of a window instead of full softmax in each layer alone, nats per token:")
+    say("\n".join(f"  layer {i}: {cost:+.4f}{'  stays softmax' if i in kept else ''}" for i, cost in costs.items()))
+    return kept
+
+
+def check_layers(options: ConversionOptions, teacher: Decoder) -> None:
+    """Refuse to keep as many softmax layers as there are."""
+    layers = teacher.config.attention.count("softmax")
+    if options.keep_softmax.isdecimal() and int(options.keep_softmax) >= max(1, layers):
+        raise UserError(f"none of the {layers} softmax layers would be linearized", "--keep-softmax", "keep fewer")

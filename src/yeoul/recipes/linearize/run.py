@@ -1,0 +1,388 @@
+"""`yeoul.linearize`: a softmax model in, the same model in linear time out, with what it cost and gained."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yeoul import runtime
+from yeoul.adapt.linear_init import calibrate
+from yeoul.adapt.linearize import Conversion, convert, train_only_maps
+from yeoul.config import flat_values, save_values
+from yeoul.data.batch import Batch
+from yeoul.data.loader import PackedLoader
+from yeoul.errors import UserError
+from yeoul.evaluate.compare import Comparison
+from yeoul.evaluate.perplexity import LMScore
+from yeoul.evaluate.speed import SpeedRecord
+from yeoul.files import remove, replace_folder, write_json
+from yeoul.model.decoder import Decoder
+from yeoul.model.finite import check_finite
+from yeoul.recipes import dry_run, fitting
+from yeoul.recipes.command_line import command_line
+from yeoul.recipes.linearize import memory
+from yeoul.recipes.linearize.config import (
+    LARGEST_BUDGET,
+    LARGEST_VALIDATION,
+    MOST_PASSES,
+    LinearizeConfig,
+    Stage,
+)  # fmt: skip
+from yeoul.recipes.linearize.evaluation import Evaluation, Evaluator, record_of
+from yeoul.recipes.linearize.introduction import cache_line, choices, time_lines, warnings
+from yeoul.recipes.linearize.layers import check_layers, kept_layers
+from yeoul.recipes.linearize.memory import CALIBRATION_CONTEXT
+from yeoul.recipes.linearize.stages import Recipe, StageResult, run_stages
+from yeoul.recipes.machine import machine_facts
+from yeoul.recipes.model_folder import ModelFolder
+from yeoul.recipes.options import Say, given_or_temporary, silent
+from yeoul.recipes.run_folder import RunFolder
+from yeoul.recipes.saving import merged_model, save_folder, weights_digest
+from yeoul.recipes.token_data import held_out, train_and_val_shards, validation
+from yeoul.text.tokenizer import Tokenizer
+from yeoul.train.config import TrainConfig
+
+RECORD = "linearize.json"
+"""In the run's folder, written behind the model: what the conversion cost and gained."""
+RANKING_TOKENS = 16_384
+"""Tokens of the text to train on by which layers are compared; the first of them set the start too."""
+LONGEST = 2048
+"""Tokens of a sequence when none are given, where the model is made for more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearizeResult:
+    """What a conversion came to.
+
+    Attributes:
+        model: the converted model, in the type of the teacher's weights.
+        tokenizer: of it.
+        stages: what each came to, by name.
+        scores: on held-out text, of the teacher, the model, and the model without its parts, by name.
+        comparison: with the teacher, and with the teacher cut to the window; None where it was not wanted.
+        speeds: of both models at each context.
+        folder: of the model; None where the run was to leave nothing.
+    """
+
+    model: Decoder
+    tokenizer: Tokenizer
+    stages: dict[str, StageResult]
+    scores: dict[str, LMScore]
+    comparison: Comparison | None
+    speeds: list[SpeedRecord]
+    folder: Path | None
+
+
+def linearize(
+    model: str | Path | Decoder,
+    data: str = "builtin",
+    config: LinearizeConfig | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    say: Say | None = None,
+) -> LinearizeResult:
+    """Turn the softmax attention of a trained model into DiJiang's linear attention (arXiv 2403.19928).
+
+    Called again with the same `out`, it goes on where it stopped.
+
+    Args:
+        model: a folder, a run's folder, or an id on the hub; or a model in memory, which stays as it is.
+        data: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas.
+        config: how; None takes the defaults.
+        tokenizer: of a model in memory.
+        out: folder of the run, the model in its `model/`; None keeps nothing but what is returned.
+        overwrite: discard the run in `out`.
+        device: "auto", "cpu", "cuda" or "cuda:N"; a model in memory stays where it is.
+        say: is told what is done; None works in silence.
+
+    Raises:
+        UserError: something that the caller can mend.
+        yeoul.train.interrupt.Interrupted: Ctrl-C or SIGTERM, with everything saved.
+    """
+    source = _source(model, tokenizer, device)
+    with given_or_temporary(out) as folder:
+        place = RunFolder(folder, overwrite=overwrite)
+        with place.locked():
+            run = _Linearization(source, data, config or LinearizeConfig(), place, say or silent)
+            with place.removed_on_user_error():
+                run.prepare(folder)
+            result = run.go()
+    return result if out is not None else replace(result, folder=None)
+
+
+def plan_linearize(
+    model: str | Path,
+    data: str = "builtin",
+    config: LinearizeConfig | None = None,
+    *,
+    out: str | Path,
+    overwrite: bool = False,
+    device: str = "auto",
+    say: Say | None = None,
+) -> list[str]:
+    """What `linearize` would do, its memory and its time, in lines for people; writes nothing."""
+    place = RunFolder(Path(out).expanduser(), overwrite=overwrite)
+    run = _Linearization(_source(model, None, device), data, config or LinearizeConfig(), place, say or silent)
+    with tempfile.TemporaryDirectory() as folder:
+        run.prepare(Path(folder))
+        return run.plan()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Where the teacher comes from: a folder, or memory."""
+
+    name: str
+    device: torch.device
+    stored: torch.dtype
+    folder: ModelFolder | None = None
+    model: Decoder | None = None
+    tokenizer: Tokenizer | None = None
+
+
+def _source(model: str | Path | Decoder, tokenizer: Tokenizer | None, device: str) -> _Source:
+    if isinstance(model, Decoder):
+        if tokenizer is None:
+            raise UserError("a model in memory comes without a tokenizer", fix="give tokenizer=")
+        return _Source(name="the model", device=model.device, stored=model.dtype, model=model, tokenizer=tokenizer)
+    folder = ModelFolder.open_whole(model)
+    return _Source(name=folder.name, device=runtime.resolve_device(device), stored=folder.stored_dtype, folder=folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dtypes:
+    """Types of the products, of weights that are not trained, and of saved weights."""
+
+    compute: torch.dtype
+    held: torch.dtype
+    saved: torch.dtype
+
+
+def _dtypes(config: LinearizeConfig, source: _Source) -> Dtypes:
+    """By the settings, the machine, and the model's files."""
+    compute = runtime.resolve_dtype(config.habits.dtype, source.device)
+    if source.model is not None:
+        held = source.stored
+    elif config.teacher_dtype == "auto":
+        held = torch.bfloat16 if compute == source.stored == torch.bfloat16 else torch.float32
+    else:
+        held = getattr(torch, config.teacher_dtype)
+    if held == torch.bfloat16 != compute:
+        raise UserError(
+            f"matrix products in {str(compute).removeprefix('torch.')} cannot use bfloat16 weights",
+            "--teacher-dtype", "give --dtype bfloat16 too, or --teacher-dtype float32",
+        )  # fmt: skip
+    saved = source.stored if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
+    return Dtypes(compute=compute, held=held, saved=saved)
+
+
+class _Linearization:
+    """One run: a teacher, its student, the text, and the stages."""
+
+    def __init__(self, source: _Source, data: str, config: LinearizeConfig, folder: RunFolder, say: Say) -> None:
+        self.source, self.data, self.config, self.folder, self.say = source, data, config, folder, say
+        runtime.set_threads()
+        config.text.check(data)
+        self.before = fitting.resident()
+        self.dtypes = _dtypes(config, source)
+        self.teacher, self.tokenizer = self._load()
+        self.asked_context = self._context()
+        self.student = self._convert()
+        self._recipe(config.tokens or LARGEST_BUDGET, self.asked_context)  # what cannot be is said before text is read
+
+    def _load(self) -> tuple[Decoder, Tokenizer]:
+        source, trains_all = self.source, self.config.training.trains_all
+        if source.folder is None:
+            assert source.model is not None and source.tokenizer is not None
+            teacher, tokenizer = source.model, source.tokenizer
+        else:
+            fitting.check_weights(
+                source.folder.config, source.device, self.dtypes.held.itemsize + (fitting.TRAINED if trains_all else 0),
+                where=source.name,
+                fix="give a smaller model" + (", or --train-distil maps or low-rank" if trains_all else ""),
+            )  # fmt: skip
+            teacher = source.folder.load(source.device, self.dtypes.held)
+            tokenizer = source.folder.needed_tokenizer()
+        teacher.requires_grad_(False)
+        check_finite(teacher, source.name, "linearized")
+        return teacher, tokenizer
+
+    def _context(self) -> int:
+        """Tokens of a sequence, by the setting or the model's length."""
+        longest = self.teacher.config.max_position_embeddings
+        context = self.config.habits.context or min(longest, LONGEST)
+        if context > longest:
+            raise UserError(f"the context of {context:,} is longer than the model's {longest:,} positions", "--context")
+        check_layers(self.config.conversion, self.teacher)
+        return context
+
+    def _conversion(self, kept: tuple[int, ...] = (), context: int | None = None) -> Conversion:
+        return self.config.conversion.conversion(self.config.habits.seed, kept, context)
+
+    def _convert(self, kept: tuple[int, ...] = (), context: int | None = None) -> Decoder:
+        return convert(self.teacher, self._conversion(kept, context), share=True)
+
+    def _recipe(self, budget: int, context: int) -> Recipe:
+        """The stages for a budget.
+
+        Raises:
+            UserError: a stage has nothing to train, or no stage gets a step.
+        """
+        stages = self.config.training
+        recipe = Recipe(
+            settings=self.config.planned(budget, context), trains=stages.trained, align_on=stages.align_on,
+            rank=stages.rank, map_lr=stages.map_lr, kl_weight=stages.kl_weight, temperature=stages.temperature,
+        )  # fmt: skip
+        for stage in recipe.settings:
+            if recipe.trains[stage] == "maps" and not learns_alone(self.student):
+                self._refuse_to_train(stage)
+        return recipe
+
+    def _refuse_to_train(self, stage: Stage) -> None:
+        fix = "give --align-share 0" if stage == "align" else f"choose another --train-{stage}"
+        name, _ = self.config.conversion.linear_part
+        raise UserError(
+            f"nothing of the feature map {name!r} is trained, so there is nothing to {stage}",
+            "--map", f"{fix}, or give --learn if the map has parts to train",
+        )  # fmt: skip
+
+    def prepare(self, folder: Path) -> None:
+        """Reads the text and chooses what fits; writes nothing but the tokens, into a folder."""
+        config, out = self.config, self.folder.out
+        self.shards, val = train_and_val_shards(self.data, config.text, folder, self.tokenizer, self.say)
+        if val is None:
+            raise UserError("there is no text to validate on", "--val-fraction", "hold out a share or give --val-data")
+        self.val = val
+        self.budget = config.tokens or min(LARGEST_BUDGET, MOST_PASSES * self.shards.meta.tokens)
+        goes_on = not self.folder.overwrite and any((out / "stages").glob("*/checkpoints/step-*"))
+        self.fitted = memory.fit(
+            self._recipe(self.budget, self.asked_context), config, self.teacher, self.asked_context,
+            self.dtypes.saved, self.before, out=out, goes_on=goes_on,
+        )  # fmt: skip
+        choice = self.fitted.choice
+        self.context = choice.context
+        recipe = self._recipe(self.budget, self.context)
+        settled: dict[Stage, TrainConfig] = {
+            name: fitting.settled(settings, choice) for name, settings in recipe.settings.items()
+        }
+        self.recipe = replace(recipe, settings=settled)
+        self.val_tokens = config.scoring.validation(self.budget)
+        if goes_on and config.scoring.val_tokens is None and not (out / fitting.RECORD).is_file():
+            self.val_tokens = LARGEST_VALIDATION  # as runs had it that recorded nothing
+        self.loader(0)  # too little text is said before anything is written
+
+    def loader(self, stage: int) -> PackedLoader:
+        """Text for the stage of this number."""
+        habits = self.config.habits
+        return PackedLoader(self.shards, batch_size=habits.batch_size, context=self.context, seed=habits.seed + stage)
+
+    def introduction(self) -> list[str]:
+        """What decides the result, what fits, and where the budget is too small."""
+        config = self.config
+        return [
+            *choices(
+                config.conversion, self.student, self.recipe, self.budget, self.shards.meta.tokens, self.context,
+                self.dtypes.compute,
+            ),
+            *self.fitted.lines(),
+            cache_line(self.teacher, self.student),
+            self.tokenizer.begins,
+            *warnings(config.training, self.recipe, self.budget),
+        ]  # fmt: skip
+
+    def plan(self) -> list[str]:
+        """All that, and how long it would take."""
+        validated = min(self.val_tokens, self.val.meta.tokens)
+        batch = self.loader(1).next_batch()
+        return [
+            *self.introduction(), *time_lines(self.recipe, self.teacher, self._convert, batch, validated),
+            dry_run.NOTHING_WRITTEN,
+        ]  # fmt: skip
+
+    def go(self) -> LinearizeResult:
+        """Chooses layers, calibrates, trains, measures."""
+        config, out = self.config, self.folder.out
+        if self.folder.overwrite:
+            remove(out / "stages")
+        save_values(self._settings(), out / "config.yaml")
+        if not self.fitted.recorded:
+            fitting.record(self.fitted, out)
+        self.fitted.prepare()
+        some = held_out(
+            self.shards, batch_size=4, context=min(self.context, CALIBRATION_CONTEXT), max_tokens=RANKING_TOKENS
+        )
+        kept = kept_layers(config.conversion, self.teacher, some, self.dtypes.compute, self.say)
+        self.student = self._convert(kept, self.context)
+        for line in self.introduction():
+            self.say(line)
+        if config.conversion.calibrate:
+            calibrate(self.teacher, self.student, some(), progress=self.say)
+        return self._finish(self._train())
+
+    def _settings(self) -> dict[str, Any]:
+        """By flag, as config.yaml has them; never with `overwrite`: given back, it must not throw the run away."""
+        return {
+            "model": self.source.name, "data": self.data, "out": self.folder.out, "overwrite": False,
+            "device": str(self.source.device), **flat_values(self.config),
+        }  # fmt: skip
+
+    def _validation_batches(self) -> Callable[[], Iterable[Batch]]:
+        return held_out(
+            self.val, batch_size=self.fitted.choice.micro_batch, context=self.context, max_tokens=self.val_tokens
+        )
+
+    def _train(self) -> dict[str, StageResult]:
+        teacher, student, tokenizer = self.teacher, self.student, self.tokenizer
+        saved = self.dtypes.saved
+        return run_stages(
+            self.recipe, teacher, student, self.folder.out / "stages", make_loader=self.loader,
+            save_model=lambda model, folder: save_folder(merged_model(model, saved), tokenizer, folder),
+            validate=validation(student, self._validation_batches(), tokenizer, self.dtypes.compute),
+            identity={"teacher": weights_digest(teacher), "tokenizer": tokenizer.fingerprint,
+                      "model": student.config.to_dict(), "calibrate": self.config.conversion.calibrate,
+                      "validation": [self.val.meta.tokens, self.val_tokens],
+                      **({"begin": self.shards.begin} if self.shards.begin else {})},
+            say=self.say,
+        )  # fmt: skip
+
+    def _finish(self, stages: dict[str, StageResult]) -> LinearizeResult:
+        """Leaves the model, then what it came to, in the run's folder."""
+        out, scoring = self.folder.out, self.config.scoring
+        finished = merged_model(self.student, self.dtypes.saved)
+        remove(out / RECORD)  # figures of another model
+        replace_folder(out / "model", lambda folder: save_folder(finished, self.tokenizer, folder))
+        self.student = merged_model(finished, self.dtypes.held)  # what was saved, in the type that the teacher has
+        kept = tuple(i for i, kind in enumerate(self.student.config.attention) if kind == "softmax")
+        conversion = self._conversion(kept)
+        evaluator = Evaluator(
+            self.teacher, self.student, self.tokenizer, self._validation_batches(),
+            runtime.resolve_dtype(self.config.habits.dtype, self.teacher.device), self.say,
+        )  # fmt: skip
+        found = Evaluation(
+            scores=evaluator.scores(conversion),
+            comparison=evaluator.comparison(conversion, stages, self.context, scoring.comparison(self.budget)),
+            speeds=evaluator.speeds(scoring.contexts),
+        )
+        command = command_line("linearize", self.source.name, settings=self.config, data=self.data, out=out)
+        record = {**record_of(stages, found), "machine": machine_facts(), "command": command}
+        write_json(out / RECORD, json.loads(json.dumps(record, default=str)))
+        return LinearizeResult(
+            model=self.student, tokenizer=self.tokenizer, stages=stages, scores=found.scores,
+            comparison=found.comparison, speeds=found.speeds, folder=out / "model",
+        )  # fmt: skip
+
+
+def learns_alone(student: Decoder) -> bool:
+    """Whether the alignment stage has anything to train; a head's mass counts only beside a window."""
+    train_only_maps(student)
+    learned = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    return any("hybrid" in student.config.attention or not name.endswith("log_mass") for name in learned)
