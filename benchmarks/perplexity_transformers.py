@@ -27,7 +27,7 @@ import transformers
 
 import yeoul
 from yeoul import runtime
-from yeoul.data.records import read_documents
+from yeoul.data.documents import read_documents
 from yeoul.evaluate.perplexity import score
 from yeoul.recipes.token_data import held_out, token_shards
 

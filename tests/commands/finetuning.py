@@ -10,7 +10,7 @@ import torch
 
 from yeoul import cli
 from yeoul.adapt.quantize import QuantizationConfig, quantize_model
-from yeoul.data.records import read_documents
+from yeoul.data.documents import read_documents
 from yeoul.model.checkpoint import load_model
 from yeoul.model.config import preset
 from yeoul.model.decoder import Decoder

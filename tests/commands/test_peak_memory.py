@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from yeoul.data.records import read_documents
+from yeoul.data.documents import read_documents
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.recipes.saving import save_folder

@@ -17,8 +17,8 @@ import pytest
 import zstandard
 
 from yeoul.data.conversations import read_conversations
+from yeoul.data.documents import read_documents
 from yeoul.data.reading import Reading
-from yeoul.data.records import read_documents
 from yeoul.errors import UserError
 
 MIB = 2**20
@@ -30,7 +30,7 @@ PROGRAM = """
 import resource, sys
 import pyarrow.parquet, zstandard
 from yeoul.data.reading import Reading
-from yeoul.data.records import read_documents
+from yeoul.data.documents import read_documents
 from yeoul.errors import UserError
 used = int(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmData"))) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + int(sys.argv[2]),) * 2)

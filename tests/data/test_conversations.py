@@ -276,7 +276,7 @@ def test_nothing_to_learn_from(tmp_path):
     (tmp_path / "a.txt").write_text("여울", encoding="utf-8")
     with pytest.raises(UserError, match="who speaks"):
         read_conversations(tmp_path / "a.txt")
-    with pytest.raises(UserError, match="built-in corpus"):
+    with pytest.raises(UserError, match="who speaks .builtin"):
         read_conversations("builtin")
     with pytest.raises(UserError, match="no such file"):
         read_conversations(tmp_path / "none.jsonl")

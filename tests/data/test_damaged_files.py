@@ -17,9 +17,9 @@ import pytest
 import zstandard
 
 from yeoul.data.conversations import read_conversations
+from yeoul.data.documents import read_documents
 from yeoul.data.labelled import read_labelled, read_texts
 from yeoul.data.reading import Reading
-from yeoul.data.records import read_documents
 from yeoul.errors import UserError
 
 TURNS = [{"role": "user", "content": "물음"}, {"role": "assistant", "content": "답"}]

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yeoul.data.conversations import read_conversations
+from yeoul.data.documents import read_documents
 from yeoul.data.labelled import read_labelled, read_texts
 from yeoul.data.reading import Reading, looks_like_cp949
-from yeoul.data.records import read_documents
 from yeoul.data.sources import source_key
 from yeoul.data.streams import lines_of
 from yeoul.errors import UserError

@@ -93,7 +93,7 @@ def test_bad_records_are_named_or_counted(tmp_path: Path) -> None:
         True, True, True,
     ]  # fmt: skip
     path.write_text("text\tlabel\n\t1\n")
-    with pytest.raises(UserError, match=r"none of the records can be used .*a\.tsv:2"):
+    with pytest.raises(UserError, match=r"the only record cannot be used .*a\.tsv:2"):
         read_labelled(path, on_bad_record="skip")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from yeoul.data.documents import read_documents
 from yeoul.data.reading import Reading
-from yeoul.data.records import read_documents
 from yeoul.data.sources import resolve
 from yeoul.errors import UserError
 

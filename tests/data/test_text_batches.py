@@ -57,7 +57,7 @@ def test_batches_as_they_were_drawn() -> None:
     texts = items(400)
     spreads = {}
     for alike in (True, False):
-        stream = loader(texts, alike=alike)
+        stream = loader(texts, bucket_by_length=alike)
         batches = [stream.next_batch() for _ in range(stream.epoch_batches)]
         for batch in batches:
             assert batch.numbers is not None and torch.equal(batch.input_ids[:, 0], batch.numbers)
@@ -66,8 +66,8 @@ def test_batches_as_they_were_drawn() -> None:
         assert sorted(int(n) for batch in batches for n in batch.numbers) == list(range(400))  # type: ignore[union-attr]
         spreads[alike] = np.mean([batch.mask.sum(1).float().std() for batch in batches])
     assert spreads[True] < 1 and spreads[False] > 6
-    with pytest.raises(UserError, match="alike = True, now it is False"):
-        loader(texts, alike=False).load_state_dict(loader(texts).state_dict())
+    with pytest.raises(UserError, match="bucket_by_length = True, now it is False"):
+        loader(texts, bucket_by_length=False).load_state_dict(loader(texts).state_dict())
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.3])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from yeoul.data.conversations import read_conversations
-from yeoul.data.records import read_documents
+from yeoul.data.documents import read_documents
 from yeoul.data.typographic import parse_any_marks, straightened
 from yeoul.errors import UserError
 from yeoul.safe_json import JSONError

@@ -136,7 +136,7 @@ def test_a_run_with_other_beginnings_is_not_gone_on_with(folder: Path) -> None:
     old = PackedLoader(TokenShards.open(folder), context=9)
     new = PackedLoader(TokenShards.open(folder, (7000,)), context=9)
     for one, other in ((old, new), (new, old)):
-        with pytest.raises(UserError, match="begin in another way"):
+        with pytest.raises(UserError, match="begin differently"):
             one.load_state_dict(other.state_dict())
 
 

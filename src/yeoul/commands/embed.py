@@ -257,7 +257,7 @@ def _read_parquet(file: Path) -> tuple[list[str], np.ndarray] | None:
     """Texts and vectors of a file that `_write` made; None where it has no vectors."""
     import numpy as np
 
-    from yeoul.data.rows import read_rows
+    from yeoul.data.record_files import read_records
 
     names: list[str] = []
 
@@ -266,7 +266,7 @@ def _read_parquet(file: Path) -> tuple[list[str], np.ndarray] | None:
         return ["text", "vector"] if {"text", "vector"} <= {*names} else names[:1]
 
     texts, vectors = [], []
-    for where, row in read_rows(file, ".parquet", check_columns):
+    for where, row in read_records(file, ".parquet", check_columns):
         if not {"text", "vector"} <= {*names}:
             return None
         if isinstance(row, UserError):

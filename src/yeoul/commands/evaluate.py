@@ -158,7 +158,7 @@ def _context(config: Config, model: Decoder) -> int:
 
 def _check_data(config: Config) -> None:
     """What is wrong with the text from its first line on is said before the model is loaded."""
-    from yeoul.data.records import check_documents
+    from yeoul.data.documents import check_documents
 
     if config.data is not None:
         check_documents(config.data, text_column=config.text_column, join_by=config.join_by, reading=config.reading)

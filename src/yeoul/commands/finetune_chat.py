@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from yeoul.commands.finetune import Config
     from yeoul.commands.finetune_tasks import Validate
     from yeoul.data.batch import Batch
-    from yeoul.data.conversations import Records
+    from yeoul.data.conversations import Record
     from yeoul.data.examples import Example, ExampleLoader
+    from yeoul.data.record_files import Records
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.loss import Objective
@@ -218,11 +219,11 @@ class ChatTask(Talking):
 
     def _documents(self, spec: str) -> Iterator[str]:
         """Plain texts as `yeoul pretrain` reads them."""
-        from yeoul.data.records import read_documents
+        from yeoul.data.documents import read_documents
 
         return iter(read_documents([spec], text_column=self.config.text_column, reading=self.config.reading))
 
-    def _records(self, spec: str) -> Records:
+    def _records(self, spec: str) -> Records[Record]:
         """Conversations, and texts among them."""
         from yeoul.data.conversations import read_conversations
 

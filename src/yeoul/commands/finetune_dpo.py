@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from yeoul.commands.finetune import Config
     from yeoul.commands.finetune_tasks import Validate
-    from yeoul.data.conversations import Records
+    from yeoul.data.conversations import Record
     from yeoul.data.preferences import Pair, PairLoader
+    from yeoul.data.record_files import Records
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.loss import Objective
@@ -111,7 +112,7 @@ class DpoTask(Talking):
         self.complaint = self.complaint or next(iter(records.complaints), "")
         return pairs
 
-    def _records(self, spec: str) -> Records:
+    def _records(self, spec: str) -> Records[Record]:
         from yeoul.data.conversations import read_conversations
 
         config = self.config

@@ -118,7 +118,7 @@ class EmbedTask(TextTask):
             self.targets, self.val_targets = (
                 np.array([pair.score for pair in pairs], dtype=np.float32) for pairs in (train, val)
             )
-        self.alike = self.loss_name not in WITHIN_BATCH
+        self.bucket_by_length = self.loss_name not in WITHIN_BATCH
         self.set_items(model, tokenizer, *([_stripped(pair.texts) for pair in pairs] for pairs in (train, val)))
         self._make_vectors()
 

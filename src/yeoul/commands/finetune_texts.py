@@ -60,11 +60,11 @@ class TextTask:
     """The common part of tasks over whole texts; `prepare` of theirs calls `set_items`.
 
     Attributes:
-        alike: texts of a batch are alike in length, as `TextLoader` means it; set before `set_items`.
+        bucket_by_length: texts of a batch are of similar length, as `TextLoader` means it; set before `set_items`.
     """
 
     context = epoch_batches = 0
-    alike = True
+    bucket_by_length = True
 
     def __init__(self, config: Config) -> None:
         if config.lora.train_tokens:
@@ -118,7 +118,7 @@ class TextTask:
         train = self.config.train
         return TextLoader(
             self.items, self.targets, batch_size=train.batch_size, seed=train.seed, pad_id=self.pad_id,
-            drop=self.config.texts.word_dropout, alike=self.alike, ends=self._ends,
+            drop=self.config.texts.word_dropout, bucket_by_length=self.bucket_by_length, ends=self._ends,
         )  # fmt: skip
 
     @property

@@ -110,7 +110,7 @@ def run(config: Config) -> int:
     """Quantize, and print the table."""
     from yeoul import runtime
     from yeoul.commands.export import model_name
-    from yeoul.data.records import check_documents
+    from yeoul.data.documents import check_documents
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import model_folder
     from yeoul.text.tokenizer import Tokenizer
@@ -287,7 +287,7 @@ class _Work:
         """
         import numpy as np
 
-        from yeoul.data.records import read_documents
+        from yeoul.data.documents import read_documents
         from yeoul.data.shards import TokenShards
         from yeoul.data.windows import TextStream
 

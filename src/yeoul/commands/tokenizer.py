@@ -102,7 +102,7 @@ def run_train(config: TrainConfig) -> int:
 
 
 def _train(config: TrainConfig) -> int:
-    from yeoul.data.records import read_documents
+    from yeoul.data.documents import read_documents
     from yeoul.text.inspection import corpus_fit
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.text.training import TokenizerConfig, train_tokenizer
@@ -140,7 +140,7 @@ def _train(config: TrainConfig) -> int:
 
 def run_inspect(config: InspectConfig) -> int:
     """Print the pieces of --text and the fit to --data, or without either the tokenizer's own figures."""
-    from yeoul.data.records import read_documents
+    from yeoul.data.documents import read_documents
     from yeoul.hub import local_folder
     from yeoul.text.inspection import corpus_fit, pieces_of
     from yeoul.text.tokenizer import Tokenizer

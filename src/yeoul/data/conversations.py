@@ -6,14 +6,14 @@ names it, or is counted and passed over; none gets lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from yeoul.data.reading import DEFAULT, Columns, Reading
-from yeoul.data.rows import is_unicode, read_rows
-from yeoul.data.sources import Spec, resolve
+from yeoul.data.record_files import OnBadRecord, Records, check_column, is_unicode, listed
+from yeoul.data.sources import Spec
 from yeoul.data.typographic import parse_any_marks
 from yeoul.errors import UserError, shown
 from yeoul.safe_json import JSONError
@@ -28,8 +28,6 @@ ROLES = {
 """Names of roles in message lists, and what they become."""
 ANSWERING = ("system", "assistant", "bot", "model")
 """Speakers of the dialog schema who are the answering side, whatever the order."""
-COMPLAINTS = 5
-"""So many complaints about skipped records are kept as text; all are counted."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,6 @@ class Preference:
 
 Record = Conversation | PlainText | Preference
 Kind = Literal["conversation", "preference"]
-OnBadRecord = Literal["error", "skip"]
 
 
 def read_conversations(
@@ -71,7 +68,7 @@ def read_conversations(
     on_bad_record: OnBadRecord = "error",
     kind: Kind = "conversation",
     reading: Reading = DEFAULT,
-) -> Records:
+) -> Records[Record]:
     """The records of a data specification, as `read_documents` takes it but for the built-in corpus and .txt files.
 
     Shapes, by their keys; further keys are ignored, but "system" is a first message where there is none:
@@ -105,70 +102,11 @@ def read_conversations(
     columns = None if question_column is None or answer_column is None else (question_column, answer_column)
     if columns and kind == "preference":
         raise UserError("preferences have no columns with question and answer")
-    parts: list[tuple[str, list[tuple[Path, str]]]] = []
-    for source in resolve(spec, reading=reading):
-        if source.builtin_bytes:
-            raise UserError("the built-in corpus is plain text, without conversations", source.name)
-        files = [(path, form) for path, form in source.files if form != ".txt"]  # beside data: licences, notes
-        if not files:
-            fix = 'put texts into .jsonl lines {"text": ...}'
-            raise UserError("a .txt file says nothing about who speaks", source.name, fix)
-        parts.append((source.name, files))
-    return Records(parts, _Shapes(kind, columns), on_bad_record, reading)
-
-
-class Records:
-    """Records read one at a time; iterating again reads again.
-
-    Attributes:
-        read: records handed on so far in the last reading.
-        skipped: records that could not be used; read + skipped are all that there were.
-        complaints: what was wrong with the first of them, a sentence each.
-    """
-
-    def __init__(
-        self,
-        parts: list[tuple[str, list[tuple[Path, str]]]],
-        shapes: _Shapes,
-        on_bad_record: OnBadRecord,
-        reading: Reading,
-    ) -> None:
-        self.on_bad_record = on_bad_record
-        self.read = self.skipped = 0
-        self.complaints: list[str] = []
-        self._parts, self._shapes, self._reading = parts, shapes, reading
-
-    def __iter__(self) -> Iterator[Record]:
-        self.read = self.skipped = 0
-        self.complaints = []
-        for name, files in self._parts:
-            before = self.read, self.skipped
-            for path, form in files:
-                for where, value in read_rows(path, form, self._shapes.check_columns, self._reading):
-                    try:
-                        record = self._shapes.record(value, where, table=form in (".csv", ".tsv"))
-                    except UserError as error:
-                        self.complain(error)
-                        continue
-                    self.read += 1
-                    yield record
-            if self.read == before[0]:
-                count = self.skipped - before[1]
-                what = f"none of the {count:,} records can be used" if count else "there is no record in the data"
-                raise UserError(what, name, f"the first complaint: {self.complaints[0]}" if count else None)
-
-    def complain(self, error: UserError, *, was_read: bool = False) -> None:
-        """A record cannot be used: raises the error, or counts it where bad records are skipped.
-
-        Args:
-            was_read: it was handed on already, and turned out bad later.
-        """
-        if self.on_bad_record == "error":
-            raise error
-        self.skipped += 1
-        self.read -= was_read
-        if len(self.complaints) < COMPLAINTS:
-            self.complaints.append(str(error))
+    shapes = _Shapes(kind, columns)
+    return Records(
+        spec, shapes.record, shapes.check_columns, on_bad_record=on_bad_record, reading=reading,
+        plain_text=("plain text does not say who speaks", 'put texts into .jsonl lines {"text": ...}'),
+    )  # fmt: skip
 
 
 Reader = Callable[[Mapping[str, Any]], "tuple[Message, ...] | str"]
@@ -183,26 +121,20 @@ class _Shapes:
     def check_columns(self, found: Columns, path: Path) -> None:
         """Raises where a table has the columns of no shape."""
         columns = found.names
-        listed = ", ".join(columns)
         if self.columns:
             for name in self.columns:
-                if name not in columns:
-                    raise UserError(f'there is no column "{name}"; there are: {listed}', path)
+                check_column(columns, name, path)
         elif self.kind == "preference":
             if not {"chosen", "rejected"} <= {*columns}:
-                raise UserError(f'the columns "chosen" and "rejected" are missing; there are: {listed}', path)
+                raise UserError(f'the columns "chosen" and "rejected" are missing; there are: {listed(columns)}', path)
         elif _reader(columns) is None:
             fix = "give the columns with question and answer"
-            raise UserError(f"the columns match no known format: {listed}", path, fix)
+            raise UserError(f"the columns match no known format: {listed(columns)}", path, fix)
 
-    def record(self, value: Any, where: str, *, table: bool) -> Record:
+    def record(self, value: Mapping[str, Any], where: str, kind: str) -> Record:
         """The record at `where`; what is wrong with it is raised with its place."""
-        if isinstance(value, UserError):
-            raise value
         try:
-            if not isinstance(value, Mapping):
-                raise _Bad("the record is not an object with keys")
-            if table:
+            if kind in (".csv", ".tsv"):
                 value = {key: _from_cell(key, cell) for key, cell in value.items()}
             if self.kind == "preference":
                 return _preference(value, where)

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from yeoul.data.batch import IGNORE, Batch
-from yeoul.data.conversations import Conversation, PlainText, Record, Records
+from yeoul.data.conversations import Conversation, PlainText, Record
 from yeoul.data.loader import Piece, pack_rows
+from yeoul.data.record_files import Records
+from yeoul.data.resumable import ResumableLoader, generator
 from yeoul.errors import UserError
 
 POOL = 50
@@ -40,7 +42,7 @@ Render = Callable[[Sequence[Mapping[str, Any]]], "tuple[list[int], list[bool]]"]
 
 
 def make_examples(
-    records: Records | Iterable[Record],
+    records: Records[Any] | Iterable[Record],
     render: Render,
     encode: Callable[[str], list[int]],
 ) -> list[Example]:
@@ -72,7 +74,7 @@ def make_examples(
     return examples
 
 
-def complain_of(where: str, error: UserError, records: Records | Iterable[Any]) -> None:
+def complain_of(where: str, error: UserError, records: Records[Any] | Iterable[Any]) -> None:
     """Of a record that was read and cannot be rendered: counted where bad ones are skipped, else raised."""
     placed = UserError(error.what, f"{where}, {error.where}" if error.where else where, error.fix)
     if not isinstance(records, Records):
@@ -155,7 +157,7 @@ def _checked(examples: Sequence[Example], batch_size: int, context: int) -> Fitt
     return fitted
 
 
-class ExampleLoader:
+class ExampleLoader(ResumableLoader[list[Piece]]):
     """Endless training batches from examples, in an order that depends on the seed alone.
 
     Packed, a row holds whole examples, best fit first, each a sequence of its own with positions from 0: none sees
@@ -173,7 +175,6 @@ class ExampleLoader:
     Attributes:
         cut, dropped: examples that lost their end, and those that had no trained token then.
         tokens: positions of one epoch, padding not counted.
-        epoch: that of the last row drawn.
 
     Raises:
         UserError: no example is left.
@@ -191,17 +192,13 @@ class ExampleLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} of {world_size}")
+        super().__init__(seed, rank, world_size)
         self.examples, self.cut, self.dropped = _checked(examples, batch_size, context)
-        self.batch_size, self.context, self.seed = batch_size, context, seed
-        self.packing, self.pad_id, self.rank, self.world_size = packing, pad_id, rank, world_size
+        self.batch_size, self.context, self.packing, self.pad_id = batch_size, context, packing, pad_id
         self.tokens = sum(len(example.ids) - 1 for example in self.examples)
         self._digest = _digest(self.examples)
-        self.epoch, self.index = 0, 0
-        self._rows = self._epoch_rows(0)
 
-    def _epoch_rows(self, epoch: int) -> Iterator[list[Piece]]:
+    def _epoch_items(self, epoch: int) -> Iterator[list[Piece]]:
         """The rows of one epoch; padded, its last batch is filled from the next epoch, which then begins later."""
         if self.packing:
             return pack_rows((self._piece(index) for index in self._order(epoch)), self.context)
@@ -226,46 +223,20 @@ class ExampleLoader:
     def _piece(self, index: int) -> Piece:
         return Piece(int(index), len(self.examples[index].ids) - 1)
 
-    def _next_row(self) -> list[Piece]:
-        row = next(self._rows, None)
-        while row is None:
-            self.epoch, self.index = self.epoch + 1, 0
-            self._rows = self._epoch_rows(self.epoch)
-            row = next(self._rows, None)
-        self.index += 1
-        return row
-
     def next_batch(self) -> Batch:
         """The next batch; the epoch ends nowhere, a batch may reach into the next one."""
-        rows = [self._next_row() for _ in range(self.batch_size * self.world_size)]
-        mine = rows[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
-        return _make_batch(self.examples, mine, _width(rows, self.context, self.packing), self.pad_id)
+        rows = self._next_of_rank(self.batch_size)
+        return _make_batch(self.examples, rows, _width(rows, self.context, self.packing), self.pad_id)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, as values that JSON can hold."""
-        state = {"epoch": self.epoch, "index": self.index, "seed": self.seed, "context": self.context}
-        state |= {"packing": self.packing, "examples": len(self.examples), "digest": self._digest}
-        return state if self.packing else state | {"rows": self.batch_size * self.world_size}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken.
-
-        Raises:
-            UserError: the state belongs to other examples, another context, or another way to batch them.
-        """
-        for key, value in self.state_dict().items():
-            if key not in state:
-                raise UserError(f'the position in the data is damaged: "{key}" is missing')
-            if key not in ("epoch", "index", "seed") and state[key] != value:
-                fix = "resume with the same data and settings"
-                raise UserError(f"the run was started with {key} = {state[key]}, now it is {value}", fix=fix)
-        self.seed, self.epoch, self.index = int(state["seed"]), int(state["epoch"]), int(state["index"])
-        self._rows = islice(self._epoch_rows(self.epoch), self.index, None)
+    def _settings(self) -> dict[str, Any]:
+        settings = {"context": self.context, "packing": self.packing}
+        settings |= {"examples": len(self.examples), "digest": self._digest}
+        return settings if self.packing else settings | {"rows": self.batch_size * self.world_size}
 
 
 def _shuffled(count: int, seed: int, turn: int) -> np.ndarray:
     """0 ... count-1 in an order that depends on seed and turn alone."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, turn], dtype=np.uint64))).permutation(count)
+    return generator(seed, turn).permutation(count)
 
 
 def _digest(examples: Iterable[Example]) -> int:

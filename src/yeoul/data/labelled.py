@@ -8,13 +8,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from yeoul.data.reading import DEFAULT, Columns, Reading
-from yeoul.data.rows import is_unicode, read_rows
+from yeoul.data.record_files import (
+    TEXT_COLUMNS,
+    MissingColumn,
+    OnBadRecord,
+    Records,
+    check_column,
+    find_column,
+    good_records,
+    is_unicode,
+    listed,
+    read_records,
+)
 from yeoul.data.sources import Spec, resolve
-from yeoul.data.streams import read_lines
-from yeoul.data.tables import TEXT_COLUMNS
 from yeoul.errors import UserError, shown
 
 LABEL_COLUMNS = ("label", "labels", "class", "category", "sentiment", "emotion", "intent", "target")
@@ -27,10 +36,6 @@ PAIR_COLUMNS = (
 SCORE_COLUMNS = ("score", "similarity", "similarity_score")
 NEGATIVE_COLUMNS = ("negative",)
 _WHOLE = re.compile(r"-?\d{1,100}")
-COMPLAINTS = 5
-"""So many complaints about records that were left out are kept; all are counted."""
-
-OnBadRecord = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
@@ -144,50 +149,22 @@ _MakeRecord = Callable[[Mapping[str, Any], str], R]
 
 
 def _read(spec: Spec, make: _MakeRecord[R], on_bad_record: OnBadRecord, reading: Reading) -> Table[R]:
-    table: Table[R] = Table()
-    for source in resolve(spec, reading=reading):
-        files = [(path, kind) for path, kind in source.files if kind != ".txt"]  # beside data: licences, notes
-        if not files:
-            fix = "give a table with columns (.tsv, .csv, .jsonl, .parquet)"
-            raise UserError("plain text has neither labels nor pairs", source.name, fix)
-        before = len(table.records)
-        for path, kind in files:
-            for where, value in read_rows(path, kind, partial(_check_columns, make), reading):
-                try:
-                    table.records.append(_record(value, where, make))
-                except UserError as error:
-                    if on_bad_record == "error":
-                        fix = error.fix or "mend it, or leave out what cannot be used (--on-bad-record skip)"
-                        raise UserError(error.what, error.where, fix) from None
-                    table.skipped += 1
-                    table.complaints += [str(error)] if len(table.complaints) < COMPLAINTS else []
-        if len(table.records) == before:
-            first = next(iter(table.complaints), None)
-            what = "none of the records can be used" if first else "there is no record in the data"
-            raise UserError(what, source.name, f"the first complaint: {first}" if first else None)
-    return table
-
-
-class _WrongColumns(UserError):
-    """What is asked for is not there: in a table no matter of one record."""
+    fix = "give a table with columns (.tsv, .csv, .jsonl, .parquet)"
+    records = Records(
+        spec, lambda value, where, _: make(value, where), partial(_check_columns, make),
+        plain_text=("plain text has neither labels nor pairs", fix), on_bad_record=on_bad_record, reading=reading,
+    )  # fmt: skip
+    return Table(list(records), records.skipped, records.complaints)
 
 
 def _check_columns(make: _MakeRecord[R], columns: Columns, path: Path) -> None:
     """Raises where a table lacks a column; the values do not matter yet."""
     try:
         make(dict.fromkeys(columns.names, "1"), str(path))
-    except _WrongColumns:
+    except MissingColumn:
         raise
     except UserError:
         return
-
-
-def _record(value: Any, where: str, make: _MakeRecord[R]) -> R:
-    if isinstance(value, UserError):
-        raise value
-    if not isinstance(value, Mapping):
-        raise UserError("the record is not an object with keys", where)
-    return make(value, where)
 
 
 def _labelled(
@@ -205,13 +182,10 @@ def _pair(
     columns = pair_columns or next((pair for pair in PAIR_COLUMNS if all(name in record for name in pair)), None)
     if columns is None:
         fix = "name the two columns with texts (--pair-columns)"
-        raise _WrongColumns(f"no two columns with texts are known here; there are: {_listed(record)}", where, fix)
+        raise MissingColumn(f"no two columns with texts are known here; there are: {listed(record)}", where, fix)
     for name in columns:
-        if name not in record:
-            raise _WrongColumns(f'there is no column "{name}"; there are: {_listed(record)}', where)
-    score = score_column or next((name for name in SCORE_COLUMNS if name in record), None)
-    if score is not None and score not in record:
-        raise _WrongColumns(f'there is no column "{score}"; there are: {_listed(record)}', where)
+        check_column(record, name, where)
+    score = find_column(record, score_column, SCORE_COLUMNS, where)
     negative = next((name for name in NEGATIVE_COLUMNS if name in record and name not in columns), None)
     first, second = (_text(record[name], name, where) for name in columns)
     return TextPair(
@@ -220,22 +194,13 @@ def _pair(
     )  # fmt: skip
 
 
-def _listed(names: Iterable[str]) -> str:
-    text = ", ".join(names) or "none"
-    return text if len(text) <= 200 else f"{text[:197]}..."
-
-
 def _named(record: Mapping[str, Any], name: str | None, usual: Sequence[str], what: str, where: str) -> str:
     """The column that was named, or the first with a usual name."""
-    if name is not None:
-        if name not in record:
-            raise _WrongColumns(f'there is no column "{name}"; there are: {_listed(record)}', where)
-        return name
-    for known in usual:
-        if known in record:
-            return known
-    fix = f"name it (--{what}-column)"
-    raise _WrongColumns(f"no column is known to be the {what}; there are: {_listed(record)}", where, fix)
+    found = find_column(record, name, usual, where)
+    if found is None:
+        what, fix = f"no column is known to be the {what}; there are: {listed(record)}", f"name it (--{what}-column)"
+        raise MissingColumn(what, where, fix)
+    return found
 
 
 def _text(value: Any, name: str, where: str) -> str:
@@ -293,18 +258,17 @@ def read_texts(spec: Spec, *, text_column: str | None = None, reading: Reading =
         if source.builtin_bytes:
             raise UserError("the built-in corpus has documents, not single texts", source.name, "give a file")
         for path, kind in source.files:
-            if kind == ".txt":
-                texts += (line for _, line in read_lines(path, reading))
-                continue
             make = partial(_only_text, text_column=text_column)
-            for where, value in read_rows(path, kind, partial(_check_columns, make), reading):
-                texts.append(value if isinstance(value, str) else _record(value, where, make))
+            rows = read_records(path, kind, partial(_check_columns, make), reading)
+            texts += (value if isinstance(value, str) else make(value, where) for where, value in good_records(rows))
     if not any(text.strip() for text in texts):
         raise UserError("there is no text in the data", str(spec))
     return texts
 
 
-def _only_text(record: Mapping[str, Any], where: str, *, text_column: str | None) -> str:
+def _only_text(record: Any, where: str, *, text_column: str | None) -> str:
+    if not isinstance(record, Mapping):
+        raise UserError("the record is not an object with keys", where)
     name = _named(record, text_column, TEXT_COLUMNS, "text", where)
     value = record[name]
     return _text(value, name, where) if value is not None and (not isinstance(value, str) or value.strip()) else ""

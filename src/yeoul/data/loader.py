@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from yeoul.data.batch import IGNORE, Batch
+from yeoul.data.resumable import ResumableLoader, generator
 from yeoul.data.shards import TokenShards
 from yeoul.data.windows import TextStream
 from yeoul.errors import UserError
@@ -30,11 +31,6 @@ class Piece(NamedTuple):
 
 
 Row = list[Piece]
-
-
-def _generator(seed: int, epoch: int) -> np.random.Generator:
-    """A generator of its own for each epoch: global random states are never touched."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
 
 
 def pack_rows(pieces: Iterable[Piece], context: int) -> Iterator[Row]:
@@ -68,13 +64,13 @@ class _Pieces:
     Args:
         stream: the documents.
         context: with the begin tokens that each piece gets.
-        foretold: the first token behind a piece's begin tokens is one of its labels, so that none is left out; see
+        score_first: the first token behind a piece's begin tokens is one of its labels, so that none is left out; see
             `TextStream.window`.
     """
 
-    def __init__(self, stream: TextStream, context: int, foretold: bool) -> None:
+    def __init__(self, stream: TextStream, context: int, score_first: bool) -> None:
         self.offsets, self.size = np.asarray(stream.offsets), len(stream.begin)
-        self.more = int(foretold and self.size > 0)
+        self.more = int(score_first and self.size > 0)
         self.step = context - self.size + self.more
         """Tokens of text by which two pieces of a document are apart."""
         labels = np.maximum(np.diff(self.offsets) - self.size - 1 + self.more, 0)
@@ -92,7 +88,9 @@ class _Pieces:
         return Piece(start, self.size - self.more + min(self.step, left))
 
 
-def _batch(stream: TextStream, rows: list[Row], context: int, isolated: bool, *, padding: int, foretold: bool) -> Batch:
+def _batch(
+    stream: TextStream, rows: list[Row], context: int, isolated: bool, *, padding: int, score_first: bool
+) -> Batch:
     """Rows of pieces as tensors (len(rows), context); what no piece covers is padding."""
     shape = (len(rows), context)
     input_ids = np.full(shape, padding, dtype=np.int64)
@@ -103,7 +101,7 @@ def _batch(stream: TextStream, rows: list[Row], context: int, isolated: bool, *,
         column = 0
         for number, (start, length) in enumerate(row):
             place = slice(column, column + length)
-            input_ids[b, place], labels[b, place] = stream.window(start, length, foretold=foretold)
+            input_ids[b, place], labels[b, place] = stream.window(start, length, score_first=score_first)
             positions[b, place], seq_ids[b, place] = np.arange(length), number
             column += length
     return Batch(
@@ -114,7 +112,7 @@ def _batch(stream: TextStream, rows: list[Row], context: int, isolated: bool, *,
     )
 
 
-class PackedLoader:
+class PackedLoader(ResumableLoader[Row]):
     """Endless training batches from token shards, in an order that depends on the seed alone.
 
     Without `isolate_documents` a row is a window of the token stream, documents follow one another in it, and windows
@@ -147,12 +145,11 @@ class PackedLoader:
         if batch_size < 1:
             raise UserError(f"batch size {batch_size} and context {context} must be at least 1")
         _check_context(shards, context)
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} of {world_size}")
-        self.shards, self.batch_size, self.context, self.seed = shards, batch_size, context, seed
-        self.isolate_documents, self.rank, self.world_size = isolate_documents, rank, world_size
+        super().__init__(seed, rank, world_size)
+        self.shards, self.batch_size, self.context = shards, batch_size, context
+        self.isolate_documents, self.place = isolate_documents, shards.folder
         self._stream = shards.stream
-        self._pieces = _Pieces(self._stream, context, foretold=False) if isolate_documents else None
+        self._pieces = _Pieces(self._stream, context, score_first=False) if isolate_documents else None
         if self._pieces is None and self._stream.size < context + 1:
             raise UserError(
                 f"the data has {self._stream.size:,} tokens, a context of {context:,} needs {context + 1:,}",
@@ -161,74 +158,39 @@ class PackedLoader:
             )
         if self._pieces is not None and len(self._pieces) == 0:
             raise UserError("no document has two tokens", shards.folder, "give more text")
-        self.epoch, self.index = 0, 0
-        self._rows = self._epoch_rows(0)
 
-    def _epoch_rows(self, epoch: int) -> Iterator[Row]:
-        """The rows of one epoch."""
-        generator = _generator(self.seed, epoch)
+    def _epoch_items(self, epoch: int) -> Iterator[Row]:
+        draw = generator(self.seed, epoch)
         if self._pieces is not None:
-            order = generator.permutation(len(self._pieces))
+            order = draw.permutation(len(self._pieces))
             return pack_rows((self._pieces(number) for number in order), self.context)
         stream, begin = self._stream, len(self.shards.begin)
         step, spare = self.context - begin, stream.size - 1 - self.context
-        shift = int(generator.integers(min(step, spare + 1)))
-        windows = generator.permutation((stream.size - 1 - begin - shift) // step)
+        shift = int(draw.integers(min(step, spare + 1)))
+        windows = draw.permutation((stream.size - 1 - begin - shift) // step)
         return ([Piece(stream.text_at(shift + int(window) * step), self.context)] for window in windows)
-
-    def _next_row(self) -> Row:
-        row = next(self._rows, None)
-        while row is None:
-            self.epoch, self.index = self.epoch + 1, 0
-            self._rows = self._epoch_rows(self.epoch)
-            row = next(self._rows, None)
-        self.index += 1
-        return row
 
     def next_batch(self) -> Batch:
         """The next batch; the epoch ends nowhere, a batch may reach into the next one."""
-        rows = [self._next_row() for _ in range(self.batch_size * self.world_size)]
-        mine = rows[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+        rows = self._next_of_rank(self.batch_size)
         return _batch(
-            self._stream, mine, self.context, self.isolate_documents, padding=self.shards.eos_id, foretold=False
+            self._stream, rows, self.context, self.isolate_documents, padding=self.shards.eos_id, score_first=False
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, as values that JSON can hold."""
+    def _settings(self) -> dict[str, Any]:
         begin = {"begin": list(self.shards.begin)} if self.shards.begin else {}
-        return {
-            **begin,
-            "epoch": self.epoch,
-            "index": self.index,
-            "seed": self.seed,
-            "context": self.context,
-            "isolate_documents": self.isolate_documents,
-            "tokens": self.shards.num_tokens,
-        }
+        tokens = self.shards.num_tokens
+        return begin | {"context": self.context, "isolate_documents": self.isolate_documents, "tokens": tokens}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken.
-
-        Raises:
-            UserError: the state belongs to other data or another context.
-        """
+        """See `ResumableLoader`."""
         if state.get("begin", []) != list(self.shards.begin):
             raise UserError(
-                "the run was started with sequences that begin in another way than the texts of this tokenizer",
+                "the run was started with sequences that begin differently from the texts of this tokenizer",
                 self.shards.folder,
                 "begin it again (--overwrite) or choose another --out",
             )
-        for key, value in self.state_dict().items():
-            if key not in state:
-                raise UserError(f'the position in the data is damaged: "{key}" is missing')
-            if key not in ("epoch", "index", "seed") and state[key] != value:
-                raise UserError(
-                    f"the run was started with {key} = {state[key]}, now it is {value}",
-                    self.shards.folder,
-                    "resume with the same data and context",
-                )
-        self.seed, self.epoch, self.index = int(state["seed"]), int(state["epoch"]), int(state["index"])
-        self._rows = islice(self._epoch_rows(self.epoch), self.index, None)
+        super().load_state_dict(state)
 
 
 def evaluation_batches(
@@ -256,7 +218,7 @@ def evaluation_batches(
     stream = shards.stream
     pieces: Iterable[Piece]
     if isolate_documents:
-        cut = _Pieces(stream, context, foretold=True)
+        cut = _Pieces(stream, context, score_first=True)
         pieces = (cut(number) for number in range(len(cut)))
     else:
         pieces = _in_order(stream, context)
@@ -266,7 +228,7 @@ def evaluation_batches(
     while chunk := list(islice(rows, batch_size)):
         some = True
         padded = any(sum(piece.length for piece in row) < context for row in chunk)
-        yield _batch(stream, chunk, context, isolate_documents or padded, padding=shards.eos_id, foretold=True)
+        yield _batch(stream, chunk, context, isolate_documents or padded, padding=shards.eos_id, score_first=True)
     if not some:
         raise UserError(f"the data has {shards.num_tokens} tokens, too few to score", shards.folder)
 

@@ -26,7 +26,7 @@ _MOST_REPEATED = 1 << 26
 
 
 def parquet_rows(path: Path, check_columns: CheckColumns, reading: Reading = DEFAULT) -> Iterator[Row]:
-    """Rows as dicts by column; see `rows.read_rows`. Categories and string views are texts as others are.
+    """Rows as dicts by column; see `record_files.read_records`. Categories and string views are texts as others are.
 
     Raises:
         UserError: no Parquet, damaged, or columns that could only fill memory.

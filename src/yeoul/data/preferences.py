@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from yeoul.data.batch import IGNORE, Batch
-from yeoul.data.conversations import Preference, Records
+from yeoul.data.conversations import Preference
 from yeoul.data.examples import Example, complain_of
+from yeoul.data.record_files import Records
 from yeoul.data.text_batches import TextLoader, by_length
 from yeoul.errors import UserError
 
@@ -39,7 +40,7 @@ class FittedPairs(NamedTuple):
 Render = Callable[..., "tuple[list[int], list[bool]]"]
 
 
-def make_pairs(records: Records | Iterable[Preference], render: Render) -> list[Pair]:
+def make_pairs(records: Records[Any] | Iterable[Preference], render: Render) -> list[Pair]:
     """Preferences as tokens.
 
     A preference that the chat template refuses is a bad record like any other: `Records` raises or counts it.
@@ -166,11 +167,7 @@ class PairLoader(TextLoader):
 
     def next_batch(self) -> PairBatch:  # type: ignore[override]  # a batch, but not of texts
         """The next batch."""
-        if self.index == len(self._batches):
-            self.epoch, self.index = self.epoch + 1, 0
-            self._batches = self._epoch_batches()
-        drawn = self._batches[self.index]
-        self.index += 1
+        drawn = self._next()
         reference = None if self.reference is None else self.reference[drawn]
         return pair_batch([self.pairs[number] for number in drawn], reference, self.pad_id)
 

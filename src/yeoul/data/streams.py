@@ -248,18 +248,6 @@ def lines_of(path: Path, reading: Reading = DEFAULT) -> Iterator[Line]:
             offset = None if offset is None else offset + length
 
 
-def read_lines(path: Path, reading: Reading = DEFAULT) -> Iterator[tuple[int, str]]:
-    """Lines of a text file, numbered from 1, without their line ends.
-
-    Raises:
-        UserError: the first line that cannot be read, or the file as a whole.
-    """
-    for number, text, error in lines_of(path, reading):
-        if error is not None:
-            raise error
-        yield number, text
-
-
 def read_whole(path: Path, reading: Reading = DEFAULT) -> tuple[bytes, str, int | None]:
     """A text file as UTF-8, with its encoding and the length of its byte-order mark, as in `TextStream`.
 

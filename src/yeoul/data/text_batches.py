@@ -1,4 +1,4 @@
-"""Whole texts as batches: one text a row, alike in length or as they were drawn, padded on the right."""
+"""Whole texts as batches: one text a row, of similar length or as they were drawn, padded on the right."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from yeoul.data.batch import IGNORE, Batch
+from yeoul.data.resumable import ResumableLoader
 from yeoul.errors import UserError
 from yeoul.units import count
 
@@ -85,13 +86,13 @@ def text_batch(items: Sequence[Item], targets: np.ndarray | None, pad_id: int) -
 
 
 def by_length(lengths: Sequence[int] | np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Numbers of the texts in batches of like length, the longest first: what does not fit shows at once."""
+    """Numbers of the texts in batches of similar length, the longest first: what does not fit shows at once."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
 
-class TextLoader:
+class TextLoader(ResumableLoader[np.ndarray]):
     """Endless training batches of examples, in an order that depends on the seed alone.
 
     Each epoch has every example once; its last batch may be smaller.
@@ -104,8 +105,8 @@ class TextLoader:
         pad_id: as in `text_batch`.
         drop: each token is left out with this probability, but never all of a text.
         ends: so many tokens at the beginning and at the end of a text are never left out.
-        alike: examples of a batch are alike in length, which saves padding; without, batches are random, for losses
-            that compare the examples of a batch.
+        bucket_by_length: the examples of a batch are of similar length, which saves padding; without, batches are
+            random, for losses that compare the examples of a batch.
     """
 
     def __init__(
@@ -117,71 +118,55 @@ class TextLoader:
         seed: int,
         pad_id: int,
         drop: float = 0.0,
-        alike: bool = True,
+        bucket_by_length: bool = True,
         ends: tuple[int, int] = (0, 0),
     ) -> None:
         if not items or batch_size < 1:
             raise UserError(f"{count(len(items), 'example')} in batches of {batch_size} cannot be trained on")
+        super().__init__(seed)
         self.items, self.targets, self.batch_size = items, targets, batch_size
-        self.seed, self.pad_id, self.drop, self.alike, self.ends = seed, pad_id, drop, alike, ends
+        self.pad_id, self.drop, self.bucket_by_length, self.ends = pad_id, drop, bucket_by_length, ends
         self.lengths = np.array([max(len(text) for text in item) for item in items])
-        self.epoch = self.index = 0
         self._digest = digest(items, targets)
-        self._batches = self._epoch_batches()
 
     @property
     def epoch_batches(self) -> int:
         """Batches of one epoch."""
         return -(-len(self.items) // self.batch_size)
 
-    def _generator(self, *turn: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, self.epoch, *turn))))
+    def _generator(self, epoch: int, *turn: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch, *turn))))
 
-    def _epoch_batches(self) -> list[np.ndarray]:
-        generator = self._generator()
-        order = generator.permutation(len(self.items))
+    def _epoch_items(self, epoch: int) -> Iterator[np.ndarray]:
+        """The numbers of the examples of each batch."""
+        draw = self._generator(epoch)
+        order = draw.permutation(len(self.items))
         batches: list[np.ndarray] = []
-        drawn = (POOL if self.alike else 1) * self.batch_size
+        drawn = (POOL if self.bucket_by_length else 1) * self.batch_size
         for start in range(0, len(order), drawn):
             pool = order[start : start + drawn]
             batches += [pool[chosen] for chosen in by_length(self.lengths[pool], self.batch_size)]
-        return [batches[number] for number in generator.permutation(len(batches))]
+        return (batches[number] for number in draw.permutation(len(batches)))
 
     def next_batch(self) -> TextBatch:
         """The next batch."""
-        if self.index == len(self._batches):
-            self.epoch, self.index = self.epoch + 1, 0
-            self._batches = self._epoch_batches()
-        chosen = self._batches[self.index]
+        chosen = self._next()
         items = [self.items[number] for number in chosen]
         if self.drop:
-            generator = self._generator(self.index)
-            items = [tuple(dropped(text, self.drop, generator, self.ends) for text in item) for item in items]
-        self.index += 1
+            draw = self._generator(self.epoch, self.index - 1)
+            items = [tuple(dropped(text, self.drop, draw, self.ends) for text in item) for item in items]
         batch = text_batch(items, None if self.targets is None else self.targets[chosen], self.pad_id)
         return replace(batch, numbers=torch.from_numpy(chosen))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, as values that JSON can hold."""
+    def _settings(self) -> dict[str, Any]:
         return {
-            "epoch": self.epoch, "index": self.index, "seed": self.seed, "batch_size": self.batch_size,
-            "drop": self.drop, "alike": self.alike, "examples": len(self.items), "digest": self._digest,
+            "seed": self.seed, "batch_size": self.batch_size, "drop": self.drop,
+            "bucket_by_length": self.bucket_by_length, "examples": len(self.items), "digest": self._digest,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken.
-
-        Raises:
-            UserError: the state belongs to other examples or settings.
-        """
-        for key, value in self.state_dict().items():
-            if key not in state:
-                raise UserError(f'the position in the data is damaged: "{key}" is missing')
-            if key not in ("epoch", "index") and state[key] != value:
-                fix = "resume with the same data and settings"
-                raise UserError(f"the run was started with {key} = {state[key]}, now it is {value}", fix=fix)
-        self.epoch, self.index = int(state["epoch"]), int(state["index"])
-        self._batches = self._epoch_batches()
+        """See `ResumableLoader`; states of earlier versions call `bucket_by_length` "alike"."""
+        super().load_state_dict({"bucket_by_length": state.get("alike")} | state if "alike" in state else state)
 
 
 def dropped(text: Ids, share: float, generator: np.random.Generator, ends: tuple[int, int] = (0, 0)) -> np.ndarray:

@@ -45,19 +45,19 @@ class TextStream:
     def _document(self, place: int) -> int:
         return int(np.searchsorted(self.offsets, place, side="right")) - 1
 
-    def window(self, start: int, columns: int, *, foretold: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def window(self, start: int, columns: int, *, score_first: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and labels, (columns,) int64 each; labels are shifted, `IGNORE` is not scored.
 
         Args:
             start: where its text begins; no begin token stands there. With begin tokens, it is the first label.
             columns: begin tokens and text.
-            foretold: the first label counts even where the window begins within a document. What a model says behind
-                a begin token should not be learned from the middle of texts.
+            score_first: the first label counts even where the window begins within a document. What follows a begin
+                token should not be learned from the middle of a text.
         """
         ids, given = self.row(start, columns + 1)
         labels = np.where(given, IGNORE, ids)[1:]
         size = len(self.begin)
-        if size and not foretold and not self.opens(start):
+        if size and not score_first and not self.opens(start):
             labels[size - 1] = IGNORE
         return ids[:-1], labels
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from yeoul.config import Place
+from yeoul.data.documents import check_documents
 from yeoul.data.reading import Reading
-from yeoul.data.records import check_documents
 
 if TYPE_CHECKING:
     from yeoul.train.log import Progress

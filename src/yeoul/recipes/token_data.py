@@ -36,8 +36,8 @@ def token_shards(
     Raises:
         UserError: the tokenizer has no end-of-sequence token, or the data cannot be read.
     """
+    from yeoul.data.documents import read_documents
     from yeoul.data.reading import Reading
-    from yeoul.data.records import read_documents
     from yeoul.data.shards import build_shards
     from yeoul.data.sources import source_key
 

@@ -15,7 +15,7 @@ import torch
 
 from yeoul import runtime
 from yeoul.data.corpus import generate_recall
-from yeoul.data.records import read_documents
+from yeoul.data.documents import read_documents
 from yeoul.errors import UserError
 from yeoul.evaluate import speed
 from yeoul.evaluate.recall import RECALL_SEED, score_recall

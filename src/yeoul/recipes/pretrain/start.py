@@ -69,7 +69,7 @@ def tokenizer_of(
     Args:
         data_key: what the data holds, see `yeoul.data.sources.source_key`.
     """
-    from yeoul.data.records import read_documents
+    from yeoul.data.documents import read_documents
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.text.training import TokenizerConfig, train_tokenizer
 

@@ -1,7 +1,8 @@
-"""Files as records one at a time, where a damaged record costs only itself.
+"""The one reader of files with records: texts, tables and JSON, compressed or not.
 
-What is wrong with a record is handed on in its place, for whoever stops there, or counts and names what is skipped.
-What leaves no records to tell apart (a damaged archive, a .json that is not JSON) is raised.
+`read_records` reads one file; a damaged record costs only itself: what is wrong with it stands in its place. `Records`
+reads all files of a data specification, and raises or counts the records that cannot be used. What leaves no records
+to tell apart (a damaged archive, a .json that is not JSON) is always raised.
 """
 
 from __future__ import annotations
@@ -9,40 +10,59 @@ from __future__ import annotations
 import csv
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 from yeoul.data.reading import AS_CP949, DEFAULT, CheckColumns, Columns, Reading, Row, not_text
+from yeoul.data.sources import Spec, resolve
 from yeoul.data.streams import Line, lines_of, read_whole
 from yeoul.data.typographic import parse_any_marks
 from yeoul.errors import UserError
 from yeoul.safe_json import JSONError
 from yeoul.units import count
 
+TEXT_COLUMNS = ("text", "document", "content", "sentence", "body", "story", "review", "utterance")
+"""Columns taken for the text when none is named, the first that is there."""
+COMPLAINTS = 5
+"""So many complaints about skipped records are kept as text; all are counted."""
 _LARGEST_FIELD = 2**31 - 1
 _OF_A_LINE = 200
 """Bytes that a line takes beside its text while a row goes on."""
 _ONE_COMMA_TOO_MANY = "put texts that hold commas in quotation marks"
 
+OnBadRecord = Literal["error", "skip"]
+R = TypeVar("R")
 
-def read_rows(path: Path, kind: str, check_columns: CheckColumns, reading: Reading = DEFAULT) -> Iterator[Row]:
+
+# -- one file
+
+
+def _any_columns(columns: Columns, path: Path) -> None:
+    """Takes every table."""
+
+
+def read_records(
+    path: Path, kind: str, check_columns: CheckColumns = _any_columns, reading: Reading = DEFAULT
+) -> Iterator[Row]:
     """Records of one file.
 
     Args:
         path: the file, compressed or not.
-        kind: ".jsonl", ".json", ".csv", ".tsv" or ".parquet".
+        kind: ".txt", ".jsonl", ".json", ".csv", ".tsv" or ".parquet".
         check_columns: called with the columns of a table before its first row.
         reading: encoding and bounds.
 
     Returns:
-        pairs of place ("file:line"; "file, record 3" in .json; "file, row 3" in .parquet) and value: what JSON holds,
-        or for tables a dict by column; a `UserError` instead where the record cannot be read.
+        pairs of place ("file:line"; "file, record 3" in .json; "file, row 3" in .parquet) and value: a line of text,
+        what JSON holds, or for tables a dict by column; a `UserError` instead where the record cannot be read.
 
     Raises:
         UserError: the file as a whole cannot be read.
     """
+    if kind == ".txt":
+        return ((f"{path}:{line.number}", line.error or line.text) for line in lines_of(path, reading))
     if kind == ".jsonl":
         return _jsonl_rows(path, reading)
     if kind == ".json":
@@ -52,6 +72,142 @@ def read_rows(path: Path, kind: str, check_columns: CheckColumns, reading: Readi
 
         return parquet_rows(path, check_columns, reading)
     return _delimited_rows(path, kind, check_columns, reading)
+
+
+def good_records(rows: Iterable[Row]) -> Iterator[Row]:
+    """The same records.
+
+    Raises:
+        UserError: at the first that cannot be read.
+    """
+    for where, value in rows:
+        if isinstance(value, UserError):
+            raise value
+        yield where, value
+
+
+# -- columns
+
+
+class MissingColumn(UserError):
+    """A column that is needed is not there: in a table this is no matter of one record."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of columns for a message, cut where they are many."""
+    text = ", ".join(map(str, names)) or "none"
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def check_column(columns: Collection[str], name: str, where: object) -> str:
+    """The name of a column that is there.
+
+    Raises:
+        MissingColumn: it is not.
+    """
+    if name not in columns:
+        raise MissingColumn(f'there is no column "{name}"; there are: {listed(columns)}', where)
+    return name
+
+
+def find_column(columns: Collection[str], name: str | None, usual: Sequence[str], where: object) -> str | None:
+    """The column that was named, else the first with a usual name, else None.
+
+    Raises:
+        MissingColumn: the named one is not there.
+    """
+    if name is not None:
+        return check_column(columns, name, where)
+    return next((known for known in usual if known in columns), None)
+
+
+# -- the files of a data specification
+
+
+class Records(Generic[R]):
+    """Records of all files that a data specification names, one at a time; iterating again reads again.
+
+    Attributes:
+        read: records handed on so far in the last reading.
+        skipped: records that could not be used; read + skipped are all that there were.
+        complaints: what was wrong with the first of them, a sentence each.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        make: Callable[[Mapping[str, Any], str, str], R],
+        check_columns: CheckColumns,
+        *,
+        plain_text: tuple[str, str],
+        on_bad_record: OnBadRecord = "error",
+        reading: Reading = DEFAULT,
+    ) -> None:
+        """Finds the files; none is opened yet.
+
+        Args:
+            spec: as for `read_documents`, without the built-in corpus. Files of plain text are passed over where there
+                are others: licences and notes lie beside data.
+            make: makes the record from its value, its place and the kind of file; raises `UserError`.
+            check_columns: as for `read_records`.
+            plain_text: what is wrong where there is nothing but plain text, and how to mend it.
+            on_bad_record: "error" raises at the first that cannot be used, "skip" counts it and goes on.
+            reading: encoding and bounds of the files.
+
+        Raises:
+            UserError: something is not there, or is plain text.
+        """
+        self.on_bad_record = on_bad_record
+        self.read = self.skipped = 0
+        self.complaints: list[str] = []
+        self._make, self._check_columns, self._reading = make, check_columns, reading
+        self._parts: list[tuple[str, list[tuple[Path, str]]]] = []
+        for source in resolve(spec, reading=reading):
+            files = [(path, kind) for path, kind in source.files if kind != ".txt"]
+            if not files:
+                raise UserError(plain_text[0], source.name, plain_text[1])
+            self._parts.append((source.name, files))
+
+    def __iter__(self) -> Iterator[R]:
+        self.read = self.skipped = 0
+        self.complaints = []
+        for name, files in self._parts:
+            before = self.read, self.skipped
+            for path, kind in files:
+                for where, value in read_records(path, kind, self._check_columns, self._reading):
+                    try:
+                        record = self._record(value, where, kind)
+                    except UserError as error:
+                        self.complain(error)
+                        continue
+                    self.read += 1
+                    yield record
+            if self.read == before[0]:
+                skipped = self.skipped - before[1]
+                some = "the only record cannot" if skipped == 1 else f"none of the {skipped:,} records can"
+                what = f"{some} be used" if skipped else "there is no record in the data"
+                raise UserError(what, name, f"the first complaint: {self.complaints[0]}" if skipped else None)
+
+    def _record(self, value: Any, where: str, kind: str) -> R:
+        if isinstance(value, UserError):
+            raise value
+        if not isinstance(value, Mapping):
+            raise UserError("the record is not an object with keys", where)
+        return self._make(value, where, kind)
+
+    def complain(self, error: UserError, *, was_read: bool = False) -> None:
+        """A record cannot be used: raises the error, or counts it where bad records are skipped.
+
+        Args:
+            was_read: it was handed on already, and turned out bad later.
+        """
+        if self.on_bad_record == "error":
+            fix = error.fix or "mend it, or leave out what cannot be used (--on-bad-record skip)"
+            raise UserError(error.what, error.where, fix) from None
+        self.skipped += 1
+        self.read -= was_read
+        if len(self.complaints) < COMPLAINTS:
+            self.complaints.append(str(error))
 
 
 # -- JSON

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from yeoul.data.records import LONGEST_BLOCK, check_documents, read_documents
+from yeoul.data.documents import LONGEST_BLOCK, check_documents, read_documents
 from yeoul.data.sources import source_key
 from yeoul.errors import UserError
 
