@@ -21,8 +21,8 @@ FLOORS = {
     "ops": 1,
     "text": 2, "data": 2, "model": 2,
     "train": 3, "adapt": 3, "infer": 3, "serve": 3, "evaluate": 3, "report": 3,
-    "yeoul": 4, "hf": 4,  # the public face
-    "recipes": 5,
+    "recipes": 4,
+    "yeoul": 5, "hf": 5,  # the public face
     "commands": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip

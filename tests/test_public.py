@@ -28,6 +28,10 @@ def test_every_public_name_is_there(name: str) -> None:
     assert name in dir(yeoul)
 
 
+def test_every_name_has_its_home() -> None:
+    assert sorted(yeoul.__all__) == sorted({"__version__", "load", *yeoul._HOMES}), "what type checkers see"
+
+
 def test_no_other_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'loda'"):
         yeoul.loda  # noqa: B018

@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 
     import torch
 
+    from yeoul.errors import UserError
     from yeoul.infer.engine import generate, stream
     from yeoul.model.config import FeatureMapConfig, ModelConfig
     from yeoul.model.decoder import Decoder
     from yeoul.model.dijiang import DiJiangAttention
     from yeoul.ops.linear_attention import linear_attention
+    from yeoul.recipes.demo.config import DemoConfig
+    from yeoul.recipes.demo.run import DemoResult, demo
+    from yeoul.recipes.linearize.config import LinearizeConfig
+    from yeoul.recipes.linearize.run import LinearizeResult, linearize, plan_linearize
+    from yeoul.recipes.pretrain.config import PretrainConfig
+    from yeoul.recipes.pretrain.run import PretrainResult, plan_pretrain, pretrain
+    from yeoul.recipes.saving import save
     from yeoul.text.tokenizer import Tokenizer
 
 _HOMES = {
@@ -35,18 +43,44 @@ _HOMES = {
     "ModelConfig": "yeoul.model.config",
     "Decoder": "yeoul.model.decoder",
     "Tokenizer": "yeoul.text.tokenizer",
+    "UserError": "yeoul.errors",
+    "DemoConfig": "yeoul.recipes.demo.config",
+    "DemoResult": "yeoul.recipes.demo.run",
+    "LinearizeConfig": "yeoul.recipes.linearize.config",
+    "LinearizeResult": "yeoul.recipes.linearize.run",
+    "PretrainConfig": "yeoul.recipes.pretrain.config",
+    "PretrainResult": "yeoul.recipes.pretrain.run",
+    "demo": "yeoul.recipes.demo.run",
+    "linearize": "yeoul.recipes.linearize.run",
+    "plan_linearize": "yeoul.recipes.linearize.run",
+    "plan_pretrain": "yeoul.recipes.pretrain.run",
+    "pretrain": "yeoul.recipes.pretrain.run",
+    "save": "yeoul.recipes.saving",
 }
 
 __all__ = [
     "Decoder",
+    "DemoConfig",
+    "DemoResult",
     "DiJiangAttention",
     "FeatureMapConfig",
+    "LinearizeConfig",
+    "LinearizeResult",
     "ModelConfig",
+    "PretrainConfig",
+    "PretrainResult",
     "Tokenizer",
+    "UserError",
     "__version__",
+    "demo",
     "generate",
     "linear_attention",
+    "linearize",
     "load",
+    "plan_linearize",
+    "plan_pretrain",
+    "pretrain",
+    "save",
     "stream",
 ]
 

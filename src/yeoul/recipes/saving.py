@@ -10,6 +10,8 @@ import torch
 
 from yeoul.adapt.lora.api import lora_layers
 from yeoul.adapt.lora.layers import dense
+from yeoul.errors import UserError
+from yeoul.files import replace_folder
 from yeoul.model.checkpoint import save_model, stays_fp32
 from yeoul.model.decoder import Decoder, skeleton
 
@@ -22,6 +24,29 @@ def save_folder(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> No
     save_model(model, folder)
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def save(model: Decoder, folder: str | Path, tokenizer: Tokenizer | None = None, *, overwrite: bool = False) -> Path:
+    """Write a model, and its tokenizer where one is given, as a Hugging Face folder that is whole or not there.
+
+    Args:
+        model: with adapters or without; those that are active are merged.
+        folder: the place; what is there is only replaced with `overwrite`.
+        tokenizer: of the model.
+        overwrite: replace what is there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: there is something already, the disk is full or cannot be written, or weights are not finite.
+    """
+    folder = Path(folder).expanduser()
+    if not overwrite and folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise UserError("there is already something", folder, "choose another folder, or give overwrite=True")
+    merged = merged_model(model)
+    replace_folder(folder, lambda new: save_folder(merged, tokenizer, new))
+    return folder
 
 
 def merged_model(model: Decoder, dtype: torch.dtype | None = None) -> Decoder:

@@ -1,0 +1,106 @@
+"""Pretraining, linearizing and saving as functions: values come back, nothing is printed, the folder is optional."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import yeoul
+from yeoul.config import flat_values, parse_flags
+from yeoul.errors import UserError
+
+TINY: dict[str, Any] = {
+    "preset": "1m", "hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 400, "context": 32, "batch_size": 2,
+    "tokens": 256, "val_fraction": 0.1, "val_tokens": 200, "dtype": "float32", "log_every": 1,
+}  # fmt: skip
+SHORT: dict[str, Any] = {
+    "tokens": 1024, "window": 8, "context": 32, "batch_size": 2, "val_tokens": 200, "judge_tokens": 0,
+    "contexts": (16,), "dtype": "float32",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    lines = [f"{i}번째 강가에 작은 마을이 있었습니다. 아이는 {i * 7 % 31}개의 돌을 셌습니다." for i in range(300)]
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pretrained(text: str) -> Any:
+    return yeoul.pretrain(text, yeoul.PretrainConfig.of(**TINY), device="cpu")
+
+
+def test_pretraining_gives_a_model_and_leaves_nothing(
+    pretrained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = yeoul.pretrain(text, yeoul.PretrainConfig.of(**TINY), device="cpu")
+    assert capfd.readouterr() == ("", "") and list(tmp_path.iterdir()) == []
+    assert result.folder is None and result.tokens == 256 and result.validation["loss"] > 0
+    ids = torch.tensor([result.tokenizer.encode("강가에")])
+    assert torch.equal(result.model(ids), pretrained.model(ids)), "the same settings give the same model"
+    assert len(yeoul.generate(result.model, result.tokenizer, "강가에", max_tokens=2, temperature=0)) > 0
+
+
+def test_what_is_said_goes_to_the_callable(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    config = yeoul.PretrainConfig.of(**TINY)
+    result = yeoul.pretrain(text, config, out=tmp_path / "run", device="cpu", say=said.append)
+    assert capsys.readouterr().out == "" and any(line.startswith("Data: ") for line in said)
+    assert not any("yeoul generate" in line for line in said), "next commands are the command line's own"
+    assert result.folder == tmp_path / "run" / "model"
+    again, _ = yeoul.load(tmp_path / "run", device="cpu")
+    assert torch.equal(again.output_weight, result.model.output_weight)
+
+
+def test_a_model_in_memory_is_linearized_and_stays_as_it_is(
+    pretrained: Any, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: tensor.clone() for name, tensor in pretrained.model.state_dict().items()}
+    result = yeoul.linearize(pretrained.model, text, yeoul.LinearizeConfig.of(**SHORT), tokenizer=pretrained.tokenizer)
+    assert capfd.readouterr() == ("", "")
+    assert set(result.model.config.attention) == {"hybrid"} and result.folder is None and result.comparison is None
+    assert list(result.stages) == ["align", "distil"] and result.scores["converted"].loss > 0
+    assert [record.model for record in result.speeds] == ["teacher", "converted"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in pretrained.model.state_dict().items())
+
+
+def test_memory_and_folder_give_the_same(pretrained: Any, text: str, tmp_path: Path) -> None:
+    folder = yeoul.save(pretrained.model, tmp_path / "base", pretrained.tokenizer)
+    config = yeoul.LinearizeConfig.of(**SHORT)
+    one = yeoul.linearize(folder, text, config, out=tmp_path / "linear", device="cpu")
+    other = yeoul.linearize(pretrained.model, text, config, tokenizer=pretrained.tokenizer)
+    mine, theirs = one.model.state_dict(), other.model.state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    with pytest.raises(UserError, match="comes without a tokenizer"):
+        yeoul.linearize(pretrained.model, text, config)
+
+
+def test_saving_replaces_only_what_it_may(pretrained: Any, tmp_path: Path) -> None:
+    yeoul.save(pretrained.model, tmp_path / "model", pretrained.tokenizer)
+    with pytest.raises(UserError, match="already something"):
+        yeoul.save(pretrained.model, tmp_path / "model")
+    yeoul.save(pretrained.model, tmp_path / "model", overwrite=True)
+    assert yeoul.load(tmp_path / "model")[1] is None
+
+
+def test_settings_by_the_names_of_the_flags() -> None:
+    config = yeoul.LinearizeConfig.of(window=128, lr=1e-5, text_column="body")
+    assert (config.conversion.window, config.training.lr, config.text.text_column) == (128, 1e-5, "body")
+    with pytest.raises(UserError, match='unknown setting "windw".*did you mean "window"'):
+        yeoul.LinearizeConfig.of(windw=128)
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "linearize"])
+def test_the_command_has_the_librarys_defaults(verb: str) -> None:
+    import importlib
+
+    command = importlib.import_module(f"yeoul.commands.{verb}")
+    config = parse_flags(command.Config, ["x"], program=f"yeoul {verb}")
+    assert config is not None
+    assert flat_values(config.settings) == flat_values(getattr(yeoul, f"{verb.capitalize()}Config")())
