@@ -14,6 +14,8 @@ from yeoul import cli
 from yeoul.adapt.lora.api import LoraConfig, add_lora, lora_layers, merge_and_unload, save_adapter
 from yeoul.errors import UserError
 from yeoul.model.checkpoint import load_model, save_model, stored_dtype
+from yeoul.recipes.export import ExportConfig
+from yeoul.recipes.export import export as yeoul_export
 
 IDS = torch.randint(0, 99, (1, 30), generator=torch.Generator().manual_seed(0))
 
@@ -61,6 +63,14 @@ def test_another_type_and_nothing_overwritten(folder: Path, tmp_path: Path, caps
     assert export(folder, "--out", out, "--overwrite") == 0 and stored_dtype(out) == torch.float32
     assert export(folder, "--out", folder, "--overwrite") == 2 and "is in this folder" in capsys.readouterr().err
     assert export(folder, "--dtype", "q8_0", "--out", tmp_path / "x") == 2
+
+
+def test_the_function_gives_what_was_written(folder: Path, tmp_path: Path) -> None:
+    done = yeoul_export(folder, tmp_path / "half", ExportConfig(format="hf", dtype="bf16"))
+    assert (done.path, done.architecture, done.dtype, done.notes) == (tmp_path / "half", "llama", "bfloat16", ())
+    assert done.nbytes == (tmp_path / "half" / "model.safetensors").stat().st_size
+    with pytest.raises(UserError, match="exists already"):
+        yeoul_export(folder, tmp_path / "half", ExportConfig(format="hf"))
 
 
 @pytest.mark.parametrize("parts", [1, 2])

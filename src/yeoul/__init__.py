@@ -8,17 +8,11 @@ The public face. Names are imported on first use (PEP 562), so `import yeoul` co
 
 from __future__ import annotations
 
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    import torch
-
     from yeoul.errors import UserError
     from yeoul.infer.engine import generate, stream
     from yeoul.model.config import FeatureMapConfig, ModelConfig
@@ -29,12 +23,14 @@ if TYPE_CHECKING:
     from yeoul.recipes.demo.run import DemoResult, demo
     from yeoul.recipes.linearize.config import LinearizeConfig
     from yeoul.recipes.linearize.run import LinearizeResult, linearize, plan_linearize
+    from yeoul.recipes.loading import load
     from yeoul.recipes.pretrain.config import PretrainConfig
     from yeoul.recipes.pretrain.run import PretrainResult, plan_pretrain, pretrain
     from yeoul.recipes.saving import save
     from yeoul.text.tokenizer import Tokenizer
 
 _HOMES = {
+    "load": "yeoul.recipes.loading",
     "generate": "yeoul.infer.engine",
     "stream": "yeoul.infer.engine",
     "linear_attention": "yeoul.ops.linear_attention",
@@ -83,61 +79,6 @@ __all__ = [
     "save",
     "stream",
 ]
-
-
-def load(
-    path: str | Path,
-    *,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
-    adapter: str | Path | Sequence[str | Path] | None = None,
-) -> tuple[Decoder, Tokenizer | None]:
-    """Load a model, and its tokenizer when the folder has one.
-
-    Args:
-        path: a Hugging Face folder, a run folder with `model/` inside, or the id of a model on the hub; or an
-            adapter, alone or in the run that made it, that names its base model.
-        device: "auto", "cpu", "cuda", "cuda:N".
-        dtype: "auto" keeps the checkpoint's type where the device computes in it natively, else float32; that of a
-            quantized model on the CPU always.
-        adapter: folder or hub id of a LoRA adapter, which stays unmerged as "default"; of several, each is called as
-            its folder, and the first is active (`yeoul.adapt.lora.api.set_adapter`). The first one's own tokenizer,
-            where it has one, goes before the model's: its chat template is the one that it was trained with.
-
-    Raises:
-        UserError: nothing there, damaged, an architecture that Yeoul does not know, a tokenizer of another model, no
-            such device.
-    """
-    import torch
-
-    from yeoul import runtime
-    from yeoul.adapt.lora.api import load_adapters
-    from yeoul.adapt.lora.peft_files import adapter_folder, base_folder, tokenizer_beside
-    from yeoul.hub import local_folder
-    from yeoul.model.checkpoint import load_model, load_quantization, model_folder, stored_dtype
-
-    adapters = [] if adapter is None else [adapter] if isinstance(adapter, str | PathLike) else list(adapter)
-    folder = local_folder(path)
-    if (given := adapter_folder(folder)) is not None:
-        adapters, folder = [given, *adapters], base_folder(given)
-    folder = model_folder(folder)
-    target = runtime.resolve_device(device)
-    wanted = runtime.requested_dtype(dtype)
-    low_bit = target.type == "cpu" and load_quantization(folder) is not None  # its kernels take bf16, native or not
-    if wanted is None and not low_bit and not runtime.computes_natively(stored_dtype(folder), target):
-        wanted = torch.float32
-    model = load_model(folder, target, wanted)
-    if adapters:
-        load_adapters(model, adapters)
-
-    from yeoul.text.tokenizer import Tokenizer
-
-    if adapters and (own := tokenizer_beside(adapters[0])) is not None:
-        folder = own
-    tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
-    if tokenizer is not None:
-        tokenizer.check_fits(model.config.vocab_size)
-    return model, tokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,8 @@ from yeoul.commands import bench, evaluate
 from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.bench import BenchConfig, short_names
+from yeoul.recipes.bench import bench as measured
 from yeoul.recipes.saving import save_folder
 from yeoul.recipes.token_data import token_shards
 
@@ -58,12 +60,9 @@ def test_evaluate_names_what_is_wrong(run_folder):
 
 
 def test_bench_measures_and_writes_json(run_folder, tmp_path, capsys):
+    settings = BenchConfig(contexts=(16, 200), steps=1, turns=2)
     config = bench.Config(
-        (str(run_folder), str(run_folder / "model")),
-        contexts=(16, 200),
-        steps=1,
-        turns=2,
-        out=tmp_path / "new" / "b.json",
+        (str(run_folder), str(run_folder / "model")), settings=settings, out=tmp_path / "new" / "b.json"
     )
     assert bench.run(config) == 0
     assert "200" in capsys.readouterr().out
@@ -71,15 +70,21 @@ def test_bench_measures_and_writes_json(run_folder, tmp_path, capsys):
     assert len(values["records"]) == 4 and len(values["parameters"]) == 2
 
 
+def test_bench_takes_models_that_are_loaded(run_folder):
+    result = measured({"one": Decoder(ModelConfig(vocab_size=9, hidden_size=16, num_layers=1, num_heads=2))},
+                      BenchConfig(contexts=(16,), steps=1, turns=1))  # fmt: skip
+    assert result.parameters.keys() == {"one"} and result.records[0].context == 16 and "one" in result.table()
+
+
 def test_bench_names_models_by_what_differs():
-    assert bench.short_names(("runs/a", "runs/b/")) == ["a", "b"]
-    assert bench.short_names(("x/a", "y/a")) == ["x/a", "y/a"]
-    assert bench.short_names(("a", "a")) == ["a (1)", "a (2)"]
+    assert short_names(("runs/a", "runs/b/")) == ["a", "b"]
+    assert short_names(("x/a", "y/a")) == ["x/a", "y/a"]
+    assert short_names(("a", "a")) == ["a (1)", "a (2)"]
 
 
 def test_bench_names_what_is_wrong():
     with pytest.raises(UserError, match="--turns"):
-        bench.Config(("x",), turns=0)
+        BenchConfig(turns=0)
     with pytest.raises(UserError, match="no model"):
         bench.Config(())
 

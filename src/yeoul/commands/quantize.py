@@ -109,10 +109,10 @@ class Config:
 def run(config: Config) -> int:
     """Quantize, and print the table."""
     from yeoul import runtime
-    from yeoul.commands.export import model_name
     from yeoul.data.documents import check_documents
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import model_folder
+    from yeoul.recipes.model_folder import model_name
     from yeoul.text.tokenizer import Tokenizer
 
     top = local_folder(config.model)

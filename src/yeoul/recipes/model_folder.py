@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,3 +128,10 @@ class ModelFolder:
         resolved, own = folder.resolve(), [self.path.resolve()]
         own += [] if self.adapter is None else [self.adapter.resolve()]
         return any(resolved == path or resolved in path.parents for path in own)
+
+
+def model_name(model: str | Path) -> str:
+    """What a model is called: the last part of its path or hub id, the run's where it is a run's `model` folder."""
+    path = Path(str(model).partition("@")[0]).expanduser()
+    parts = [part for part in (path.resolve() if path.is_dir() else path).parts if part not in ("/", "model")]
+    return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else "model"
