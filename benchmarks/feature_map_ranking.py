@@ -42,7 +42,7 @@ def command(options: argparse.Namespace, name: str, window: int, out: Path) -> l
     return [
         sys.executable, "-m", "yeoul", "linearize", options.teacher, "--data", options.data,
         "--val-data", options.val_data, "--tokens", str(options.tokens), "--batch-size", str(options.batch_size),
-        "--seed", str(options.seed), "--patience", "0", "--judge-tokens", str(options.judge_tokens),
+        "--seed", str(options.seed), "--patience", "0", "--compare-tokens", str(options.compare_tokens),
         "--contexts", "512", *attention, *MAPS[name], *features, *options.more, "--out", str(out),
     ]  # fmt: skip
 
@@ -142,7 +142,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--features", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument(
-        "--judge-tokens",
+        "--compare-tokens",
         type=int,
         default=0,
         help="tokens on which the retained long-context gain is measured; 0: none",

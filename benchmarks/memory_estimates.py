@@ -123,7 +123,7 @@ def arguments_of(verb: str, shape: dict[str, Any], home: Path) -> list[str]:
     if verb == "linearize":
         flags = [
             "--data", "builtin:500KB", "--tokens", tokens, "--stages", "distil", "--val-tokens", B * T,
-            "--judge-tokens", 0, "--contexts", 128,
+            "--compare-tokens", 0, "--contexts", 128,
         ]  # fmt: skip
         return ["linearize", model, *map(str, [*common, *flags])]
     flags = ["--method", "lora", "--epochs", 1, "--eval-every", 0, "--save-every", 0, "--val-fraction", 0]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -349,3 +349,33 @@ def test_flags_that_are_paths_say_so() -> None:
     texts = {name for name, hint in found if hint in (str, str | None, tuple[str, ...])}
     texts = {name for name in texts if not name.endswith(": encoding")}  # of files, and no path
     assert len(found) > 40 and not texts, "a path is a Path or a Place"
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A group with a flag that had another name."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"judge_tokens": "compare_tokens"}
+
+    compare_tokens: int = 5
+    """Tokens."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """What has the group."""
+
+    group: Annotated[Renamed, Parameter(name="*")] = field(default_factory=Renamed)
+    """The group."""
+    config: Path | None = None
+    """A file."""
+
+
+def test_a_flag_under_its_earlier_name_still_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--judge-tokens", "7"], ["--judge-tokens=7"], ["--judge_tokens", "7"]):
+        made = parse_flags(Around, argv, program="yeoul x")
+        assert made is not None and made.group.compare_tokens == 7
+        assert "called --compare-tokens now" in capsys.readouterr().err
+    (tmp_path / "old.yaml").write_text("judge-tokens: 9\n")
+    assert load_config(Around, tmp_path / "old.yaml").group.compare_tokens == 9
+    assert capsys.readouterr().err == "", "a run may have written the file"

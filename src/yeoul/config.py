@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -45,7 +46,8 @@ def parse_flags(cls: type[T], argv: Sequence[str], *, program: str) -> T | None:
         UserError: unknown flag or key, missing or unreadable value, bad YAML file.
     """
     argv = list(argv)
-    own = argv[: argv.index("--")] if "--" in argv else argv
+    end = argv.index("--") if "--" in argv else len(argv)
+    argv[:end] = own = _under_new_names(argv[:end], renamed_flags(cls))
     app = _application(cls, program, {}, "")
     if "--help" in own or "-h" in own:
         app.help_print([])
@@ -57,7 +59,7 @@ def parse_flags(cls: type[T], argv: Sequence[str], *, program: str) -> T | None:
     path = _flag_value(own, f"--{FILE_FIELD}") if any(f.name == FILE_FIELD for f in fields(cls)) else None  # type: ignore[arg-type]
     if path is not None:
         file = Path(os.path.expanduser(path))
-        values = _checked_values(read_yaml(file), arguments, file)
+        values = _checked_values(_new_keys(read_yaml(file), renamed_flags(cls)), arguments, file)
     return _parse(cls, argv, program, values, str(path))
 
 
@@ -69,7 +71,7 @@ def load_config(cls: type[T], path: str | Path) -> T:
     """
     path = Path(path)
     arguments = _arguments_by_flag(_application(cls, "", {}, ""))
-    values = _checked_values(read_yaml(path), arguments, path)
+    values = _checked_values(_new_keys(read_yaml(path), renamed_flags(cls)), arguments, path)
     return _parse(cls, [], "", values, str(path))
 
 
@@ -264,6 +266,37 @@ def _arguments_by_flag(app: App) -> dict[str, Argument]:
     """Every flag ("--batch-size", "--no-resume") -> cyclopts's description of its field."""
     found = app.assemble_argument_collection()
     return {name: argument for argument in found for name in argument.names if name.startswith("--")}
+
+
+def renamed_flags(cls: type) -> dict[str, str]:
+    """Earlier names of the flags of a dataclass and its groups, which still work -> the names that they have now.
+
+    A dataclass names them by field in its class variable `RENAMED`.
+    """
+    found = {old: new for old, new in getattr(cls, "RENAMED", {}).items()}
+    for field in fields(cls):
+        if isinstance(field.default_factory, type) and is_dataclass(field.default_factory):
+            found |= renamed_flags(field.default_factory)
+    return found
+
+
+def _under_new_names(argv: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
+    """Arguments with flags under the names that they have now; it is said on standard error."""
+    result = []
+    for token in argv:
+        name, equals, value = token.partition("=")
+        old = name[2:].replace("-", "_") if name.startswith("--") else ""
+        if old in renamed:
+            new = "--" + renamed[old].replace("_", "-")
+            print(f"yeoul: {name} is called {new} now.", file=sys.stderr, flush=True)
+            token = f"{new}{equals}{value}"
+        result.append(token)
+    return result
+
+
+def _new_keys(values: Mapping[Any, Any], renamed: Mapping[str, str]) -> dict[Any, Any]:
+    """Keys of a YAML file under the names that they have now, in silence: a run may have written it."""
+    return {renamed.get(str(key).replace("-", "_"), key): value for key, value in values.items()}
 
 
 def _refuse_unknown_flags(argv: Sequence[str], arguments: Mapping[str, Any], program: str) -> None:

@@ -25,7 +25,7 @@ VERBS = {
     "pretrain": ["pretrain", "TEXT", "--tokenizer", "MODEL", "--preset", "1m", "--layers", "1", "--hidden-size", "32",
                  "--heads", "2", *ROWS, "--tokens", "256", "--val-fraction", "0.2", "--out", "OUT"],
     "linearize": ["linearize", "MODEL", "--data", "TEXT", *ROWS, "--tokens", "512", "--val-fraction", "0.2",
-                  "--judge-tokens", "0", "--contexts", "16", "--out", "OUT"],
+                  "--compare-tokens", "0", "--contexts", "16", "--out", "OUT"],
     "finetune": ["finetune", "MODEL", "--data", "TEXT", "--epochs", "1", *ROWS, "--out", "OUT"],
     "finetune, one text a row": ["finetune", "MODEL", "--data", "JSON", "--epochs", "1", *ROWS, "--out", "OUT"],
     "quantize": ["quantize", "MODEL", "--data", "TEXT", "--calibration-tokens", "256", "--eval-tokens", "128",

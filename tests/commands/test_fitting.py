@@ -26,7 +26,7 @@ PRETRAIN = (
     "--tokens 2048 --batch-size 8 --dtype float32 --device cpu --eval-every 0 --save-every 2 --log-every 1"
 ).split()
 LINEARIZE = (
-    "--data builtin:100KB --tokens 4000 --batch-size 8 --context 32 --val-tokens 300 --judge-tokens 0 --contexts 32 "
+    "--data builtin:100KB --tokens 4000 --batch-size 8 --context 32 --val-tokens 300 --compare-tokens 0 --contexts 32 "
     "--dtype float32 --device cpu"
 ).split()
 

@@ -294,7 +294,7 @@ TRAINING: dict[str, tuple[object, ...]] = {
     "pretrain": ("--preset", "1m", "--hidden-size", 32, "--layers", 1, "--heads", 2, "--kv-heads", 1, "--context", 16,
                  "--batch-size", 2, "--tokens", 64, "--val-fraction", 0),
     "finetune": ("--epochs", 0.1, "--val-fraction", 0),
-    "linearize": ("--tokens", 96, "--context", 16, "--batch-size", 1, "--contexts", 16, "--judge-tokens", 0,
+    "linearize": ("--tokens", 96, "--context", 16, "--batch-size", 1, "--contexts", 16, "--compare-tokens", 0,
                   "--val-tokens", 32),
 }  # fmt: skip
 

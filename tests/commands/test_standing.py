@@ -27,7 +27,7 @@ GIVEN: dict[str, Callable[[Path], list[object]]] = {
     ],
     "linearize": lambda home: [
         home / "softmax", "--data", "builtin:40KB", "--tokens", 192, "--context", 16, "--batch-size", 1, "--contexts",
-        16, "--judge-tokens", 0, "--val-tokens", 32, "--patience", 0,
+        16, "--compare-tokens", 0, "--val-tokens", 32, "--patience", 0,
     ],
 }  # fmt: skip
 

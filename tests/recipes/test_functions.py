@@ -17,7 +17,7 @@ TINY: dict[str, Any] = {
     "tokens": 256, "val_fraction": 0.1, "val_tokens": 200, "dtype": "float32", "log_every": 1,
 }  # fmt: skip
 SHORT: dict[str, Any] = {
-    "tokens": 1024, "window": 8, "context": 32, "batch_size": 2, "val_tokens": 200, "judge_tokens": 0,
+    "tokens": 1024, "window": 8, "context": 32, "batch_size": 2, "val_tokens": 200, "compare_tokens": 0,
     "contexts": (16,), "dtype": "float32",
 }  # fmt: skip
 

@@ -375,7 +375,7 @@ def linearize_config(config: DemoConfig, plan: dict[str, Any]) -> LinearizeConfi
         val_fraction=plan["val_fraction"],
         val_tokens=plan["val_tokens"],
         contexts=tuple(plan["contexts"]),
-        judge_tokens=0,
+        compare_tokens=0,
         log_every=plan.get("linear_log_every", 1),
         save_every=50,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 from cyclopts import Parameter
 
@@ -265,17 +265,19 @@ class LinearizeTraining(TrainHabits):
 class ScoreOptions:
     """What is measured meanwhile and at the end."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"judge_tokens": "compare_tokens"}
+
     val_tokens: int | None = None
     """Score at most this many tokens in one validation; when not given, a tenth of the budget, but at least 4,096 and
     at most 200,000."""
     contexts: tuple[int, ...] = (512, 2048, 8192)
     """Contexts at which tokens per second and cache are measured at the end."""
-    judge_tokens: int | None = None
+    compare_tokens: int | None = None
     """Held-out tokens on which the result is compared with the teacher and with the teacher cut to the window (gain
     from long context, recall, free generation); 0 for no comparison, a quarter of a validation's when not given."""
 
     def __post_init__(self) -> None:
-        for flag, value, least in (("--judge-tokens", self.judge_tokens, 0), ("--val-tokens", self.val_tokens, 1)):
+        for flag, value, least in (("--compare-tokens", self.compare_tokens, 0), ("--val-tokens", self.val_tokens, 1)):
             if value is not None and value < least:
                 raise UserError(f"{value} is out of range", flag)
 
@@ -288,7 +290,7 @@ class ScoreOptions:
     def comparison(self, budget: int) -> int:
         """Tokens of the comparison at the end."""
         chosen = replace(self, val_tokens=None).validation(budget) // 4
-        return chosen if self.judge_tokens is None else self.judge_tokens
+        return chosen if self.compare_tokens is None else self.compare_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

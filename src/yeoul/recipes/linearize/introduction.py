@@ -123,4 +123,4 @@ def time_lines(recipe: Recipe, teacher: Decoder, make: Callable[[], Decoder], ba
     each, measured = dry_run.seconds_a_token(make(), language_model_objective, batch, settings, gradients=False)
     parts.append(("validation", (1 + len(recipe.settings)) * val, each, measured))
     parts.append(("scores at the end", SCORED * val, each, measured))
-    return [*dry_run.time_lines(parts), "  The comparison and the speeds at the end come to that (--judge-tokens 0)."]
+    return [*dry_run.time_lines(parts), "  The comparison and the speeds at the end come to that (--compare-tokens 0)."]
