@@ -40,30 +40,30 @@ class ConversionOptions:
     attention: Literal["hybrid", "dijiang"] = "hybrid"
     """hybrid: a softmax window and linear attention over what came before it; dijiang: linear attention alone."""
     window: int = 64
-    """Positions of the hybrid's window."""
+    """Sliding window of the hybrid, in tokens."""
     sinks: int = 4
-    """Number of first positions that the hybrid's softmax always sees (attention sinks; none where the model has
-    sliding layers, which would see them too)."""
+    """Attention sinks: number of first tokens that the hybrid's softmax always sees (none where the model has sliding
+    layers, which would see them too)."""
     keep_softmax: str = "0"
-    """Number of layers that stay softmax, those that need distant text most; auto: as few as account for half of what
-    distance is worth, at most a quarter of the layers. Their caches keep growing."""
+    """Number of layers that stay softmax: those that depend most on distant text; auto: the fewest that account for half
+    of the long-context gain, at most a quarter of the layers. Their KV caches keep growing."""
     softmax_layers: tuple[int, ...] = ()
     """Layers that stay softmax, by number, counted from 0; instead of --keep-softmax."""
     map: (
         Literal["dijiang", "performer", "pff", "wpff", "dcf", "wdcf", "dijiang-code", "hedgehog", "elu", "fourier"]
         | None
     ) = None
-    """Feature map; when not given, fourier with the delta rule, else dijiang. The settings below default to what the
-    map uses."""
+    """Feature map; by default fourier with the delta rule, otherwise dijiang. The options below default to what the map
+    uses."""
     features: int | None = None
-    """Features per head; when not given, twice the head size, once where the map has no pairs, eight times with
-    fourier."""
+    """Features per head; by default eight times the head size with fourier, otherwise twice, or once where the map has no
+    pairs."""
     kernel: Literal["softmax", "exp"] | None = None
     """Feature kernel: softmax normalises the features of each vector, exp estimates the softmax kernel."""
     radii: Literal["chi", "normal"] | None = None
     """Distribution of the frequencies."""
     sequence: Literal["sobol", "stratified", "random"] | None = None
-    """Points behind the frequencies: quasi-Monte Carlo (sobol, stratified) or random."""
+    """Point set that the frequencies are drawn from: quasi-Monte Carlo (sobol, stratified) or random."""
     learn: tuple[Literal["weights", "frequencies", "directions"], ...] | None = None
     """Which parts of the feature map are trained."""
     decay: Literal["none", "fixed", "learned", "gated"] = "none"
@@ -71,15 +71,15 @@ class ConversionOptions:
     separate_maps: bool | None = None
     """Give queries and keys separate maps; when not given, only with fourier."""
     mass: Literal["constant", "learned"] = "constant"
-    """Overall weight of a key or query: the same for the whole head, or learned from the vector."""
+    """Scale of a vector's features: one for the whole head (constant), or learned as a function of the vector."""
     calibrate: bool = True
-    """Set maps, masses and decays in closed form from the teacher's queries and keys before training."""
+    """Initialise feature maps, their scales and decays in closed form from the teacher's queries and keys."""
     state_update: Literal["additive", "delta"] | None = None
-    """How the state takes in a token: additive sums, delta corrects (the gated delta rule, with its own decay). When
-    not given, delta if neither a map nor a decay is given, else additive."""
+    """Update rule of the recurrent state: additive sums (linear attention), or delta (the gated delta rule, with a decay
+    of its own). By default delta if neither a map nor a decay is given, else additive."""
     short_conv: int | None = None
-    """Width in positions of a convolution over queries, keys and values, 0 for none; when not given, 4 in purely linear
-    attention and with the delta rule, none for sums beside a window."""
+    """Kernel size of a causal convolution over queries, keys and values, 0 for none; by default 4 in purely linear attention
+    and with the delta rule, otherwise none."""
 
     def __post_init__(self) -> None:
         if self.sinks < 0:
@@ -303,10 +303,10 @@ class LinearizeConfig(Settings):
     tokens: int | None = None
     """Token budget of all stages together; when not given, 2,000,000, but at most four passes over the text."""
     teacher_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number type of the teacher's weights and of the student's frozen ones; auto: bfloat16 if both the products and
-    the model's files are bfloat16, else float32."""
+    """Dtype of the teacher's weights and the student's frozen weights; auto: bfloat16 if both compute and checkpoint are
+    bfloat16, else float32."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the saved weights; auto keeps that of the model's files."""
+    """Dtype of the saved weights; auto keeps the checkpoint's."""
     conversion: Annotated[ConversionOptions, Parameter(name="*")] = field(default_factory=ConversionOptions)
     """What becomes of the softmax layers."""
     training: Annotated[StageOptions, Parameter(name="*")] = field(default_factory=StageOptions)
