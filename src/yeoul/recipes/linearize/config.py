@@ -45,8 +45,8 @@ class ConversionOptions:
     """Attention sinks: number of first tokens that the hybrid's softmax always sees (none where the model has sliding
     layers, which would see them too)."""
     keep_softmax: str = "0"
-    """Number of layers that stay softmax: those that depend most on distant text; auto: the fewest that account for half
-    of the long-context gain, at most a quarter of the layers. Their KV caches keep growing."""
+    """Number of layers that stay softmax: those that depend most on distant text; auto: the fewest that account for
+    half of the long-context gain, at most a quarter of the layers. Their KV caches keep growing."""
     softmax_layers: tuple[int, ...] = ()
     """Layers that stay softmax, by number, counted from 0; instead of --keep-softmax."""
     map: (
@@ -56,8 +56,8 @@ class ConversionOptions:
     """Feature map; by default fourier with the delta rule, otherwise dijiang. The options below default to what the map
     uses."""
     features: int | None = None
-    """Features per head; by default eight times the head size with fourier, otherwise twice, or once where the map has no
-    pairs."""
+    """Features per head; by default eight times the head size with fourier, otherwise twice, or once where the map has
+    no pairs."""
     kernel: Literal["softmax", "exp"] | None = None
     """Feature kernel: softmax normalises the features of each vector, exp estimates the softmax kernel."""
     radii: Literal["chi", "normal"] | None = None
@@ -75,11 +75,11 @@ class ConversionOptions:
     calibrate: bool = True
     """Initialise feature maps, their scales and decays in closed form from the teacher's queries and keys."""
     state_update: Literal["additive", "delta"] | None = None
-    """Update rule of the recurrent state: additive sums (linear attention), or delta (the gated delta rule, with a decay
-    of its own). By default delta if neither a map nor a decay is given, else additive."""
+    """Update rule of the recurrent state: additive sums (linear attention), or delta (the gated delta rule, with a
+    decay of its own). By default delta if neither a map nor a decay is given, else additive."""
     short_conv: int | None = None
-    """Kernel size of a causal convolution over queries, keys and values, 0 for none; by default 4 in purely linear attention
-    and with the delta rule, otherwise none."""
+    """Kernel size of a causal convolution over queries, keys and values, 0 for none; by default 4 in purely linear
+    attention and with the delta rule, otherwise none."""
 
     def __post_init__(self) -> None:
         if self.sinks < 0:
@@ -303,8 +303,8 @@ class LinearizeConfig(Settings):
     tokens: int | None = None
     """Token budget of all stages together; when not given, 2,000,000, but at most four passes over the text."""
     teacher_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Dtype of the teacher's weights and the student's frozen weights; auto: bfloat16 if both compute and checkpoint are
-    bfloat16, else float32."""
+    """Dtype of the teacher's weights and the student's frozen weights; auto: bfloat16 if both compute and checkpoint
+    are bfloat16, else float32."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the saved weights; auto keeps the checkpoint's."""
     conversion: Annotated[ConversionOptions, Parameter(name="*")] = field(default_factory=ConversionOptions)
