@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from yeoul import cli
-from yeoul.commands import doctor, info
+from yeoul.commands import info
+from yeoul.commands.doctor import describe
 from yeoul.model.checkpoint import save_model
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.recipes import doctor
 
 KINDS = ("softmax", "sliding", "dijiang", "hybrid")
 
@@ -62,8 +64,9 @@ def test_doctor_advises(monkeypatch: pytest.MonkeyPatch) -> None:
     advice = " ".join(report["advice"])
     assert "CUDA build of torch" in advice and "3 GiB" in advice
     assert "pip install 'yeoul[gguf]'" in advice and "no_such_module" in advice
+    assert "Only Only" not in advice
     assert "does not use it" in report["use"]["why"]
-    assert "missing no_such_module (GGUF files)" in doctor.describe(report)
+    assert "missing no_such_module (GGUF files)" in describe(report)
 
 
 def test_install_hint() -> None:

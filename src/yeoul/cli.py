@@ -185,7 +185,7 @@ def _user_sentence(error: Exception) -> str | None:
     if _is_out_of_memory(error, text):
         return "out of memory; use a smaller batch, context or model."
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("yeoul"):
-        from yeoul.commands.doctor import install_hint
+        from yeoul.recipes.doctor import install_hint
 
         return f'the package "{error.name}" is not installed; {install_hint(error.name)}.'
     return None

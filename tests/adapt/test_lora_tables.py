@@ -282,7 +282,7 @@ def test_fp32_parts_over_a_bf16_base(case: str, folders: dict[str, Path], tmp_pa
 def test_beside_tables_of_few_bits(kind: str, bits: int) -> None:
     """As beside the numbers that the bits stand for; nothing can be merged."""
     model, plain = make(kind), make(kind)
-    quantize_model(model, QuantizationConfig(bits=bits, group_size=32, embeddings=True, head=True))
+    quantize_model(model, QuantizationConfig.rounded(bits=bits, group_size=32, embeddings=True, head=True))
     plain.model.embed_tokens.weight.copy_(model.model.embed_tokens.dequantized())  # type: ignore[operator]
     if kind == "learned":
         plain.lm_head.weight.copy_(model.lm_head.dequantized())  # type: ignore[operator]

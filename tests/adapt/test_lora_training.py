@@ -109,7 +109,7 @@ def test_only_the_adapter_learns(kind: str, bits: int | None, tmp_path: Path) ->
     torch.manual_seed(0)
     model = make(kind)
     if bits is not None:
-        quantize_model(model, QuantizationConfig(bits=bits, group_size=32))
+        quantize_model(model, QuantizationConfig.rounded(bits=bits, group_size=32))
     add_lora(model, LoraConfig(r=4, alpha=16))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     losses = losses_of(model, tmp_path, packing=True)

@@ -23,7 +23,10 @@ from yeoul.model.checkpoint import save_model
 from yeoul.model.quantized import QuantizedLinear, quantized_modules
 from yeoul.ops.low_bit import dequantize, pack, unpack
 
-BOTH = [QuantizationConfig(bits=8, embeddings=True), QuantizationConfig(bits=4, group_size=32, embeddings=True)]
+BOTH = [
+    QuantizationConfig.rounded(bits=8, embeddings=True),
+    QuantizationConfig.rounded(bits=4, group_size=32, embeddings=True),
+]
 
 
 def whole_numbers(bits: int, *shape: int) -> Tensor:
@@ -147,12 +150,12 @@ def test_a_text_makes_four_bits_better_on_it(kind: str, method: str) -> None:
 
 def test_what_cannot_be_is_said_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="8 or 4"):
-        QuantizationConfig(bits=3)
+        QuantizationConfig.rounded(bits=3)
     with pytest.raises(UserError, match="128"):
-        QuantizationConfig(bits=4, group_size=48)
+        QuantizationConfig.rounded(bits=4, group_size=48)
     model = make("softmax")
     with pytest.raises(UserError, match="do not divide"):
-        quantize_model(model, QuantizationConfig(bits=4, group_size=128))
+        quantize_model(model, QuantizationConfig.rounded(bits=4, group_size=128))
     quantize_model(model, BOTH[1])
     with pytest.raises(UserError, match="again"):
         quantize_model(model, BOTH[0])

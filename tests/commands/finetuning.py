@@ -60,7 +60,7 @@ def ids_of(tokenizer: Tokenizer) -> dict[str, Any]:
 def low_bit_folder(home: Path) -> None:
     """The softmax model in 8 bits, as `home`/low-bit."""
     model = load_model(home / "softmax")
-    quantize_model(model, QuantizationConfig(bits=8))
+    quantize_model(model, QuantizationConfig.rounded(bits=8))
     save_folder(model, Tokenizer.load(home / "tokenizer"), home / "low-bit")
 
 

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
+import yeoul
 from yeoul.commands import bench, evaluate
 from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.recipes.bench import BenchConfig, short_names
 from yeoul.recipes.bench import bench as measured
+from yeoul.recipes.evaluate import EvaluateConfig, compare
+from yeoul.recipes.evaluate import evaluate as evaluated
 from yeoul.recipes.saving import save_folder
 from yeoul.recipes.token_data import token_shards
 
@@ -37,7 +40,12 @@ def run_folder(tmp_path_factory) -> Path:
 
 
 def test_evaluate_scores_the_text_put_aside(run_folder, capsys):
-    assert evaluate.run(evaluate.Config(str(run_folder), by_position=True, json=True, max_tokens=400)) == 0
+    assert (
+        evaluate.run(
+            evaluate.Config(str(run_folder), json=True, settings=EvaluateConfig(by_position=True, max_tokens=400))
+        )
+        == 0
+    )
     values = json.loads(capsys.readouterr().out)
     assert values["tokens"] == 400 and values["context"] == 128
     assert values["bits_per_byte"] == pytest.approx(values["loss"] * 400 / 0.6931472 / values["bytes"], rel=1e-5)
@@ -45,18 +53,20 @@ def test_evaluate_scores_the_text_put_aside(run_folder, capsys):
 
 
 def test_evaluate_prints_words(run_folder, capsys):
-    config = evaluate.Config(str(run_folder), data=str(run_folder / "text.txt"), max_tokens=100, context=32)
+    config = evaluate.Config(
+        str(run_folder), data=str(run_folder / "text.txt"), settings=EvaluateConfig(max_tokens=100, context=32)
+    )
     assert evaluate.run(config) == 0
     assert "bits per byte" in capsys.readouterr().out
 
 
 def test_evaluate_names_what_is_wrong(run_folder):
     with pytest.raises(UserError, match="longer than the model's 128 positions"):
-        evaluate.run(evaluate.Config(str(run_folder), context=129))
+        evaluate.run(evaluate.Config(str(run_folder), settings=EvaluateConfig(context=129)))
     with pytest.raises(UserError, match="no text to score"):
         evaluate.run(evaluate.Config(str(run_folder / "model")))
     with pytest.raises(UserError, match="--batch-size"):
-        evaluate.Config("x", batch_size=0)
+        EvaluateConfig(batch_size=0)
 
 
 def test_bench_measures_and_writes_json(run_folder, tmp_path, capsys):
@@ -111,8 +121,9 @@ def word_folder(tmp_path_factory) -> Path:
 
 
 def test_evaluate_compares_a_conversion_with_its_teacher(word_folder, capsys):
-    settings = dict(teacher=str(word_folder / "softmax"), data=str(word_folder / "text.txt"), max_tokens=400)
-    config = evaluate.Config(str(word_folder / "linear"), prompts=2, new_tokens=4, json=True, **settings)
+    settings = dict(teacher=str(word_folder / "softmax"), data=str(word_folder / "text.txt"))
+    wanted = EvaluateConfig(prompts=2, new_tokens=4, max_tokens=400)
+    config = evaluate.Config(str(word_folder / "linear"), json=True, settings=wanted, **settings)
     assert evaluate.run(config) == 0
     values = json.loads(capsys.readouterr().out)
     comparison = values["comparison"]
@@ -121,21 +132,38 @@ def test_evaluate_compares_a_conversion_with_its_teacher(word_folder, capsys):
     assert by_name["converted"]["loss"] == pytest.approx(values["loss"], rel=1e-4)
     assert comparison["agreement"]["prompts"] == 2 and "mqar" in comparison
     assert comparison["not_measured"].keys() == {"needle"}  # nothing of 512 tokens fits
-    config = evaluate.Config(str(word_folder / "linear"), prompts=0, window=8, **settings)
+    wanted = EvaluateConfig(prompts=0, window=8, max_tokens=400)
+    config = evaluate.Config(str(word_folder / "linear"), settings=wanted, **settings)
     assert evaluate.run(config) == 0
     printed = capsys.readouterr().out
     assert "the last 8 and the first 4 positions" in printed and "window only" in printed
 
 
+def test_models_that_are_loaded_are_compared_in_silence(word_folder, capfd):
+    teacher, linear = (yeoul.load(word_folder / name, device="cpu") for name in ("softmax", "linear"))
+    data, config = str(word_folder / "text.txt"), EvaluateConfig(prompts=0, max_tokens=400)
+    found = compare(teacher, linear, data, config)
+    assert found.window == 16 and found.long_context is not None and found.agreement is None
+    alone = evaluated(linear, data, config)
+    assert alone.comparison is None and alone.score.tokens == 400 and alone.as_dict()["model"] == "model"
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(UserError, match="no text to score"):
+        evaluated(linear)
+
+
 def test_evaluate_asks_a_single_model(word_folder, capsys):
-    settings = dict(data=str(word_folder / "text.txt"), max_tokens=400)
-    assert evaluate.run(evaluate.Config(str(word_folder / "softmax"), mqar=True, json=True, **settings)) == 0
+    def config(**flags):
+        wanted = EvaluateConfig(max_tokens=400, **flags)
+        return dict(data=str(word_folder / "text.txt"), settings=wanted)
+
+    softmax = str(word_folder / "softmax")
+    assert evaluate.run(evaluate.Config(softmax, json=True, **config(mqar=True))) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["mqar"]["cells"] and "needle" not in values and "comparison" not in values
-    assert evaluate.run(evaluate.Config(str(word_folder / "softmax"), mqar=True, **settings)) == 0
+    assert evaluate.run(evaluate.Config(softmax, **config(mqar=True))) == 0
     assert "recall of pairs (MQAR)" in capsys.readouterr().out
     with pytest.raises(UserError, match="nothing fits: 512 tokens"):
-        evaluate.run(evaluate.Config(str(word_folder / "softmax"), needle=True, **settings))
+        evaluate.run(evaluate.Config(softmax, **config(needle=True)))
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(word_folder, run_folder):
@@ -143,4 +171,4 @@ def test_a_teacher_with_another_tokenizer_is_refused(word_folder, run_folder):
     with pytest.raises(UserError, match="different tokenizers"):
         evaluate.run(evaluate.Config(str(word_folder / "linear"), teacher=str(run_folder / "model"), data=text))
     with pytest.raises(UserError, match="--sinks"):
-        evaluate.Config("x", sinks=-1)
+        EvaluateConfig(sinks=-1)

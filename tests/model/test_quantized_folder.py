@@ -35,7 +35,9 @@ def llama(bits: int, *, tie: bool = False, embeddings: bool = False) -> Decoder:
     )  # fmt: skip
     model = Decoder(config).eval()
     group = 32 if bits == 4 else None
-    quantize_model(model, QuantizationConfig(bits=bits, group_size=group, embeddings=embeddings, head=embeddings))
+    quantize_model(
+        model, QuantizationConfig.rounded(bits=bits, group_size=group, embeddings=embeddings, head=embeddings)
+    )
     return model
 
 
@@ -97,7 +99,7 @@ def test_gpt2_is_written_as_our_own_kind(tmp_path: Path) -> None:
         activation="gelu_tanh", attention_bias=True, mlp_bias=True, family="gpt2",
     )  # fmt: skip
     model = Decoder(config).eval()
-    quantize_model(model, QuantizationConfig(bits=8))
+    quantize_model(model, QuantizationConfig.rounded(bits=8))
     save_model(model, tmp_path)
     assert config_of(tmp_path)["model_type"] == "yeoul"
     assert torch.equal(load_model(tmp_path)(IDS), model(IDS))
@@ -214,7 +216,7 @@ def test_verbs_that_need_full_weights_say_so(tmp_path: Path, capsys: pytest.Capt
 def test_a_model_computes_alike_in_bfloat16_and_fp32() -> None:
     for kind in ("softmax", "hybrid", "delta-hybrid"):
         model = make(kind)
-        quantize_model(model, QuantizationConfig(bits=4, group_size=32, embeddings=True))
+        quantize_model(model, QuantizationConfig.rounded(bits=4, group_size=32, embeddings=True))
         exact = model(IDS)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert rms_ratio(model(IDS), exact) < 0.05

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 from yeoul.adapt.awq import scale_inputs
 from yeoul.adapt.gptq import gptq
 from yeoul.adapt.quant_statistics import Walk, input_moments, output_moments, sites
+from yeoul.adapt.quantize_config import QuantizationConfig
 from yeoul.adapt.rounding import round_to_nearest
 from yeoul.errors import UserError
 from yeoul.model.decoder import Decoder
 from yeoul.model.finite import check_finite
 from yeoul.model.quantized import (
-    GROUP_SIZES,
     QuantizedEmbedding,
     QuantizedLinear,
     check_shape,
@@ -26,54 +25,8 @@ from yeoul.model.quantized import (
 )
 from yeoul.model.quantized_folder import EMBEDDING, HEAD, candidates
 
-TABLE_BITS = 6
-"""Of embeddings and head beside layers of 4 bits."""
 FISHER_TOKENS = 8192
 """Of the text that says what a tied table's rows mean as embeddings: gradients cost three times what outputs do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizationConfig:
-    """How the weights of a model are rounded.
-
-    Attributes:
-        bits: 8 or 4.
-        group_size: inputs that share a scale: 32, 64 or 128; 0 is a scale for each output, which only 8 bits take;
-            None is 0 with 8 bits and 64 with 4.
-        method: "rtn" rounds each number to the nearest; "gptq" makes the error of each good by the next, "awq" scales
-            inputs before they are rounded: both ask for a text.
-        embeddings: the token embeddings too, with 6 bits and a scale for each row in the place of 4.
-        head: the output projection likewise; tied to the embeddings, either of the two means both.
-
-    Raises:
-        UserError: values that do not go together.
-    """
-
-    bits: int = 8
-    group_size: int | None = None
-    method: Literal["rtn", "gptq", "awq"] = "rtn"
-    embeddings: bool = False
-    head: bool = False
-
-    def __post_init__(self) -> None:
-        if self.bits not in (8, 4):
-            raise UserError(f"weights of {self.bits} bits are not supported", "--bits", "use 8 or 4")
-        if self.group_size is not None and self.group_size not in (*GROUP_SIZES, *((0,) if self.bits == 8 else ())):
-            raise UserError(
-                f"groups of {self.group_size} are not supported with {self.bits} bits", "--group-size",
-                "use 32, 64 or 128",
-            )  # fmt: skip
-
-    @property
-    def group(self) -> int:
-        """Inputs of a layer that share a scale; 0 means all of an output's."""
-        return (0 if self.bits == 8 else 64) if self.group_size is None else self.group_size
-
-    def scheme(self, path: str) -> tuple[int, int]:
-        """Bits and group of the module at a path."""
-        if path in (EMBEDDING, HEAD) and self.bits == 4:
-            return TABLE_BITS, 0
-        return self.bits, self.group
 
 
 @torch.no_grad()
@@ -94,19 +47,27 @@ def quantize_model(
         progress: is told what is being done.
 
     Raises:
-        UserError: the model is quantized already, a weight is NaN or infinite, or its layers do not fit the groups;
-            then nothing is changed.
+        UserError: the model is quantized already, a weight is NaN or infinite, its layers do not fit the groups, or
+            the method has no text; then nothing is changed.
     """
     refuse_quantized(model, "quantized again")
     check_finite(model, None, "quantized")
     wanted = targets(model, config)
     for path in wanted:
-        check_shape(_weight(model, path).shape[1], *config.scheme(path))
+        check_shape(_weight(model, path).shape[1], *_scheme(config, path))
     if config.method == "rtn":
         for path in wanted:
             _round(model, path, config)
         return
-    _calibrated(model, config, wanted, [*batches] if batches is not None else [], progress)
+    ids = [*batches] if batches is not None else []
+    if not ids:
+        raise UserError(f"the method {config.method} needs text to calibrate with", fix='give some, or use "rtn"')
+    _calibrated(model, config, wanted, ids, progress)
+
+
+def _scheme(config: QuantizationConfig, path: str) -> tuple[int, int]:
+    """Bits and group of the module at a path."""
+    return config.table_scheme if path in (EMBEDDING, HEAD) else (config.bits, config.group)
 
 
 def targets(model: Decoder, config: QuantizationConfig) -> list[str]:
@@ -169,7 +130,7 @@ def _weight(model: nn.Module, path: str) -> Tensor:
 
 def _round(model: nn.Module, path: str, config: QuantizationConfig, moments: Tensor | None = None) -> None:
     """A quantized module in the place of a linear layer or an embedding; `moments` are those of its inputs."""
-    weight, (bits, group) = _weight(model, path), config.scheme(path)
+    weight, (bits, group) = _weight(model, path), _scheme(config, path)
     if moments is None or config.method == "rtn":
         q, scale = round_to_nearest(weight, bits, group)
     elif config.method == "awq":

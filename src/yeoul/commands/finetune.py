@@ -298,7 +298,7 @@ class _Finetuning:
 
         flags = self.config.lora
         try:
-            quantize_model(self.model, QuantizationConfig(bits=flags.bits or BITS, group_size=flags.group_size))
+            quantize_model(self.model, QuantizationConfig.rounded(bits=flags.bits or BITS, group_size=flags.group_size))
         except UserError as error:
             raise UserError(error.what, error.where or self.config.model, error.fix) from None
 

@@ -85,9 +85,9 @@ def examine(model: str | Path, *, context: int | None = None) -> dict[str, Any]:
     import torch
 
     from yeoul.adapt.lora.peft_files import adapter_folder, base_folder, tokenizer_beside
-    from yeoul.commands.quantize import read_record
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import load_config, load_quantization, model_folder, weight_files
+    from yeoul.recipes.quantize.record import read_record
     from yeoul.safe_json import read_object
     from yeoul.text.model_card import read_card
     from yeoul.text.tokenizer import Tokenizer

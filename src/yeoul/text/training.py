@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from yeoul.errors import UserError
 from yeoul.text.chat import CHAT_TOKENS, DEFAULT_TEMPLATE
@@ -35,29 +37,30 @@ float32 as in tokenizers' float64, and equally good cuts tie in both."""
 class TokenizerConfig:
     """What is trained.
 
-    Attributes:
-        vocab_size: all ids, special tokens and bytes included.
-        model_type: "bpe" or "unigram".
-        character_coverage: share of the text's characters that become pieces; the rest are spelled in bytes.
-        byte_fallback: spell unknown characters in UTF-8 bytes (256 ids) instead of losing them as <unk>.
-        normalization: "nfc" composes (decomposed Hangul, accents); "identity" keeps the text as it is.
-        user_symbols: texts that are always one token. Unlike special tokens they are recognised in any text.
-        split_digits: every digit is a token of its own.
-        add_dummy_prefix: put a space before every text, as Llama 2 does.
-        max_sentences: lines that training uses, drawn evenly over the text where it has more.
-        model_max_length: noted in `tokenizer_config.json`.
+    Raises:
+        UserError: values that do not go together.
     """
 
     vocab_size: int = 8000
+    """Number of ids, special tokens and bytes included."""
     model_type: Literal["bpe", "unigram"] = "bpe"
+    """Kind of tokenizer."""
     character_coverage: float = 0.9995
+    """Share of the text's characters that become pieces; the rest are spelled in bytes."""
     byte_fallback: bool = True
+    """Spell unknown characters in bytes instead of losing them."""
     normalization: Literal["nfc", "identity"] = "nfc"
+    """nfc composes decomposed Hangul and accents; identity leaves the text as it is."""
     user_symbols: tuple[str, ...] = ()
+    """Strings that are always one token, wherever they occur."""
     split_digits: bool = False
+    """Make every digit a token of its own."""
     add_dummy_prefix: bool = False
+    """Put a space before every text, as Llama 2 does."""
     max_sentences: int = 2_000_000
-    model_max_length: int | None = None
+    """Train on at most this many lines, drawn evenly from the text."""
+    model_max_length: Annotated[int | None, Parameter(parse=False)] = None
+    """Noted in `tokenizer_config.json`."""
 
     def __post_init__(self) -> None:
         if self.model_type not in ("bpe", "unigram"):
