@@ -14,11 +14,13 @@ import torch
 
 from text.published import SHAPES, edit
 from yeoul import cli
-from yeoul.commands import info
 from yeoul.config import parse_flags
 from yeoul.model.checkpoint import save_model
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.caches import cache_bytes
+from yeoul.recipes.info.examine import info
+from yeoul.recipes.info.sizes import weight_bytes
 from yeoul.text.model_card import read_card
 
 CARD = """---
@@ -60,12 +62,22 @@ def config(**changes: Any) -> ModelConfig:
         {"attention": ("hybrid", "sliding", "softmax")},
         {"attention": ("dijiang", "hybrid", "softmax"), "feature_map": {"features": 12}},
         {"num_kv_heads": 4, "head_dim": 24, "positions": "learned"},
+        {"attention": ("hybrid", "dijiang", "softmax"), "short_conv": 4, "sinks": 4},
+        {"attention": ("hybrid", "dijiang", "hybrid"), "feature_map": {"decay": "gated"}, "num_kv_heads": 1},
+        {
+            "attention": ("hybrid", "dijiang", "sliding"),
+            "state_update": "delta",
+            "feature_map": {"name": "fourier"},
+            "short_conv": 4,
+            "sinks": 4,
+        },
+        {"attention": ("hybrid", "softmax", "hybrid"), "state_update": "delta", "short_conv": 4, "num_kv_heads": 1},
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cache_bytes_are_those_of_the_model(changes: dict[str, Any], dtype: torch.dtype) -> None:
     description = config(**changes)
-    fixed, growing = info.cache_bytes(description, dtype)
+    fixed, growing = cache_bytes(description, dtype)
     model = Decoder(description).to(dtype).eval()
     cache = model.new_cache(1)
     with torch.inference_mode():
@@ -75,7 +87,7 @@ def test_cache_bytes_are_those_of_the_model(changes: dict[str, Any], dtype: torc
 
 def test_cache_of_a_large_window_is_counted_without_making_it() -> None:
     large = config(num_kv_heads=2, head_dim=128, attention=("sliding",), sliding_window=2**20, num_layers=32)
-    fixed, growing = info.cache_bytes(large, torch.bfloat16)
+    fixed, growing = cache_bytes(large, torch.bfloat16)
     assert growing == 0 and fixed == 32 * (2**20 * (2 * 2 * 128 * 2 + 1))  # K and V, and which slots are taken
 
 
@@ -85,7 +97,7 @@ def test_weight_bytes() -> None:
     own = {name: parameter for name, parameter in model.named_parameters() if "feature_map" in name}
     numbers, maps = model.num_parameters(), sum(parameter.numel() for parameter in own.values())
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name not in own)
-    sizes = info.weight_bytes(description)
+    sizes = weight_bytes(description)
     assert maps > 0 and sizes["float32"] == 4 * numbers
     assert sizes["bfloat16"] == sizes["float16"] == 2 * numbers + 2 * maps
     assert sizes["8-bit"] == matrices * 34 // 32 + 4 * (numbers - matrices)
@@ -131,6 +143,14 @@ def test_everything(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
                   *(row["command"] for row in report["commands"])):  # fmt: skip
         assert words in text
     assert "\x1b" not in text
+
+
+def test_the_function_gives_values_and_rows(folder: Path) -> None:
+    found = info(folder)
+    assert found.run is None and found.values["parameters"]["total"] == sum(
+        number for part, number in found.values["parameters"].items() if part != "total"
+    )
+    assert ("vocabulary", "425, output tied to the embeddings") in found.rows() and "apache-2.0" in str(found)
 
 
 def test_the_commands_are_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

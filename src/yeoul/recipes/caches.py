@@ -6,7 +6,7 @@ from collections import Counter
 
 import torch
 
-from yeoul.model.config import ModelConfig
+from yeoul.model.config import LINEAR_KINDS, ModelConfig
 from yeoul.model.decoder import Decoder
 
 
@@ -27,13 +27,14 @@ def cache_bytes(config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
 
 
 def _layer_cache(config: ModelConfig, kind: str, window: int, dtype: torch.dtype) -> tuple[int, int]:
-    """The same for one layer of a kind, with the model's key-value heads and next to nothing else."""
-    _, groups, size = config.heads
+    """The same for one layer of a kind, with the model's heads and convolution and next to nothing else."""
+    heads, groups, size = config.heads
+    linear = kind in LINEAR_KINDS
     small = ModelConfig(
-        vocab_size=2, hidden_size=2 * size, num_layers=1, num_heads=groups, num_kv_heads=groups, head_dim=size,
+        vocab_size=2, hidden_size=2 * size, num_layers=1, num_heads=heads, num_kv_heads=groups, head_dim=size,
         intermediate_size=2, attention=(kind,), window=window, feature_map=config.feature_map, positions="none",
         state_update=config.state_update, max_position_embeddings=config.max_position_embeddings,
-        sinks=config.sinks,
+        sinks=config.sinks, short_conv=config.short_conv if linear else 0,
     )  # fmt: skip
     model = Decoder(small).to(dtype).eval()
     sizes = []
