@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from yeoul import __version__
 from yeoul.errors import UserError
 from yeoul.lines import folded
+from yeoul.version import VERSION
 
 GROUPS: dict[str, dict[str, str]] = {
     "Start here": {
@@ -74,7 +74,7 @@ def _dispatch(argv: list[str]) -> int:
         print(overview())
         return 0
     if argv[0] in ("--version", "-V"):
-        print(f"yeoul {__version__}")
+        print(f"yeoul {VERSION}")
         return 0
     verb, rest = argv[0], argv[1:]
     if verb not in VERBS:

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yeoul import __version__, runtime
+from yeoul import runtime
+from yeoul.version import VERSION
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ def examine(*, measure: bool = True) -> dict[str, Any]:
     device = runtime.resolve_device()
     dtype = runtime.resolve_dtype("auto", device)
     report: dict[str, Any] = {
-        "yeoul": __version__,
+        "yeoul": VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,

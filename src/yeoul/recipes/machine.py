@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from yeoul import __version__, runtime
+from yeoul import runtime
 from yeoul.units import size
+from yeoul.version import VERSION
 
 
 def machine_facts() -> tuple[tuple[str, str], ...]:
@@ -18,7 +19,7 @@ def machine_facts() -> tuple[tuple[str, str], ...]:
         ("GPU", ", ".join(facts["gpus"])),
         (
             "software",
-            f"Yeoul {__version__}, torch {facts['torch']}, Python {facts['python']}, {facts['system']}",
+            f"Yeoul {VERSION}, torch {facts['torch']}, Python {facts['python']}, {facts['system']}",
         ),
     ]
     return tuple((name, value) for name, value in lines if value)

@@ -83,8 +83,9 @@ def _examined(model: str | Path, context: int | None) -> dict[str, Any]:
     context = context or config.max_position_embeddings
     parameters = count_parameters(config)
     memory: dict[str, dict[str, int]] = {kind: {"weights": size} for kind, size in weight_bytes(config).items()}
-    for name in FLOATS:
-        fixed, growing = cache_bytes(config, getattr(torch, name))
+    caches = {width: cache_bytes(config, dtype) for width, dtype in ((4, torch.float32), (2, torch.bfloat16))}
+    for name, width in FLOATS.items():
+        fixed, growing = caches[width]
         memory[name] |= {
             "cache_fixed": fixed,
             "cache_per_token": growing,
