@@ -11,7 +11,7 @@ from yeoul.model.decoder import Decoder
 from yeoul.recipes import dry_run
 from yeoul.recipes.caches import cache_bytes
 from yeoul.recipes.linearize.config import ConversionOptions, StageOptions
-from yeoul.recipes.linearize.stages import Recipe, mark
+from yeoul.recipes.linearize.stages import Recipe, set_trainable
 from yeoul.train.loss import language_model_objective
 from yeoul.units import count, size
 
@@ -116,7 +116,7 @@ def time_lines(recipe: Recipe, teacher: Decoder, make: Callable[[], Decoder], ba
     parts: list[tuple[str, int, float, int]] = []
     for stage, settings in recipe.settings.items():
         student = make()
-        mark(student, recipe.trains[stage], rank=recipe.rank)
+        set_trainable(student, recipe.trains[stage], rank=recipe.rank)
         each, measured = dry_run.seconds_a_token(student, recipe.objective(stage, teacher), batch, settings)
         parts.append((stage, settings.tokens, each, measured))
     settings = next(iter(recipe.settings.values()))

@@ -13,7 +13,7 @@ from yeoul.model.decoder import Decoder
 from yeoul.recipes import fitting
 from yeoul.recipes.fitting import Fitted
 from yeoul.recipes.linearize.config import LinearizeConfig, Stage
-from yeoul.recipes.linearize.stages import Recipe, mark
+from yeoul.recipes.linearize.stages import Recipe, set_trainable
 from yeoul.train.memory import Choice, Need, Sizes, Work, scoring
 
 CALIBRATION_CONTEXT = 1024
@@ -75,7 +75,7 @@ def _phases(
 ) -> fitting.Phases:
     """Of one stage, asked of a student that shares all of the teacher's memory."""
     student, settings = convert(teacher, conversion, share=True), recipe.settings[stage]
-    mark(student, recipe.trains[stage], rank=recipe.rank)
+    set_trainable(student, recipe.trains[stage], rank=recipe.rank)
     sizes = fitting.sizes_of([teacher, student], student, settings)
     alignment = "layers" if recipe.align_on == "outputs" else "states"
     loss = {"align": alignment, "distil": "divergence", "finetune": "cross-entropy"}[stage]

@@ -200,7 +200,7 @@ def run_stages(
         what, last = recipe.trains[stage], number == len(recipe.settings)
         run_dir, settings = folder / f"{number}-{stage}", replace(planned, tokens=planned.tokens + unspent)
         settings, spare = _as_long_as_it_was(settings, spare, last, run_dir)
-        prepare(student, teacher, what, rank=recipe.rank, seed=planned.seed + number)
+        begin_stage(student, teacher, what, rank=recipe.rank, seed=planned.seed + number)
         say(
             f"Stage {number}, {stage}: {count(settings.tokens, 'token')} in {count(settings.steps, 'step')}, "
             f"training {what}."
@@ -214,7 +214,7 @@ def run_stages(
                 progress=progress_line(stage, settings.steps, say),
             )  # fmt: skip
         kept, best = _take_best(student, result, values["loss"], before)
-        merge(student)
+        merge_low_rank(student)
         before.unlink()
         results[stage] = StageResult(
             tokens=result.tokens, seconds=result.seconds, loss=result.loss, before=values["loss"],
@@ -303,7 +303,7 @@ def _start(
 # -- what is trained
 
 
-def prepare(student: Decoder, teacher: Decoder, what: Trained, *, rank: int = 8, seed: int = 0) -> None:
+def begin_stage(student: Decoder, teacher: Decoder, what: Trained, *, rank: int = 8, seed: int = 0) -> None:
     """Marks what is trained, adds low-rank parts, and gives memory of their own to those weights alone.
 
     Args:
@@ -313,12 +313,12 @@ def prepare(student: Decoder, teacher: Decoder, what: Trained, *, rank: int = 8,
         rank: of low-rank parts.
         seed: of their initial values.
     """
-    mark(student, what, rank=rank, seed=seed)
+    set_trainable(student, what, rank=rank, seed=seed)
     unshare(student, teacher)
 
 
-def mark(student: Decoder, what: Trained, *, rank: int = 8, seed: int = 0) -> None:
-    """`prepare` without the memory: marks what is trained and adds low-rank parts."""
+def set_trainable(student: Decoder, what: Trained, *, rank: int = 8, seed: int = 0) -> None:
+    """`begin_stage` without the memory: marks what is trained and adds low-rank parts."""
     if what.startswith("low-rank"):
         torch.manual_seed(seed)
         targets = ATTENTION + (MLP if what == "low-rank-all" else ())
@@ -332,7 +332,7 @@ def mark(student: Decoder, what: Trained, *, rank: int = 8, seed: int = 0) -> No
 
 
 @torch.no_grad()
-def merge(student: Decoder) -> None:
+def merge_low_rank(student: Decoder) -> None:
     """Puts low-rank parts into the weights, which are fp32 at least then, and freezes everything."""
     for layer in lora_layers(student).values():
         weight = dense(layer.base)

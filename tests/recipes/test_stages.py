@@ -31,7 +31,7 @@ from yeoul.errors import UserError
 from yeoul.model.checkpoint import load_model, save_model
 from yeoul.model.config import FeatureMapConfig
 from yeoul.model.decoder import Decoder
-from yeoul.recipes.linearize.stages import Recipe, StageResult, merge, prepare, run_stages
+from yeoul.recipes.linearize.stages import Recipe, StageResult, begin_stage, merge_low_rank, run_stages
 from yeoul.recipes.saving import merged_model
 from yeoul.train.config import TrainConfig
 from yeoul.train.distill import alignment_objective, distillation_objective
@@ -101,7 +101,7 @@ def gradients(model: Decoder) -> dict[str, Tensor]:
 def test_gradients_layer_by_layer_are_those_of_the_whole(what: str, state_update: str) -> None:
     feature_map = FeatureMapConfig(decay="learned" if state_update == "additive" else "none")
     teacher, student = pair(conversion=Conversion(window=4, state_update=state_update, feature_map=feature_map))
-    prepare(student, teacher, what)  # type: ignore[arg-type]
+    begin_stage(student, teacher, what)  # type: ignore[arg-type]
     with torch.no_grad():
         for name, p in student.named_parameters():
             if ".adapters." in name:
@@ -163,7 +163,7 @@ def test_alignment_holds_the_graph_of_one_layer_at_a_time() -> None:
 
 def test_recomputed_activations_give_the_same_gradients_in_hidden_alignment_and_take_less() -> None:
     teacher, student = pair()
-    prepare(student, teacher, "maps")
+    begin_stage(student, teacher, "maps")
     objective, found, peaks = alignment_objective(HiddenAlignment(teacher)), [], []
     student.train()
     for recompute in (False, True):
@@ -196,7 +196,7 @@ def test_only_what_a_stage_trains_has_memory_of_its_own(kind: str) -> None:
     for what in ("maps", "low-rank", "low-rank-all", "attention", "all"):
         student = convert(teacher, CONVERSION, share=True)
         maps = own_bytes(student, teacher)
-        prepare(student, teacher, what, rank=2)  # type: ignore[arg-type]
+        begin_stage(student, teacher, what, rank=2)  # type: ignore[arg-type]
         theirs = {p.data_ptr(): name for name, p in teacher.named_parameters()}
         for name, p in student.named_parameters():
             assert not (p.requires_grad and p.data_ptr() in theirs), name
@@ -227,7 +227,7 @@ def test_low_rank_parts_are_merged_and_the_teacher_is_as_it_was(what: str, tmp_p
     teacher, student = pair()
     ids, before = batch().input_ids, teacher(batch().input_ids)
     untrained = student(ids)
-    prepare(student, teacher, what, rank=3)  # type: ignore[arg-type]
+    begin_stage(student, teacher, what, rank=3)  # type: ignore[arg-type]
     assert torch.equal(student(ids), untrained)
     for name, p in student.named_parameters():
         if ".adapters." in name:
@@ -236,7 +236,7 @@ def test_low_rank_parts_are_merged_and_the_teacher_is_as_it_was(what: str, tmp_p
     assert rms_ratio(wanted, untrained) > 1e-2
     save_model(merged_model(student), tmp_path)  # in the middle of a stage
     assert rms_ratio(load_model(tmp_path)(ids), wanted) < 1e-5
-    merge(student)
+    merge_low_rank(student)
     assert not any(".adapters." in name or p.requires_grad for name, p in student.named_parameters())
     assert rms_ratio(student(ids), wanted) < 1e-5 and torch.equal(teacher(ids), before)
 
@@ -253,7 +253,7 @@ def test_a_teacher_in_bf16_teaches_a_student_whose_trained_weights_are_fp32() ->
     teacher = make("softmax").to(torch.bfloat16).requires_grad_(False)
     for what in ("maps", "low-rank", "attention", "all"):
         student = convert(teacher, CONVERSION, share=True)
-        prepare(student, teacher, what)  # type: ignore[arg-type]
+        begin_stage(student, teacher, what)  # type: ignore[arg-type]
         assert {p.dtype for p in student.parameters() if p.requires_grad} == {torch.float32}
         for objective in (
             alignment_objective(Alignment(teacher)),
@@ -265,7 +265,7 @@ def test_a_teacher_in_bf16_teaches_a_student_whose_trained_weights_are_fp32() ->
             loss.total.backward()
             assert loss.total.isfinite() and all(g.isfinite().all() for g in gradients(student).values())
             student.zero_grad(set_to_none=True)
-        merge(student)
+        merge_low_rank(student)
         assert merged_model(student, torch.bfloat16).output_weight.dtype == torch.bfloat16
 
 
@@ -418,7 +418,7 @@ def test_what_is_new_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
     moved = []
     for number, recipe in enumerate(recipes):
         teacher, student = pair()
-        prepare(student, teacher, "all")
+        begin_stage(student, teacher, "all")
         before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
         train(
             student, Texts(1), recipe.objective("distil", teacher), settings(3), tmp_path / str(number),
