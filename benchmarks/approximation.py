@@ -31,7 +31,7 @@ from yeoul import runtime
 from yeoul.data.shards import TokenShards
 from yeoul.model.attention import SoftmaxAttention
 from yeoul.model.config import FeatureMapConfig
-from yeoul.model.feature_maps import FeatureMap, make_feature_map
+from yeoul.model.feature_maps.base import FeatureMap, make_feature_map
 from yeoul.recipes.token_data import held_out
 
 if TYPE_CHECKING:
@@ -107,15 +107,13 @@ def of_model(folder: Path, length: int, texts: int) -> Sample:
         if len(ids) == 2 * texts:
             break
     rows = torch.cat(ids)
-    layout = model.layout(rows, None, None, None, None)
-    x, found = model.embed(rows, layout.positions), []
-    for block in model.layers:
+    walk, found = model.walk(rows), []
+    for block in walk:
         attention = block.self_attn
         if isinstance(attention, SoftmaxAttention):
-            q, k, v = attention.project(block.enter(x), layout)
+            q, k, v = attention.project(block.attention_input(walk.hidden), walk.context)
             groups = attention.num_heads // attention.num_kv_heads
             found.append([y.transpose(0, 1).double() for y in (q[:, ::groups], k, v)])  # (G, texts, n, d)
-        x = block(x, layout)
     q, k, v = (torch.cat(parts) for parts in zip(*found, strict=True))
     half = rows.shape[0] // 2
     first = [y[:, :half].flatten(0, 1) for y in (q, k, v)]

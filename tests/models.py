@@ -9,10 +9,10 @@ from torch import Tensor
 
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
-from yeoul.model.delta import DeltaDiJiangAttention
-from yeoul.model.feature_maps import FrequencyFeatureMap
+from yeoul.model.feature_maps.frequencies import FrequencyFeatureMap
 from yeoul.model.gates import Gate
 from yeoul.model.short_conv import ShortConvolution
+from yeoul.model.state_updates.delta import GatedDeltaAttention
 
 VOCAB = 101
 KINDS: dict[str, dict[str, Any]] = {
@@ -110,7 +110,7 @@ def make(kind: str) -> Decoder:
             torch.nn.init.uniform_(module.bias, -3, 1)
         if isinstance(module, ShortConvolution):
             torch.nn.init.normal_(module.weight, std=0.5)
-        if isinstance(module, DeltaDiJiangAttention):
+        if isinstance(module, GatedDeltaAttention):
             torch.nn.init.normal_(module.read_mass)
             torch.nn.init.normal_(module.read_direction, std=0.3)
         if isinstance(module, FrequencyFeatureMap) and module.config.mass == "learned":  # begins as a constant mass

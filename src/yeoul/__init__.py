@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from yeoul.infer.engine import generate, stream
     from yeoul.model.config import FeatureMapConfig, ModelConfig
     from yeoul.model.decoder import Decoder
-    from yeoul.model.dijiang import DiJiangAttention
+    from yeoul.model.state_updates.additive import DiJiangAttention
     from yeoul.ops.linear_attention import linear_attention
     from yeoul.recipes.demo.config import DemoConfig
     from yeoul.recipes.demo.run import DemoResult, demo
@@ -34,7 +34,7 @@ _HOMES = {
     "generate": "yeoul.infer.engine",
     "stream": "yeoul.infer.engine",
     "linear_attention": "yeoul.ops.linear_attention",
-    "DiJiangAttention": "yeoul.model.dijiang",
+    "DiJiangAttention": "yeoul.model.state_updates.additive",
     "FeatureMapConfig": "yeoul.model.config",
     "ModelConfig": "yeoul.model.config",
     "Decoder": "yeoul.model.decoder",

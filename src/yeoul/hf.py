@@ -32,6 +32,7 @@ from yeoul.files import write_text
 from yeoul.model import cache as memory
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.model.parameters import fp32_parameters
 from yeoul.model.remote_code import AUTO_MAP, remote_code_files
 
 FIELDS = tuple(field.name for field in fields(ModelConfig))
@@ -197,21 +198,14 @@ class YeoulForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["Block"]
     _skip_keys_device_placement = ["past_key_values"]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _keep_in_fp32_modules_strict = [
-        "feature_map",
-        "decay_logit",
-        "decay_log",
-        "read_mass",
-        "read_direction",
-        "D1",
-        "D2",
-    ]
 
     def __init__(self, config: YeoulConfig) -> None:
         super().__init__(config)
         decoder = Decoder(config.model_config())
+        kept = fp32_parameters(decoder)
+        self._keep_in_fp32_modules_strict = sorted(kept)  # which transformers reads when it loads a folder
         for name, parameter in decoder.named_parameters():
-            if any(part in name for part in self._keep_in_fp32_modules_strict):
+            if name in kept:
                 parameter.data = parameter.data.float()
         self.model = decoder.model
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

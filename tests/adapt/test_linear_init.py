@@ -11,8 +11,9 @@ from yeoul.adapt.linearize import Alignment, Conversion, convert
 from yeoul.data.batch import Batch
 from yeoul.model.config import FeatureMapConfig, ModelConfig
 from yeoul.model.decoder import Decoder
-from yeoul.model.dijiang import DiJiangAttention
-from yeoul.model.feature_maps import FrequencyFeatureMap, SeparateFeatureMaps
+from yeoul.model.feature_maps.base import SeparateFeatureMaps
+from yeoul.model.feature_maps.frequencies import FrequencyFeatureMap
+from yeoul.model.state_updates.additive import DiJiangAttention
 
 SEPARATE = FeatureMapConfig(separate=True, mass="learned", features=64)
 
@@ -99,8 +100,8 @@ def test_the_far_positions_weigh_on_average_what_softmax_gives_them() -> None:
     inputs = model.embed(data[0].input_ids, None)
     layer, old = student.layers[0].self_attn, model.layers[0].self_attn
     assert isinstance(layer, DiJiangAttention)
-    layout = model.layout(data[0].input_ids, None, None, None, None)
-    q, k, _ = old.project(model.layers[0].enter(inputs), layout)
+    layout = model.attention_context(data[0].input_ids)
+    q, k, _ = old.project(model.layers[0].attention_input(inputs), layout)
     T = q.shape[2]
     place = torch.arange(T)
     far = (place[:, None] - place >= 8) & (place >= 2)

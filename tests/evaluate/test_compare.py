@@ -20,7 +20,7 @@ from yeoul.evaluate.energy import Energy
 from yeoul.evaluate.long_context import CUT, TEACHER
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
-from yeoul.model.dijiang import DiJiangAttention
+from yeoul.model.state_updates.additive import DiJiangAttention
 from yeoul.text.tokenizer import Tokenizer
 
 WORDS = "강가 마을 아이 물가 하늘 구름 바람 나무 사과 노래 시장 학교 친구 겨울 여름 가을 아침 저녁 바다 이야기".split()

@@ -14,6 +14,7 @@ from yeoul.errors import UserError
 from yeoul.evaluate.long_context import CUT, TEACHER, AlignedLosses, aligned_losses, cut_teacher, long_context_score
 from yeoul.evaluate.perplexity import score
 from yeoul.model.attention import SoftmaxAttention
+from yeoul.ops.softmax import softmax_attention
 
 
 def batches(rows: int = 3, length: int = 40):
@@ -35,12 +36,13 @@ def test_the_cut_teacher_is_the_teacher_under_a_mask(kind, window, sinks, monkey
     with torch.inference_mode():
         given, whole = cut(ids), teacher(ids)
 
-        def masked(self, q, k, v, layout, cache):
+        def masked(self, q, k, v, gates, context, cache):
             place = torch.arange(q.shape[2])
             back = place[:, None] - place[None]
-            return self.attend(q, k, v, ((back >= 0) & ((back < window) | (place[None] < sinks)))[None, None])
+            seen = (back >= 0) & ((back < window) | (place[None] < sinks))
+            return softmax_attention(q, k, v, seen[None, None], scale=self.scale, softcap=self.softcap)
 
-        monkeypatch.setattr(SoftmaxAttention, "mix", masked)
+        monkeypatch.setattr(SoftmaxAttention, "attend", masked)
         wanted = teacher(ids)
     assert rms_ratio(given, wanted) < 1e-5
     assert rms_ratio(given, whole) > 1e-3

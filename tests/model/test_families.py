@@ -272,7 +272,7 @@ def test_official_dijiang_gives_the_stored_logits_in_linear_time(shared: Path, t
     assert set(model.config.attention) == {"dijiang-official"}
     assert rms_ratio(model(ids), stored["logits"]) < 1e-4
     for i, block in enumerate(model.layers):
-        layout = model.layout(ids, None, None, None, None)
+        layout = model.attention_context(ids)
         given = block.self_attn(stored[f"layer{i}.attention.in"], layout)
         assert rms_ratio(given, stored[f"layer{i}.attention.out"]) < 1e-4
     cache = model.new_cache(2)
@@ -295,7 +295,7 @@ def test_official_layer_equals_its_quadratic_definition(heads: int, hidden: int)
     layer.D2 *= 1 + 0.1 * torch.randn_like(layer.D2)  # type: ignore[operator]
     layer.D1[0, 0, 20] *= -1  # type: ignore[index]
     x = torch.randn(2, 50, hidden)
-    layout = Decoder(config).layout(torch.zeros(2, 50, dtype=torch.long), None, None, None, None)
+    layout = Decoder(config).attention_context(torch.zeros(2, 50, dtype=torch.long))
     q, k, v = layer.project(x, layout)
     a = torch.softmax(q @ layer.proj_matrix, -1) * layer.D1[:, :, :50]  # type: ignore[operator,index]
     b = torch.softmax(k @ layer.proj_matrix, -1) * layer.D2[:, :, :50]  # type: ignore[operator,index]

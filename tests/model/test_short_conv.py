@@ -10,8 +10,8 @@ from yeoul.adapt.linearize import Alignment, Conversion, convert, train_only_map
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
 from yeoul.model.cache import StateCache
-from yeoul.model.dijiang import DiJiangAttention
 from yeoul.model.short_conv import ShortConvolution
+from yeoul.model.state_updates.additive import DiJiangAttention
 
 
 def random_convolution(channels: int = 6, size: int = 4) -> ShortConvolution:

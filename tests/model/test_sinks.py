@@ -16,17 +16,19 @@ from torch import Tensor
 
 from models import make, rms_ratio
 from yeoul.errors import UserError
-from yeoul.model.attention import Layout, ProjectedAttention, SlidingAttention, SoftmaxAttention
-from yeoul.model.cache import Cache, HybridCache, WindowCache
+from yeoul.model.attention import AttentionContext, ProjectedAttention, SlidingAttention, SoftmaxAttention
+from yeoul.model.cache import Cache, HybridCache, LayerCache, WindowCache
 from yeoul.model.checkpoint import load_model, save_model
 from yeoul.model.config import MOST_SINKS, FeatureMapConfig, ModelConfig
 from yeoul.model.decoder import Decoder
-from yeoul.model.delta import DeltaDiJiangAttention
-from yeoul.model.dijiang import DiJiangAttention
+from yeoul.model.linear_attention import LinearAttention
+from yeoul.model.state_updates.additive import DiJiangAttention
+from yeoul.model.state_updates.delta import GatedDeltaAttention
 
 LIMIT = 1e-5
 WIDTH, HEADS, GROUPS, SIZE = 32, 4, 2, 8
 LAYERS = ("sliding", "hybrid", "hybrid-decay", "delta")
+GATES = ("write_strength", "log_decay")
 
 
 def layer_of(kind: str, window: int, sinks: int, softcap: float | None = None) -> ProjectedAttention:
@@ -35,7 +37,7 @@ def layer_of(kind: str, window: int, sinks: int, softcap: float | None = None) -
     if kind == "sliding":
         return SlidingAttention(window=window, sinks=sinks, **shape)
     if kind == "delta":
-        layer = DeltaDiJiangAttention(window=window, sinks=sinks, **shape)
+        layer = GatedDeltaAttention(window=window, sinks=sinks, **shape)
         with torch.no_grad():
             layer.read_mass.normal_()
             layer.read_direction.normal_()
@@ -46,14 +48,21 @@ def layer_of(kind: str, window: int, sinks: int, softcap: float | None = None) -
     )
 
 
-def inputs(layer: ProjectedAttention, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(layer: ProjectedAttention, rows: int, length: int) -> list[Tensor]:
+    """Queries, keys and values, and of the delta rule the two gates."""
     x = torch.randn(rows, length, WIDTH, generator=torch.Generator().manual_seed(6)) * 2
-    return layer.project(x, Layout())
+    gates = layer.gates(x, AttentionContext())
+    return [*layer.project(x, AttentionContext()), *(gates[name] for name in GATES if name in gates)]
 
 
-def definition(layer: ProjectedAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(layer: ProjectedAttention, given: list[Tensor], cache: LayerCache | None = None, **context: Any) -> Tensor:
+    q, k, v, *gates = given
+    return layer.attend(q, k, v, dict(zip(GATES, gates, strict=False)), AttentionContext(**context), cache)
+
+
+def definition(layer: ProjectedAttention, q: Tensor, k: Tensor, v: Tensor, *gates: Tensor) -> Tensor:
     """One text, (1, H, T, D): softmax over sinks and window; what is older than both by the linear part."""
-    assert isinstance(layer, SlidingAttention | DiJiangAttention)
+    assert isinstance(layer, SlidingAttention | LinearAttention)
     w, s, T = layer.window, layer.sinks, q.shape[2]
     q, k, v = q.double(), k.double().repeat_interleave(2, 1), v.double().repeat_interleave(2, 1)
     query, key = torch.arange(T)[:, None], torch.arange(T)[None]
@@ -65,9 +74,9 @@ def definition(layer: ProjectedAttention, q: Tensor, k: Tensor, v: Tensor) -> Te
         return torch.softmax(scores.masked_fill(~softmax, -torch.inf), -1) @ v
     logs_q = layer.feature_map(q)
     logs_k = layer.feature_map(k[:, ::2]).repeat_interleave(2, 1)
-    if isinstance(layer, DeltaDiJiangAttention):
-        values, beta, decay = v[..., :SIZE], v[..., SIZE], v[..., SIZE + 1]
-        values = torch.nn.functional.pad(values, (0, 1), value=1.0)  # the read's own measure
+    if isinstance(layer, GatedDeltaAttention):
+        beta, decay = (gate.double().repeat_interleave(2, 1) for gate in gates)
+        values = torch.nn.functional.pad(v, (0, 1), value=1.0)  # the read's own measure
         window = scores.masked_fill(~softmax, -torch.inf).exp() @ values
         a, b = (torch.nn.functional.normalize(x.exp(), dim=-1) for x in (logs_q, logs_k))
         state, read = torch.zeros(1, HEADS, b.shape[3], SIZE + 1, dtype=q.dtype), []
@@ -96,8 +105,8 @@ def test_layer_equals_its_definition(kind: str, sinks: int) -> None:
     for window, length in ((1, 9), (4, 23), (5, 8), (6, 6), (16, 40)):
         for softcap in (None, 1.5):
             layer = layer_of(kind, window, sinks, softcap)
-            q, k, v = inputs(layer, 1, length)
-            assert rms_ratio(layer.mix(q, k, v, Layout(), None), definition(layer, q, k, v)) < LIMIT
+            given = inputs(layer, 1, length)
+            assert rms_ratio(attend(layer, given), definition(layer, *given)) < LIMIT
 
 
 @pytest.mark.parametrize("sinks", [2, 5])
@@ -106,17 +115,17 @@ def test_every_packed_text_has_its_own_sinks(kind: str, sinks: int) -> None:
     """Texts shorter than the sinks, than the window, longer than both; two rows with other bounds."""
     lengths = [[3, 11, 1, 20, 2], [17, 4, 4, 9]]
     layer = layer_of(kind, 4, sinks)
-    q, k, v = inputs(layer, 2, 40)
+    given = inputs(layer, 2, 40)
     seq_ids = torch.full((2, 40), -1)
     for row, parts in enumerate(lengths):
         seq_ids[row, : sum(parts)] = torch.arange(len(parts)).repeat_interleave(torch.tensor(parts))
-    out = layer.mix(q, k, v, Layout(seq_ids=seq_ids), None)
+    out = attend(layer, given, seq_ids=seq_ids)
     assert out.isfinite().all()
     for row, parts in enumerate(lengths):
         start = 0
         for length in parts:
             part = slice(row, row + 1), slice(None), slice(start, start + length)
-            assert rms_ratio(out[part], definition(layer, q[part], k[part], v[part])) < LIMIT
+            assert rms_ratio(out[part], definition(layer, *(x[part] for x in given))) < LIMIT
             start += length
 
 
@@ -126,19 +135,19 @@ def test_every_packed_text_has_its_own_sinks(kind: str, sinks: int) -> None:
 def test_padded_rows_have_their_own_sinks_whole_and_in_pieces(kind: str, sinks: int) -> None:
     gaps, length = (0, 3, 9), 26
     layer = layer_of(kind, 4, sinks)
-    q, k, v = inputs(layer, 3, length)
+    given = inputs(layer, 3, length)
     mask = torch.arange(length)[None] >= torch.tensor(gaps)[:, None]
-    outputs = [layer.mix(q, k, v, Layout(mask=mask), None)]
+    outputs = [attend(layer, given, mask=mask)]
     for cuts in ([10, 11, 12, 13], [11, 18], [13, *range(14, 26)]):
         cache, pieces = layer.new_cache(), []
         for start, end in zip([0, *cuts], [*cuts, length], strict=True):
             part = slice(None), slice(None), slice(start, end)
-            layout = Layout(mask=None if bool(mask[:, start:end].all()) else mask[:, start:end])
-            pieces.append(layer.mix(q[part], k[part], v[part], layout, cache))
+            here = None if bool(mask[:, start:end].all()) else mask[:, start:end]
+            pieces.append(attend(layer, [x[part] for x in given], cache, mask=here))
         outputs.append(torch.cat(pieces, 2))
     for row, gap in enumerate(gaps):
         part = slice(row, row + 1), slice(None), slice(gap, length)
-        wanted = definition(layer, q[part], k[part], v[part])
+        wanted = definition(layer, *(x[part] for x in given))
         for out in outputs:
             assert rms_ratio(out[part], wanted) < LIMIT
 
@@ -156,7 +165,7 @@ def test_gradients_are_those_of_the_definition(kind: str, packed: bool) -> None:
             parts = [[x[:, :, a:b] for x in leaves] for a, b in zip(bounds, bounds[1:], strict=False)]
             out = torch.cat([definition(layer, *part) for part in parts], 2)
         else:
-            out = layer.mix(*leaves, Layout(seq_ids=seq_ids), None)
+            out = attend(layer, leaves, seq_ids=seq_ids)
         out.square().sum().backward()
         gradients.append([x.grad for x in leaves])
     for ours, wanted in zip(*gradients, strict=True):
@@ -206,7 +215,8 @@ def test_rows_are_reordered_with_the_sinks_they_have_so_far(kind: str) -> None:
 def test_what_fits_into_window_and_sinks_is_the_softmax_layer() -> None:
     softmax = SoftmaxAttention(hidden_size=WIDTH, num_heads=HEADS, num_kv_heads=GROUPS)
     x = torch.randn(2, 13, WIDTH)
-    sharing = DiJiangAttention.from_softmax(softmax, window=8, sinks=5)
+    sharing = DiJiangAttention(WIDTH, HEADS, GROUPS, window=8, sinks=5)
+    sharing.load_state_dict(softmax.state_dict(), strict=False)
     sliding = SlidingAttention(window=8, sinks=5, hidden_size=WIDTH, num_heads=HEADS, num_kv_heads=GROUPS)
     sliding.load_state_dict(softmax.state_dict())
     for layer in (sharing, sliding):

@@ -22,7 +22,6 @@ from yeoul.adapt.linearize import (
     Conversion,
     HiddenAlignment,
     convert,
-    in_map,
     train_everything,
     train_only_maps,
 )
@@ -31,6 +30,7 @@ from yeoul.errors import UserError
 from yeoul.model.checkpoint import load_model, save_model
 from yeoul.model.config import FeatureMapConfig
 from yeoul.model.decoder import Decoder
+from yeoul.model.parameters import added_parameters
 from yeoul.recipes.linearize.stages import Recipe, StageResult, begin_stage, merge_low_rank, run_stages
 from yeoul.recipes.saving import merged_model
 from yeoul.train.config import TrainConfig
@@ -413,7 +413,7 @@ def test_other_settings_are_refused_when_going_on(changes: dict[str, Any], said:
 def test_what_is_new_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
     stages: Any = {"align": settings(4), "distil": settings(4)}
     recipes = [Recipe(settings=stages, map_lr=rate) for rate in (None, 3e-9)]
-    assert [recipe.rates("align") for recipe in recipes] == [None, None]
+    assert [recipe.rates("align", pair()[1]) for recipe in recipes] == [None, None]
     assert "learning rate 0.003 (3e-09 for the maps)" in recipes[1].lines()[1]
     moved = []
     for number, recipe in enumerate(recipes):
@@ -422,13 +422,13 @@ def test_what_is_new_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
         before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
         train(
             student, Texts(1), recipe.objective("distil", teacher), settings(3), tmp_path / str(number),
-            save_model=functools.partial(save_model, student), rates=recipe.rates("distil"),
+            save_model=functools.partial(save_model, student), rates=recipe.rates("distil", student),
         )  # fmt: skip
         after = student.state_dict()
         moved.append({name: float((after[name] - before[name]).abs().max()) for name in before})
     ordinary, slow = moved
     trained = {name for name, distance in ordinary.items() if distance > 1e-4}
-    maps = {name for name in trained if in_map(name)}
+    maps = trained & added_parameters(student)
     assert maps and trained - maps
     assert all(slow[name] < 1e-7 for name in maps) and all(slow[name] > 1e-4 for name in trained - maps)
 

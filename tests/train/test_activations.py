@@ -23,7 +23,7 @@ def kept_by_autograd(model: Decoder, number: int, packed: bool) -> int:
     """Bytes of the tensors that autograd saves in one block, those of the model and the block's input left out, and of
     what the block gives."""
     ids = torch.zeros(1, T, dtype=torch.int64)
-    layout = model.layout(ids, None, None, ids if packed else None, None)
+    layout = model.attention_context(ids, seq_ids=ids if packed else None)
     x = torch.randn(1, T, model.config.hidden_size, requires_grad=True)
     known = [*model.parameters(), *model.buffers(), x, ids, *(t for pair in layout.rotary for t in pair)]
     if packed:

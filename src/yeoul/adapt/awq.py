@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from yeoul.adapt.quant_statistics import Site
 from yeoul.adapt.rounding import round_to_nearest
 from yeoul.model.decoder import Block
-from yeoul.model.delta import Gate
+from yeoul.model.gates import Gate
 from yeoul.model.layers import ZeroCenteredRMSNorm
 from yeoul.model.official import OfficialDiJiangAttention
 from yeoul.ops.low_bit import dequantize

@@ -5,15 +5,16 @@ the keys of a head,
 
     q'.k' = (q' - a).(k' - b) + a.k' + b.q' - a.b
 
-so that what the means contribute is exact as a mass of each key (a.k') and of each query (b.q' - a.b), and features
+so that what the means contribute is exact as a weight of each key (a.k') and of each query (b.q' - a.b), and features
 have to estimate only the first term. It stays the same for T (q' - a) and T^-1 (k' - b) with any invertible T; the
 symmetric T that gives both the same covariance makes the random features' error smallest among all that leave the
 product alone (the variance of exp(w.x) grows with the norms of both sides, and the geometric mean of the two
 covariances balances them). With C_q and C_k the covariances, T^2 = C_q^-1 # C_k, the geometric mean of C_q^-1 and C_k.
 
-"fourier" features are narrowed so that two unrelated vectors have `BANDWIDTH`'s product whatever their lengths are.
+What a feature map makes of these is its own affair (`FeatureMap.init_from`); what a state update can be told, too
+(`LinearAttention.set_decay` and `tunables`).
 
-The masses of window and linear part are made to agree by one constant for each head: the mean of the logarithm of
+The weights of window and linear part are made to agree by one constant for each head: the mean of the logarithm of
 what softmax gives to the positions behind the window, less that of the features.
 
 Source: the decomposition is elementary; choosing the start of linear attention from statistics of the teacher follows
@@ -31,18 +32,17 @@ import torch
 from torch import Tensor
 
 from yeoul.data.batch import Batch
-from yeoul.model.attention import Layout, ProjectedAttention, SoftmaxAttention
+from yeoul.model.attention import AttentionContext, ProjectedAttention, SoftmaxAttention
 from yeoul.model.decoder import Decoder
-from yeoul.model.delta import DeltaDiJiangAttention
-from yeoul.model.dijiang import DiJiangAttention
-from yeoul.model.feature_maps import FourierFeatureMap, FrequencyFeatureMap, SeparateFeatureMaps
+from yeoul.model.feature_maps.base import SeparateFeatureMaps, VectorStatistics
+from yeoul.model.linear_attention import LinearAttention, Tunable
+from yeoul.ops.window import Terms
 
 RIDGE = 0.01
 """Added to each covariance, times its mean variance: directions that the sample hardly shows stay as they are."""
-BANDWIDTHS, HALF_LIVES, STRENGTHS = (0.7, 1.0, 1.4), (4.0, 16.0, 64.0, 512.0, 16384.0), (0.03, 0.1, 0.3, 0.8)
-"""What is tried of the delta rule: factors of the bandwidth, half-lives in positions, write strengths."""
 OFFSETS, ALONE, NEAR = (-12.0, -6.0, -3.0, -1.0, 1.0), (-2.0, 0.0, 1.0, 2.0, 4.0), (-1.5, 0.0, 1.5)
-"""Masses of a hit: over the largest score, for a layer without a window, and then around what was found."""
+"""Logarithms of what a hit weighs: over the largest score, for a layer without a window, and then around what was
+found."""
 MOST_TOKENS = 8192
 """Tokens of each layer whose queries and keys are looked at."""
 
@@ -87,19 +87,17 @@ class LayerInputs(NamedTuple):
 @torch.no_grad()
 def layer_inputs(teacher: Decoder, batches: Iterable[Batch]) -> Iterator[LayerInputs]:
     """One layer after the other, of all batches (of one length) together: only one layer's are in memory."""
-    layouts, states = [], []
-    for batch in batches:
-        layouts.append(teacher.layout(batch.input_ids, None, batch.positions, batch.seq_ids, None))
-        states.append(teacher.embed(batch.input_ids, layouts[-1].positions))
-    for block in teacher.layers:
-        attention, parts = block.self_attn, []
+    walks = [teacher.walk(b.input_ids, positions=b.positions, seq_ids=b.seq_ids) for b in batches]
+    for blocks in zip(*walks, strict=True):
+        block, parts = blocks[0], []
+        attention = block.self_attn
         assert isinstance(attention, ProjectedAttention)
-        for i, (layout, state) in enumerate(zip(layouts, states, strict=True)):
-            entered = block.enter(state)
-            q, k, v = attention.project(entered, layout)
-            given = attention.mix(q, k, v, layout, None)
-            parts.append(LayerInputs(entered, q, k, v[..., : attention.head_dim], given))
-            states[i] = block.finish(state, attention.o_proj(given.transpose(1, 2).flatten(2)))
+        for walk in walks:
+            x = block.attention_input(walk.hidden)
+            q, k, v = attention.project(x, walk.context)
+            given = attention.attend(q, k, v, attention.gates(x, walk.context), walk.context)
+            parts.append(LayerInputs(x, q, k, v, given))
+            walk.advance(block.after_attention(walk.hidden, attention.output(given)))
         yield LayerInputs(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -132,11 +130,12 @@ def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
 def calibrate(
     teacher: Decoder, student: Decoder, batches: Iterable[Batch], progress: Callable[[str], None] | None = None
 ) -> list[HeadStatistics]:
-    """Sets maps, masses and decays of the student's converted layers from the teacher's attention; nothing is trained.
+    """Sets maps, weights and decays of the student's converted layers from the teacher's attention; nothing is trained.
 
-    What is set: with separate maps, directions and weights by the formulas at the top of this module (with one map for
-    both the balance and the centres would have to be one, so that nothing is changed there); a learned decay gets the
-    half-life of a geometric weight with the head's mean distance; beside a window the constant of the masses.
+    What is set: with separate maps, what they make of the formulas at the top of this module (with one map for both
+    the balance and the centres would have to be one, so that nothing is changed there); a learned decay gets the
+    half-life of a geometric weight with the head's mean distance; what a state update lets one try is what comes
+    nearest to the teacher; beside a window, of other state updates, the constant of the weights.
     Padding and packing are not told apart: give whole rows of text.
 
     Args:
@@ -155,32 +154,28 @@ def calibrate(
         if seen >= MOST_TOKENS:
             break
     found: list[HeadStatistics] = []
-    wanted = [isinstance(new.self_attn, DiJiangAttention) and isinstance(old.self_attn, SoftmaxAttention)
+    wanted = [isinstance(new.self_attn, LinearAttention) and isinstance(old.self_attn, SoftmaxAttention)
               for old, new in zip(teacher.layers, student.layers, strict=True)]  # fmt: skip
     for number, (new, inputs) in enumerate(zip(student.layers, layer_inputs(teacher, chosen), strict=True)):
-        if wanted[number] and isinstance(new.self_attn, DiJiangAttention):
+        if wanted[number] and isinstance(new.self_attn, LinearAttention):
             if progress is not None:
                 progress(f"Calibrating layer {number}, {len(found) + 1} of {sum(wanted)}, on {seen:,} tokens ...")
             found.append(_calibrate_layer(new.self_attn, inputs))
     return found
 
 
-def _calibrate_layer(layer: DiJiangAttention, inputs: LayerInputs) -> HeadStatistics:
+def _calibrate_layer(layer: LinearAttention, inputs: LayerInputs) -> HeadStatistics:
     q, k = inputs.q, inputs.k
     statistics = head_statistics(q[:4], k[:4], layer.scale, layer.window)
     maps = layer.feature_map
-    if isinstance(maps, SeparateFeatureMaps) and isinstance(maps.query_map, FrequencyFeatureMap | FourierFeatureMap):
+    if isinstance(maps, SeparateFeatureMaps):
         _separate(maps, _grouped(q, layer.num_kv_heads), _grouped(k, layer.num_kv_heads))
     distance = statistics.distance.view(layer.num_kv_heads, -1).mean(1).clamp_min(1e-3)
-    rate = torch.log1p(1 / distance)  # a geometric weight r^n has the mean r / (1 - r)
-    if hasattr(layer, "decay_logit") and layer.decay_logit.requires_grad:
-        layer.decay_logit.copy_(rate.log())
-    if layer.gate:
-        layer.decay_proj.bias.copy_(torch.log(torch.expm1(rate)))
-    if isinstance(layer, DeltaDiJiangAttention):
+    layer.set_decay(torch.log1p(1 / distance))  # a geometric weight r^n has the mean r / (1 - r)
+    if layer.tunables():
         _search(layer, LayerInputs(*(tensor[:2] for tensor in inputs)))
     elif layer.window:
-        _match_masses(layer, q[:4], k[:4])
+        _match_scales(layer, q[:4], k[:4])
     return statistics
 
 
@@ -192,32 +187,14 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
 
 def _separate(maps: SeparateFeatureMaps, q: Tensor, k: Tensor) -> None:
     """The formulas of this module for (G, samples, D) queries and keys."""
-    query_map, key_map = maps.query_map, maps.key_map
-    if not hasattr(query_map, "directions"):
-        return
-    shrink = query_map.shrink
+    shrink = maps.query_map.shrink
     a, b = q.mean(1) * shrink, k.mean(1) * shrink  # (G, D)
     of_q, of_k = _covariance(q * shrink), _covariance(k * shrink)
     balance = _balance(of_q, of_k)  # (G, D, D), symmetric
     length = (balance @ of_q @ balance).diagonal(dim1=1, dim2=2).sum(1).sqrt()  # root mean square, (G,)
-    for feature_map, turn, centre, other in (
-        (query_map, balance, a, b),
-        (key_map, torch.linalg.inv(balance), b, a),
-    ):
-        assert isinstance(feature_map, FrequencyFeatureMap | FourierFeatureMap)
-        directions = turn.to(feature_map.directions) @ feature_map.directions
-        feature_map.directions.copy_(directions)
-        if isinstance(feature_map, FourierFeatureMap):
-            before = (feature_map.head_dim**0.5 * shrink) / length
-            feature_map.frequencies.mul_(before.to(directions)[:, None])
-        shift = (centre.to(directions)[:, None] @ directions)[:, 0] * feature_map.frequencies  # (G, F)
-        if isinstance(feature_map, FourierFeatureMap):
-            feature_map.phases.sub_(shift)
-            continue
-        feature_map.log_weights.sub_(torch.cat((shift, -shift), -1) if feature_map.config.pairs else shift)
-        if feature_map.config.mass == "learned":
-            feature_map.mass_direction.copy_(other)
-            feature_map.log_mass.sub_((a * b).sum(-1).to(feature_map.log_mass) / 2)
+    product = (a * b).sum(-1)
+    maps.query_map.init_from(VectorStatistics(balance, a, b, length, product))
+    maps.key_map.init_from(VectorStatistics(torch.linalg.inv(balance), b, a, length, product))
 
 
 def _covariance(x: Tensor) -> Tensor:
@@ -241,12 +218,12 @@ def _root(matrix: Tensor) -> Tensor:
     return (vectors * values.clamp_min(1e-20).sqrt()[..., None, :]) @ vectors.transpose(-1, -2)
 
 
-def _match_masses(layer: DiJiangAttention, q: Tensor, k: Tensor) -> None:
+def _match_scales(layer: LinearAttention, q: Tensor, k: Tensor) -> None:
     """One constant for each key-value head, so that the far positions weigh on average what softmax gives them."""
     maps = layer.feature_map
-    masses = [p for name, p in maps.named_parameters() if name.endswith("log_mass")]
+    scales = [m.log_scale for m in layer.maps() if m.log_scale is not None]
     T, first = q.shape[2], layer.window + layer.sinks
-    if not masses or T <= first + 1:
+    if not scales or T <= first + 1:
         return
     G = layer.num_kv_heads
     place = torch.arange(T, device=q.device)
@@ -258,52 +235,67 @@ def _match_masses(layer: DiJiangAttention, q: Tensor, k: Tensor) -> None:
     given = (query_logs.view(N, G, H // G, T, -1) + summed[:, :, None]).logsumexp(-1).view(N, H, T)
     gap = (wanted - given)[:, :, first + 1 :].mean((0, 2)).view(G, -1).mean(1)
     gap = torch.where(gap.isfinite(), gap, torch.zeros_like(gap))
-    for mass in masses:  # both sides of a shared map carry it, so that each takes half
-        mass.add_(gap / 2)
+    for scale in scales:  # both sides of a shared map carry it, so that each takes half
+        scale.add_(gap / 2)
 
 
-def _search(layer: DeltaDiJiangAttention, inputs: LayerInputs) -> None:
-    """Of each head the mass of a hit, and of its state the bandwidth of "fourier" features, the half-life and the write
-    strength, that come nearest to the teacher: one after the other, each together with the mass.
+def _search(layer: LinearAttention, inputs: LayerInputs) -> None:
+    """Of each head what a hit weighs, and of its state what the feature map (the bandwidth) and the state update let
+    one try, that comes nearest to the teacher: one after the other, each together with the weight of a hit.
 
     Beside a window a full hit should weigh what a query's best match weighs in softmax, its largest score; features
-    that take others for hits want less, down to nothing for heads that look everywhere. So several are tried.
+    that take others for hits want less, down to nothing for heads that look everywhere. So several are tried: only the
+    sum of window and state is new for each of them, and the window is the same throughout.
     """
     best = _scores(inputs.q, inputs.k, layer.scale).amax(-1).mean((0, 2))  # (H,)
-    maps = [part for part in layer.feature_map.modules() if isinstance(part, FourierFeatureMap)]
-    first = [(part.frequencies.clone(), part.phases.clone()) for part in maps]
-    groups = layer.num_kv_heads
+    groups, context = layer.num_kv_heads, AttentionContext()
+    window: Terms | None = None  # the same for all that is tried
 
-    def widen(factors: Tensor) -> None:
-        for part, (frequencies, phases) in zip(maps, first, strict=True):
-            part.frequencies.copy_(frequencies * factors[:, None])
-            part.phases.copy_(phases * factors[:, None])
-
-    def error() -> Tensor:
-        """(H,) squared errors."""
-        given = layer.mix(inputs.q, inputs.k, layer.gated(inputs.v, inputs.x), Layout(), None)
-        return (given - inputs.given).float().square().sum((0, 2, 3))
+    def errors(log_scales: list[Tensor]) -> list[Tensor]:
+        """(H,) squared errors with each of these weights of a hit, (H,)."""
+        nonlocal window
+        gates = layer.gates(inputs.x, context)
+        if layer.all_in_window(inputs.q):
+            given = layer.attend(inputs.q, inputs.k, inputs.v, gates, context)
+            return [(given - inputs.given).float().square().sum((0, 2, 3))] * len(log_scales)
+        window, read = layer.parts(inputs.q, inputs.k, inputs.v, gates, context, window=window)
+        found = []
+        for log_scale in log_scales:
+            layer.set_read_scale(log_scale)
+            scaled = read._replace(log_scale=layer.read_log_scale(inputs.q, read.numerator.dtype))
+            given = layer.combine(scaled, window).to(inputs.q.dtype)
+            found.append((given - inputs.given).float().square().sum((0, 2, 3)))
+        return found
 
     offsets: tuple[float, ...] = OFFSETS if layer.window else ALONE
-    masses = best if layer.window else torch.zeros_like(best)
-    tried = [(BANDWIDTHS, widen)] if maps else []
-    for candidates, put in (*tried, (HALF_LIVES, layer.forget), (STRENGTHS, layer.write)):
-        lowest, chosen, found = best.new_full((groups,), torch.inf), best.new_zeros(groups), masses.clone()
+    log_scales = best if layer.window else torch.zeros_like(best)
+    for candidates, put in (*_bandwidths(layer), *layer.tunables()):
+        lowest, chosen, kept = best.new_full((groups,), torch.inf), best.new_zeros(groups), log_scales.clone()
         for candidate in candidates:
             put(torch.full_like(chosen, candidate))
-            errors = []
-            for offset in offsets:
-                layer.read_mass.copy_(masses + offset)
-                errors.append(error())
-            least, place = torch.stack(errors).min(0)  # (H,)
+            least, place = torch.stack(errors([log_scales + offset for offset in offsets])).min(0)  # (H,)
             of_state = least.view(groups, -1).sum(1)
             better = of_state < lowest
             lowest, chosen = torch.where(better, of_state, lowest), chosen.masked_fill(better, candidate)
-            shifted = masses + torch.tensor(offsets).to(best)[place]
-            found = torch.where(better.repeat_interleave(len(best) // groups), shifted, found)
+            shifted = log_scales + torch.tensor(offsets).to(best)[place]
+            kept = torch.where(better.repeat_interleave(len(best) // groups), shifted, kept)
         put(chosen)
-        masses, offsets = found, NEAR
-    layer.read_mass.copy_(masses)
+        log_scales, offsets = kept, NEAR
+    layer.set_read_scale(log_scales)
+
+
+def _bandwidths(layer: LinearAttention) -> list[Tunable]:
+    """The bandwidth of a layer's feature maps, from what it is now, where they have one."""
+    maps = [part for part in layer.maps() if part.bandwidths]
+    first = [[parameter.clone() for parameter in part.parameters()] for part in maps]
+
+    def put(factors: Tensor) -> None:
+        for part, values in zip(maps, first, strict=True):
+            for parameter, value in zip(part.parameters(), values, strict=True):
+                parameter.copy_(value)
+            part.scale_bandwidth(factors)
+
+    return [Tunable(maps[0].bandwidths, put)] if maps else []
 
 
 def _far_sums(logs: Tensor, window: int, sinks: int) -> Tensor:

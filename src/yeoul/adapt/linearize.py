@@ -11,10 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
-from yeoul.model.attention import SoftmaxAttention
+from yeoul.model.attention import PROJECTIONS, ProjectedAttention, SoftmaxAttention
 from yeoul.model.config import FeatureMapConfig, ModelConfig
 from yeoul.model.decoder import Decoder, make_attention, skeleton
-from yeoul.model.dijiang import DiJiangAttention
+from yeoul.model.linear_attention import LinearAttention
+from yeoul.model.parameters import added_parameters
 from yeoul.model.quantized import refuse_quantized
 
 
@@ -86,9 +87,9 @@ def convert(teacher: Decoder, conversion: Conversion, *, share: bool = False) ->
     if not share:
         weights = {name: tensor.clone() for name, tensor in weights.items()}
     missing, unexpected = student.load_state_dict(weights, strict=False, assign=True)
-    strange = [name for name in missing if not in_map(name)]
+    strange = set(missing) - added_parameters(student)
     if strange or unexpected:
-        raise ValueError(f"the student lacks {strange} and the teacher has {unexpected} beside")
+        raise ValueError(f"the student lacks {sorted(strange)} and the teacher has {unexpected} beside")
     return student.eval()
 
 
@@ -103,48 +104,38 @@ def unshare(student: Decoder, teacher: Decoder) -> None:
 
 
 def converted_layers(student: Decoder) -> list[int]:
-    """Indices of the layers with DiJiang attention."""
-    return [i for i, block in enumerate(student.layers) if isinstance(block.self_attn, DiJiangAttention)]
+    """Indices of the layers with linear attention."""
+    return [i for i, block in enumerate(student.layers) if isinstance(block.self_attn, LinearAttention)]
 
 
 def train_only_maps(student: Decoder) -> None:
     """Only what the teacher lacks is trained, feature maps, decays and gates: what alignment moves."""
+    added, learned = added_parameters(student), learned_parameters(student)
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(in_map(name) and _is_learned(student, name))
+        parameter.requires_grad_(name in added and name in learned)
 
 
 def train_attention(student: Decoder) -> None:
     """The attention of the converted layers is trained whole, projections and what is new in it."""
     train_only_maps(student)
+    added = added_parameters(student)
     for layer in converted_layers(student):
+        path = f"model.layers.{layer}.self_attn"
         for name, parameter in student.layers[layer].self_attn.named_parameters():
-            if not in_map(f".{name}"):
+            if f"{path}.{name}" not in added:
                 parameter.requires_grad_(True)
 
 
 def train_everything(student: Decoder) -> None:
     """All weights are trained, but for what the feature map's configuration freezes."""
+    added, learned = added_parameters(student), learned_parameters(student)
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(not in_map(name) or _is_learned(student, name))
+        parameter.requires_grad_(name not in added or name in learned)
 
 
-def in_map(name: str) -> bool:
-    """Whether a parameter belongs to the linear attention and not to the projections taken over."""
-    new = (
-        ".feature_map.", ".short_conv.", ".beta_proj.", ".decay_proj.", ".decay_log", ".read_mass", ".read_direction",
-    )  # fmt: skip
-    return any(part in name for part in new)
-
-
-def _is_learned(student: Decoder, name: str) -> bool:
-    config = student.config.feature_map
-    parts = dict(frequencies="frequencies", log_weights="weights", directions="directions", phases="directions")
-    part = parts.get(name.split(".")[-1])
-    if name.endswith(("log_mass", "mass_direction", "temper")):
-        return student.config.state_update == "additive"  # the delta rule's features have length 1
-    if name.endswith("decay_logit"):
-        return config.decay == "learned"
-    return part in config.learn if part else True
+def learned_parameters(student: Decoder) -> frozenset[str]:
+    """Names of what is trained of a new model of this description: its modules say so when they are made."""
+    return frozenset(name for name, p in skeleton(student.config).named_parameters() if p.requires_grad)
 
 
 class Alignment:
@@ -169,26 +160,26 @@ class Alignment:
         assert isinstance(student, Decoder)
         teacher = self.teacher
         with torch.no_grad():
-            layout = teacher.layout(batch.input_ids, None, batch.positions, batch.seq_ids, None)
-            x = teacher.embed(batch.input_ids, layout.positions)
-        for block, other in zip(teacher.layers, student.layers, strict=True):
+            walk = teacher.walk(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids)
+        context = walk.context
+        for block, other in zip(walk, student.layers, strict=True):
             attention, linear = block.self_attn, other.self_attn
             with torch.no_grad():
-                normed = block.enter(x)
-                if not (isinstance(linear, DiJiangAttention) and isinstance(attention, SoftmaxAttention)):
-                    x = block(x, layout)
+                if not (isinstance(linear, LinearAttention) and isinstance(attention, SoftmaxAttention)):
+                    walk.advance()
                     continue
-                q, k, v = attention.project(normed, layout)
-                wanted = attention.mix(q, k, v, layout, None)  # (B, H, T, D)
-                attended = attention.o_proj(_merge(wanted))
-                x = block.finish(x, attended)
+                normed = block.attention_input(walk.hidden)
+                q, k, v = attention.project(normed, context)
+                wanted = attention.attend(q, k, v, context=context)  # (B, H, T, D)
+                attended = attention.output(wanted)
+                walk.advance(block.after_attention(walk.hidden, attended))
                 scale = attended.float().square().mean((0, 1)).sum()
             if _same_projections(linear, attention):
-                given = linear.mix(q, k, linear.gated(v, normed), layout, None)
-                gap = torch.matmul(_merge(given - wanted), attention.o_proj.weight.T)  # (B, T, hidden)
+                given = linear.attend(q, k, v, linear.gates(normed, context), context)
+                gap = torch.matmul((given - wanted).transpose(1, 2).flatten(2), attention.o_proj.weight.T)
             else:
-                gap = linear(normed, layout) - attended
-            yield gap.float().square().sum(-1) / scale
+                gap = linear(normed, context) - attended
+            yield _reaching(linear, gap.float().square().sum(-1) / scale)
 
 
 class HiddenAlignment:
@@ -206,37 +197,42 @@ class HiddenAlignment:
     def by_layer(self, student: nn.Module, batch: Batch) -> Iterator[Tensor]:
         """(B, T) squared relative errors, layer by layer."""
         assert isinstance(student, Decoder)
-        layout = student.layout(batch.input_ids, None, batch.positions, batch.seq_ids, None)
-        y = student.embed(batch.input_ids, layout.positions)
+        own = student.walk(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids)
         with torch.no_grad():
-            x = self.teacher.embed(batch.input_ids, layout.positions)
+            walk = self.teacher.walk(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids)
         recompute = student.gradient_checkpointing and student.training
-        for block, other in zip(self.teacher.layers, student.layers, strict=True):
+        for _, block in zip(walk, own, strict=True):
             with torch.no_grad():
-                x = block(x, layout)
-            y = checkpoint(other, y, layout, use_reentrant=False) if recompute else other(y, layout)
-            if isinstance(other.self_attn, DiJiangAttention):
-                wanted = x.float()
-                yield (y.float() - wanted).square().sum(-1) / wanted.square().mean((0, 1)).sum()
+                walk.advance()
+            if recompute:
+                own.advance(checkpoint(block, own.hidden, own.context, use_reentrant=False))
+            else:
+                own.advance()
+            if isinstance(block.self_attn, LinearAttention):
+                wanted = walk.hidden.float()
+                error = (own.hidden.float() - wanted).square().sum(-1) / wanted.square().mean((0, 1)).sum()
+                yield _reaching(block.self_attn, error)
 
 
-def _same_projections(linear: nn.Module, attention: nn.Module) -> bool:
+def _reaching(linear: LinearAttention, error: Tensor) -> Tensor:
+    """The error, with a gradient of 0 where none reaches the layer: of a text that is all in the window."""
+    if torch.is_grad_enabled() and not error.requires_grad:
+        for parameter in linear.parameters():
+            error = error + 0 * parameter.sum()
+    return error
+
+
+def _same_projections(linear: LinearAttention, attention: ProjectedAttention) -> bool:
     """Whether two layers read the same memory in all that comes before and after attention proper."""
-    if getattr(linear, "short_conv", None) is not None:
+    if linear.short_conv is not None:
         return False
-    names = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
     ours, theirs = (
         [
             tensor.data_ptr()
-            for name in names
+            for name in PROJECTIONS
             if (module := getattr(layer, name)) is not None
             for tensor in module.parameters()  # an adapter's count too
         ]
         for layer in (linear, attention)
     )
     return ours == theirs
-
-
-def _merge(y: Tensor) -> Tensor:
-    """(B, H, T, D) -> (B, T, H D)."""
-    return y.transpose(1, 2).flatten(2)

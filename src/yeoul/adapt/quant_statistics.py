@@ -8,7 +8,7 @@ that it makes good what went wrong before.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -46,8 +46,8 @@ def sites(block: Block) -> list[Site]:
     return [*found, Site(("mlp.up_proj",), second if before else ""), Site(("mlp.down_proj",))]
 
 
-class Walk:
-    """A text on its way through a model, block by block.
+class TextStatistics:
+    """A text on its way through a model, block by block: an iterable of the blocks.
 
     Args:
         model: is run as it is at each moment; under autocast in its type.
@@ -59,11 +59,13 @@ class Walk:
 
     def __init__(self, model: Decoder, batches: Iterable[Tensor]) -> None:
         self.model = model
-        self.ids = [ids.to(model.device) for ids in batches]
-        if not self.ids:
+        self.walks = [model.walk(ids.to(model.device)) for ids in batches]
+        if not self.walks:
             raise UserError("there is no text to calibrate with", fix="give --data, or use --method rtn")
-        self.layouts = [model.layout(ids, None, None, None, None) for ids in self.ids]
-        self.states = [model.embed(ids, lay.positions) for ids, lay in zip(self.ids, self.layouts, strict=True)]
+
+    def __iter__(self) -> Iterator[Block]:
+        """The blocks; the text goes through each when the next is asked for."""
+        return (blocks[0] for blocks in zip(*self.walks, strict=True))
 
     def moments(self, block: Block, paths: Sequence[str]) -> dict[str, Tensor]:
         """X^T X (K, K) fp32 of the inputs of some linear layers of the block that comes next."""
@@ -74,22 +76,17 @@ class Walk:
                 found[path] = torch.zeros(module.in_features, module.in_features, device=self.model.device)
                 handle = module.register_forward_pre_hook(_adding(found[path]))
                 hooks.callback(handle.remove)
-            for x, layout in zip(self.states, self.layouts, strict=True):
-                block(x, layout)
+            for walk in self.walks:
+                block(walk.hidden, walk.context)
         for path, sums in found.items():
             _check_finite(sums, path)
         return found
 
-    def step(self, block: Block) -> None:
-        """The text goes through a block."""
-        for i, layout in enumerate(self.layouts):
-            self.states[i] = block(self.states[i], layout)
-
     def output_moments(self) -> Tensor:
         """X^T X (hidden, hidden) fp32 of what is multiplied by the output projection, behind the last block."""
         found = torch.zeros(self.model.config.hidden_size, self.model.config.hidden_size, device=self.model.device)
-        for x in self.states:
-            _add(found, self.model.model.norm(x))
+        for walk in self.walks:
+            _add(found, self.model.model.norm(walk.hidden))
         _check_finite(found, "the output projection")
         return found
 
@@ -124,12 +121,11 @@ def input_moments(model: Decoder, batches: Sequence[Tensor]) -> Tensor:
     found = torch.zeros(model.config.hidden_size, model.config.hidden_size, device=model.device)
     draw = torch.Generator(model.device).manual_seed(0)
     for ids in itertools.chain.from_iterable(batch.split(1) for batch in batches):  # a row at a time: memory
-        layout = model.layout(ids.to(model.device), None, None, None, None)
-        first = model.embed(ids.to(model.device), layout.positions).detach().requires_grad_(True)
-        x = first
-        for block in model.layers:
-            x = block(x, layout)
-        logits = model.unembed(model.model.norm(x))[0]  # (T, V)
+        walk = model.walk(ids.to(model.device))
+        walk.hidden = first = walk.hidden.detach().requires_grad_(True)
+        for _ in walk:
+            pass
+        logits = model.unembed(model.model.norm(walk.hidden))[0]  # (T, V)
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, drawn, reduction="sum"), first)
         _add(found, gradient)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from yeoul.adapt.awq import scale_inputs
 from yeoul.adapt.gptq import gptq
-from yeoul.adapt.quant_statistics import Walk, input_moments, output_moments, sites
+from yeoul.adapt.quant_statistics import TextStatistics, input_moments, output_moments, sites
 from yeoul.adapt.quantize_config import QuantizationConfig
 from yeoul.adapt.rounding import round_to_nearest
 from yeoul.errors import UserError
@@ -86,21 +86,20 @@ def _calibrated(
     if EMBEDDING in wanted:
         progress("embeddings")
         _round(model, EMBEDDING, config, _table_moments(model, ids))
-    walk = Walk(model, ids)
-    for number, block in enumerate(model.layers):
+    text = TextStatistics(model, ids)
+    for number, block in enumerate(text):
         progress(f"layer {number + 1} of {len(model.layers)}")
         places = sites(block)
-        found = walk.moments(block, [site.linears[0] for site in places])
+        found = text.moments(block, [site.linears[0] for site in places])
         if config.method == "awq":  # before any of them is rounded: some give the inputs of others
             for site in places:
                 found[site.linears[0]] = scale_inputs(block, site, found[site.linears[0]], config.bits, config.group)
         for site in places:
             for path in site.linears:
                 _round(block, path, config, found[site.linears[0]])
-        walk.step(block)
     if HEAD in wanted:
         progress("head")
-        _round(model, HEAD, config, walk.output_moments())
+        _round(model, HEAD, config, text.output_moments())
 
 
 def _table_moments(model: Decoder, ids: list[Tensor]) -> Tensor | None:

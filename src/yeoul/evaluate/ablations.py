@@ -10,16 +10,16 @@ import torch
 from yeoul.data.batch import Batch
 from yeoul.evaluate.perplexity import LMScore, score
 from yeoul.model.decoder import Decoder
-from yeoul.model.dijiang import DiJiangAttention
+from yeoul.model.linear_attention import LinearAttention
 
 
 @contextmanager
 def parts(model: Decoder, *, linear: bool = True, window: bool = True) -> Iterator[Decoder]:
-    """The model with the linear part or the softmax window of its DiJiang layers switched off meanwhile.
+    """The model with the linear part or the softmax window of its linear layers switched off meanwhile.
 
     With both off these layers give nothing, which is the model without attention (in the layers that were converted).
     """
-    layers = [block.self_attn for block in model.layers if isinstance(block.self_attn, DiJiangAttention)]
+    layers = [block.self_attn for block in model.layers if isinstance(block.self_attn, LinearAttention)]
     before = [(layer.linear_enabled, layer.window_enabled) for layer in layers]
     try:
         for layer in layers:
@@ -40,7 +40,7 @@ def ablations(
     """Scores of a converted model, whole and with parts removed.
 
     Args:
-        model: with DiJiang layers.
+        model: with linear attention.
         batches: makes the same batches each time it is called.
         byte_lengths: as for `score`.
         dtype: as for `score`.
@@ -49,7 +49,7 @@ def ablations(
         "converted", and where the model has a window "without the linear part" and "without the window"; always
         "without attention".
     """
-    has_window = any(isinstance(b.self_attn, DiJiangAttention) and b.self_attn.window for b in model.layers)
+    has_window = any(isinstance(b.self_attn, LinearAttention) and b.self_attn.window for b in model.layers)
     wanted = {"converted": (True, True)}
     if has_window:
         wanted |= {"without the linear part": (False, True), "without the window": (True, False)}
@@ -72,7 +72,7 @@ def views(converted: Decoder) -> dict[str, View]:
         "converted"; where layers are linear also "linear only" and "window only" (of a hybrid) and "no attention".
         Open one at a time.
     """
-    layers = [b.self_attn for b in converted.layers if isinstance(b.self_attn, DiJiangAttention)]
+    layers = [b.self_attn for b in converted.layers if isinstance(b.self_attn, LinearAttention)]
     found: dict[str, View] = {"converted": lambda: nullcontext(converted)}
     if any(layer.window for layer in layers):
         found["linear only"] = lambda: parts(converted, window=False)

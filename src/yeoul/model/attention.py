@@ -1,4 +1,7 @@
-"""Softmax attention: many heads or grouped queries, over everything before or over a sliding window."""
+"""Softmax attention: many heads or grouped queries, over everything before or over a sliding window.
+
+The projections around it are those of every kind of attention; linear attention is `yeoul.model.linear_attention`.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yeoul.model.cache import KVCache, LayerCache, WindowCache
+from yeoul.model.cache import Gates, KVCache, LayerCache, WindowCache
 from yeoul.model.rope import rotate
-from yeoul.ops.window import Sinks, sinks_of, sliding_attention, soft_cap
+from yeoul.ops.softmax import softmax_attention
+from yeoul.ops.window import Sinks, sinks_of, sliding_attention
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+"""What every kind of attention has, under the names of transformers' Llama and Qwen 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class AttentionContext:
     """What attention has to know of the columns of a call; made once for all layers.
 
     Attributes:
@@ -47,7 +54,7 @@ class Layout:
 
 
 class ProjectedAttention(nn.Module):
-    """The projections around attention, alike for every kind: `mix` is what the kinds differ in.
+    """The projections around attention, alike for every kind: `attend` is what the kinds differ in.
 
     Args:
         hidden_size: width of input and output.
@@ -59,7 +66,7 @@ class ProjectedAttention(nn.Module):
         qk_norm: makes the norm of queries and of keys over a head's D channels; None leaves them as projected.
         scale: factor of the scores; None means 1 / sqrt(D).
         softcap: scores s become softcap * tanh(s / softcap) (Gemma 2); None leaves them.
-        rope: index of the layer's rotation in `Layout.rotary`; None means that the layer has no positions.
+        rope: index of the layer's rotation in `AttentionContext.rotary`; None means that the layer has no positions.
     """
 
     def __init__(
@@ -94,80 +101,97 @@ class ProjectedAttention(nn.Module):
         self.q_norm = qk_norm() if qk_norm else None
         self.k_norm = qk_norm() if qk_norm else None
 
-    def channels(self, x: Tensor, layout: Layout, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
+    def added_parameters(self) -> dict[str, nn.Parameter]:
+        """What the layer has beside the projections of softmax attention, by name: what a conversion adds."""
+        return {name: p for name, p in self.named_parameters() if name.partition(".")[0] not in PROJECTIONS}
+
+    def channels(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, hidden) to the channels of queries (B, T, H D), keys and values (B, T, G D)."""
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
-    def project(self, x: Tensor, layout: Layout, cache: LayerCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Tensor, context: AttentionContext, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, hidden) to queries (B, H, T, D), keys and values (B, G, T, D), norms and positions applied.
 
-        `cache` is read and written by layers whose projections look back (`DiJiangAttention.short_conv`).
+        `cache` is read and written by layers whose projections look back (`LinearAttention.short_conv`).
         """
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in self.channels(x, layout, cache))
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in self.channels(x, context, cache))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if layout.rotary and self.rope is not None:
-            cos, sin = layout.rotary[self.rope]
+        if context.rotary and self.rope is not None:
+            cos, sin = context.rotary[self.rope]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q, k, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool = False) -> Tensor:
-        """Softmax attention of (B, H, T, D) queries over (B, G, S, D) keys and values.
+    def gates(self, x: Tensor, context: AttentionContext) -> Gates:
+        """What travels beside keys and values, from the layer's input (B, T, hidden): of softmax attention nothing."""
+        return {}
 
-        Args:
-            allowed: (B or 1, 1, T, S) bool; None means all.
-            causal: each query sees the keys up to its own place; T = S, and `allowed` is None.
-        """
-        grouped = self.num_kv_heads != self.num_heads
-        if self.softcap is None:
-            return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=allowed, is_causal=causal, scale=self.scale, enable_gqa=grouped
-            )
-        (B, H, T, D), G, S = q.shape, k.shape[1], k.shape[2]
-        scores = torch.matmul(q.reshape(B, G, H // G * T, D), k.transpose(-1, -2)).view(B, H, T, S)
-        scores = soft_cap(scores * self.scale, self.softcap)
-        if causal:
-            allowed = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed, -torch.inf)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
-        return torch.matmul(weights.view(B, G, H // G * T, S), v).view(B, H, T, D)
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
-        """Attention proper: (B, H, T, D) from queries, keys and values."""
-        raise TypeError(f"{type(self).__name__} has no mix()")
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: Gates | None = None,
+        context: AttentionContext | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Attention proper: (B, H, T, D) from queries (B, H, T, D), keys and values (B, G, T, D) and their gates."""
+        raise TypeError(f"{type(self).__name__} has no attend()")
 
     def new_cache(self) -> LayerCache:
         """An empty cache of the kind that this layer needs."""
         raise TypeError(f"{type(self).__name__} has no cache")
 
-    def forward(self, x: Tensor, layout: Layout | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext | None = None, cache: LayerCache | None = None) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden); appends to `cache` where one is given."""
-        B, T, _ = x.shape
-        layout = layout or Layout()
-        q, k, v = self.project(x, layout, cache)
-        y = self.mix(q, k, v, layout, cache)  # (B, H, T, D)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, self.num_heads * self.head_dim))
+        context = context or AttentionContext()
+        q, k, v = self.project(x, context, cache)
+        return self.output(self.attend(q, k, v, self.gates(x, context), context, cache))
+
+    def output(self, y: Tensor) -> Tensor:
+        """(B, H, T, D) to what the layer gives, (B, T, hidden)."""
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, *, scale: float, softcap: float | None = None
+) -> Tensor:
+    """Softmax attention of (B, H, T, D) queries over the (B, G, T, D) keys of the same call, as its context says.
+
+    Without padding and packing the call stays on the fast path.
+    """
+    if context.mask is None and context.seq_ids is None:
+        return softmax_attention(q, k, v, causal=True, scale=scale, softcap=softcap)
+    return softmax_attention(q, k, v, context.causal_mask, scale=scale, softcap=softcap)
 
 
 class SoftmaxAttention(ProjectedAttention):
-    """softmax(q k / sqrt(D)) v over every earlier position (Vaswani and others 2017; grouped queries: Ainslie 2023)."""
+    """softmax(q k / sqrt(D)) v over every earlier position."""
 
     def new_cache(self) -> KVCache:
         """Keys and values of every position."""
         return KVCache()
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
-        """See `ProjectedAttention.mix`. Without padding the call stays on the fast path."""
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: Gates | None = None,
+        context: AttentionContext | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """See `ProjectedAttention.attend`."""
+        context = context or AttentionContext()
         if cache is None:
-            if layout.mask is None and layout.seq_ids is None:
-                return self.attend(q, k, v, None, causal=True)
-            return self.attend(q, k, v, layout.causal_mask)
+            return causal_attention(q, k, v, context, scale=self.scale, softcap=self.softcap)
         assert isinstance(cache, KVCache)
         T, past = q.shape[2], cache.length
-        k, v, valid = cache.extend(k, v, layout.mask)
+        k, v, valid = cache.extend(k, v, context.mask)
         if past == 0 and valid is None:
-            return self.attend(q, k, v, None, causal=True)
+            return softmax_attention(q, k, v, causal=True, scale=self.scale, softcap=self.softcap)
         if T == 1:
             allowed = None if valid is None else valid[:, None, None, :]
         else:
@@ -176,7 +200,7 @@ class SoftmaxAttention(ProjectedAttention):
             allowed = (column <= row)[None, None]
             if valid is not None:
                 allowed = (allowed & valid[:, None, None, :]) | (column == row)
-        return self.attend(q, k, v, allowed)
+        return softmax_attention(q, k, v, allowed, scale=self.scale, softcap=self.softcap)
 
 
 class SlidingAttention(ProjectedAttention):
@@ -194,20 +218,28 @@ class SlidingAttention(ProjectedAttention):
         """A ring of `window` keys and values, and the sinks."""
         return WindowCache(self.window, self.sinks)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
-        """See `ProjectedAttention.mix`."""
-        T = q.shape[2]
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: Gates | None = None,
+        context: AttentionContext | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """See `ProjectedAttention.attend`."""
+        T, context = q.shape[2], context or AttentionContext()
         memory = cache if isinstance(cache, WindowCache) else None
-        if memory and memory.sinks_full and T == 1 and layout.mask is None:
-            memory.push(k[:, :, 0], v[:, :, 0])
+        if memory and memory.sinks_full and T == 1 and context.mask is None:
+            memory.push(k[:, :, 0], v[:, :, 0], {})
             keys, values, valid = memory.columns()
             allowed = None if valid is None else valid[:, None, None, :]
-            return self.attend(q, keys, values, allowed)
+            return softmax_attention(q, keys, values, allowed, scale=self.scale, softcap=self.softcap)
         if memory is None and T <= self.window:
-            return SoftmaxAttention.mix(self, q, k, v, layout, None)  # type: ignore[arg-type]
-        seen = window_columns(k, v, self.window, self.sinks, layout, memory)
+            return causal_attention(q, k, v, context, scale=self.scale, softcap=self.softcap)
+        seen = window_columns(k, v, {}, self.window, self.sinks, context, memory)
         return sliding_attention(
-            q, seen.k, seen.v, self.window, self.scale, valid=seen.valid, seq_ids=layout.seq_ids,
+            q, seen.k, seen.v, self.window, self.scale, valid=seen.valid, seq_ids=context.seq_ids,
             key_seq_ids=seen.seq_ids, softcap=self.softcap, sinks=seen.sinks,
         )  # fmt: skip
 
@@ -218,6 +250,7 @@ class WindowColumns(NamedTuple):
     Attributes:
         k: (B, G, w + T, D).
         v: (B, G, w + T, D).
+        gates: each (B, G, w + T, ...).
         valid: (B or 1, w + T) bool, which columns are tokens.
         seq_ids: (B, w + T), with packed sequences.
         sinks: what is seen beside the window; None where a layer has none.
@@ -225,6 +258,7 @@ class WindowColumns(NamedTuple):
 
     k: Tensor
     v: Tensor
+    gates: Gates
     valid: Tensor
     seq_ids: Tensor | None
     sinks: Sinks | None
@@ -240,22 +274,23 @@ class WindowColumns(NamedTuple):
 
 
 def window_columns(
-    k: Tensor, v: Tensor, window: int, sinks: int, layout: Layout, cache: WindowCache | None
+    k: Tensor, v: Tensor, gates: Gates, window: int, sinks: int, context: AttentionContext, cache: WindowCache | None
 ) -> WindowColumns:
     """The columns that queries over (B, G, T, D) keys and values see; without a cache the window before is empty."""
     if cache is not None:
-        keys, values, valid, first = cache.extend(k, v, layout.mask)
-        return WindowColumns(keys, values, valid, None, first)
-    T, ids = k.shape[2], layout.seq_ids
-    mask = layout.mask if layout.mask is not None else torch.ones(1, T, dtype=torch.bool, device=k.device)
+        keys, values, beside, valid, first = cache.extend(k, v, gates, context.mask)
+        return WindowColumns(keys, values, beside, valid, None, first)
+    T, ids = k.shape[2], context.seq_ids
+    mask = context.mask if context.mask is not None else torch.ones(1, T, dtype=torch.bool, device=k.device)
     texts = None  # the sequences' numbers, negative at padding
     if ids is not None:
         mask = mask & (ids >= 0)
         texts = ids.masked_fill(~mask, -1)
-    elif layout.mask is not None:
+    elif context.mask is not None:
         texts = mask.long() - 1
+    before = lambda x: F.pad(x, (*(0, 0) * (x.dim() - 3), window, 0))  # noqa: E731
     return WindowColumns(
-        F.pad(k, (0, 0, window, 0)), F.pad(v, (0, 0, window, 0)), F.pad(mask, (window, 0)),
+        before(k), before(v), {name: before(gate) for name, gate in gates.items()}, F.pad(mask, (window, 0)),
         None if ids is None else F.pad(ids, (window, 0), value=-1),
         sinks_of(k, v, window, sinks, texts) if sinks else None,
     )  # fmt: skip

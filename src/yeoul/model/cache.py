@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from yeoul.ops.linear_attention import LinearState
 from yeoul.ops.window import Sinks
+
+Gates = dict[str, Tensor]
+"""Numbers of each token that travel beside its key and value, by name, each (B, G, T, ...): write strength and
+log-decay in fp32, and whatever else a layer's state is told of a token when it takes it in."""
 
 
 class LayerCache:
@@ -70,57 +76,98 @@ class KVCache(LayerCache):
         return self.k[:, :, :end], self.v[:, :, :end], valid
 
 
+class Columns(NamedTuple):
+    """Columns that stand one behind the other.
+
+    Attributes:
+        k: (B, G, N, D).
+        v: (B, G, N, D).
+        gates: each (B, G, N, ...).
+        valid: (B, N) bool, which of them are tokens.
+        sinks: what is seen beside them; None where there is nothing.
+    """
+
+    k: Tensor
+    v: Tensor
+    gates: Gates
+    valid: Tensor
+    sinks: Sinks | None
+
+
+class Column(NamedTuple):
+    """One of them: k and v (B, G, D), gates (B, G, ...), valid (B,) bool, or None where it surely is a token."""
+
+    k: Tensor
+    v: Tensor
+    gates: Gates
+    valid: Tensor | None
+
+
 class WindowCache(LayerCache):
-    """The last w keys and values, in a ring, behind the first s of each text, its sinks.
+    """The last w keys and values, in a ring, behind the first s of each text, its sinks; and the gates of the ring.
 
     Slots 0 ... s-1 hold the sinks and column c lies in slot s + c mod w. A sink passes through the ring too, so that
-    all rows keep step, but counts there as no token.
+    all rows keep step, but counts there as no token. Sinks need no gates: they never leave.
     """
 
     def __init__(self, window: int, sinks: int = 0) -> None:
         self.window, self.sinks = window, sinks
         self.k: Tensor | None = None  # (B, G, s + w, D)
-        self.v: Tensor | None = None  # (B, G, s + w, D), with more channels where a layer keeps more
+        self.v: Tensor | None = None  # (B, G, s + w, D)
+        self.gates: Gates = {}  # each (B, G, w, ...)
         self.valid: Tensor | None = None  # (B, s + w) bool: the slot holds a token
         self.length = 0
         self.padded = 0  # pushes until the last padded column has left the ring
         self.sinks_full = sinks == 0  # every row has all its sinks
 
-    def _allocate(self, k: Tensor, v: Tensor) -> None:
+    def nbytes(self) -> int:
+        """Bytes of keys, values and gates."""
+        return super().nbytes() + sum(gate.numel() * gate.element_size() for gate in self.gates.values())
+
+    def reorder(self, index: Tensor) -> None:
+        """Keeps the given rows, (B',) int64, in that order."""
+        super().reorder(index)
+        self.gates = {name: gate.index_select(0, index) for name, gate in self.gates.items()}
+
+    def _allocate(self, k: Tensor, v: Tensor, gates: Gates) -> None:
         (B, G, _, D), slots = k.shape, self.sinks + self.window
         self.k, self.v = k.new_zeros(B, G, slots, D), v.new_zeros(B, G, slots, v.shape[3])
+        self.gates = {name: gate.new_zeros(B, gate.shape[1], self.window, *gate.shape[3:])
+                      for name, gate in gates.items()}  # fmt: skip
         self.valid = torch.zeros(B, slots, dtype=torch.bool, device=k.device)
 
-    def extend(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Sinks | None]:
-        """Appends (B, G, T, D); returns the w columns before and the new ones, oldest first, and which are tokens.
+    def extend(self, k: Tensor, v: Tensor, gates: Gates, mask: Tensor | None) -> Columns:
+        """Appends (B, G, T, D) keys and values and (B, G, T, ...) gates, where `mask` (B, T) says that tokens stand.
 
         Returns:
-            keys and values (B, G, w + T, D), valid (B, w + T) bool, and the sinks where there are any: then the w
-            columns before that are sinks are not valid.
+            The w columns before and the new ones, oldest first. Where there are sinks, the w columns before that are
+            sinks are not valid.
         """
         (B, _, T, _), w, s = k.shape, self.window, self.sinks
         if self.k is None:
-            self._allocate(k, v)
+            self._allocate(k, v, gates)
         assert self.k is not None and self.v is not None and self.valid is not None
         turn = -(self.length % w)
         new = torch.ones(B, T, dtype=torch.bool, device=k.device) if mask is None else mask
         keys = torch.cat((self.k[:, :, s:].roll(turn, 2), k), dim=2)
         values = torch.cat((self.v[:, :, s:].roll(turn, 2), v), dim=2)
+        beside = {name: torch.cat((self.gates[name].roll(turn, 2), gate), dim=2) for name, gate in gates.items()}
         valid = torch.cat((self.valid[:, s:].roll(turn, 1), new), dim=1)
         taken = self._take_sinks(k, v, new) if s else None
         kept = valid if taken is None else valid & ~taken[0].is_sink
         self.length += T
         turn = self.length % w
         self.k, self.v = keys[:, :, -w:].roll(turn, 2), values[:, :, -w:].roll(turn, 2)
+        self.gates = {name: gate[:, :, -w:].roll(turn, 2) for name, gate in beside.items()}
         self.valid = kept[:, -w:].roll(turn, 1)
         recent = min(self.length, w)
         self.padded = 0 if bool(kept[:, -recent:].all()) else w
         if taken is None:
-            return keys, values, valid, None
+            return Columns(keys, values, beside, valid, None)
         sinks, there = taken
         self.k, self.v = torch.cat((sinks.k[:, :, 0], self.k), 2), torch.cat((sinks.v[:, :, 0], self.v), 2)
         self.valid, self.sinks_full = torch.cat((there, self.valid), 1), bool(there.all())
-        return keys, values, valid, sinks
+        return Columns(keys, values, beside, valid, sinks)
 
     def _take_sinks(self, k: Tensor, v: Tensor, new: Tensor) -> tuple[Sinks, Tensor]:
         """The sinks after new columns, of which `new` (B, T) are tokens; and which of them there are by now, (B, s)."""
@@ -140,21 +187,24 @@ class WindowCache(LayerCache):
         sinks = Sinks(keys[:, :, None], values[:, :, None], column[:, None], F.pad(is_sink, (self.window, 0)))
         return sinks, old | arrives
 
-    def push(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """Writes one token, (B, G, D), in place of the oldest in the ring; the sinks must be full.
+    def push(self, k: Tensor, v: Tensor, gates: Gates) -> Column | None:
+        """Writes one token, (B, G, D) and gates (B, G, ...), in place of the ring's oldest; the sinks must be full.
 
         Returns:
-            The column that left, (k, v, valid): each (B, G, D), valid (B,) bool or None where it surely was a token;
-            None while the ring still had room.
+            The column that left; None while the ring still had room.
         """
         if self.k is None:
-            self._allocate(k[:, :, None], v[:, :, None])
+            self._allocate(k[:, :, None], v[:, :, None], {name: gate[:, :, None] for name, gate in gates.items()})
         assert self.k is not None and self.v is not None and self.valid is not None and self.sinks_full
-        slot, left = self.sinks + self.length % self.window, None
+        place = self.length % self.window
+        slot, left = self.sinks + place, None
         if self.length >= self.window:
             valid = self.valid[:, slot].clone() if self.padded else None
-            left = self.k[:, :, slot].clone(), self.v[:, :, slot].clone(), valid
+            beside = {name: gate[:, :, place].clone() for name, gate in self.gates.items()}
+            left = Column(self.k[:, :, slot].clone(), self.v[:, :, slot].clone(), beside, valid)
         self.k[:, :, slot], self.v[:, :, slot] = k, v
+        for name, gate in gates.items():
+            self.gates[name][:, :, place] = gate
         if self.length < self.window or self.padded:
             self.valid[:, slot] = True
         self.length += 1
@@ -174,7 +224,7 @@ class StateCache(LayerCache):
 
     def __init__(self) -> None:
         self.s: Tensor | None = None  # (B, G, M, D)
-        self.z: Tensor | None = None  # (B, G, M); None with the delta rule, which has no denominator
+        self.z: Tensor | None = None  # (B, G, M), of layers that keep a denominator
         self.recent: Tensor | None = None  # (B, K - 1, channels) of a short convolution
 
     @property

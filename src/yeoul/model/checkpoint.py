@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from yeoul.errors import UserError, shown
 from yeoul.files import new_file, write_json, write_text
-from yeoul.model.config import ModelConfig
+from yeoul.model.config import LINEAR_KINDS, ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config, write_config
 from yeoul.model.finite import check_to_save
+from yeoul.model.parameters import fp32_parameters
 from yeoul.model.quantized import QuantizedEmbedding, QuantizedLinear, quantized_modules
 from yeoul.model.quantized_folder import (
     FIELD,
@@ -74,11 +75,28 @@ def load_quantization(path: Path | str) -> Quantization | None:
 def stored_dtype(path: Path | str) -> torch.dtype:
     """The type of a folder's weights, those of few bits and their scales aside; of several as `one_dtype` chooses."""
     folder = model_folder(path)
-    sizes = _sizes(stored_tensors(folder))
-    return _chosen(sizes, read_object(folder / "config.json")) if sizes else torch.float32
+    stored, described = stored_tensors(folder), read_object(folder / "config.json")
+    sizes = _sizes(stored, _kept_in_fp32(stored, described))
+    return _chosen(sizes, described) if sizes else torch.float32
 
 
-def one_dtype(stored: Mapping[str, Stored], described: Mapping[str, Any]) -> torch.dtype | None:
+def _kept_in_fp32(stored: Mapping[str, Stored], described: Mapping[str, Any]) -> frozenset[str]:
+    """The published names of what stays fp32; none where the folder is no model of ours: whoever reads it says so."""
+    try:
+        family, config = read_config(described, frozenset(stored))
+    except UserError:
+        return frozenset()
+    if not any(kind in LINEAR_KINDS for kind in config.attention):
+        return frozenset()
+    return published_in_fp32(skeleton(config), family)
+
+
+def published_in_fp32(model: Decoder, family: str) -> frozenset[str]:
+    """The names under which a family's folder has what stays fp32."""
+    return frozenset(published_name(name, family) for name in fp32_parameters(model))
+
+
+def one_dtype(stored: Mapping[str, Stored], described: Mapping[str, Any], kept: Container[str]) -> torch.dtype | None:
     """The type that weights of several types are brought to; None where they have one already.
 
     That which config.json names, as in transformers, or else that of most bytes: the products of a layer take one type.
@@ -86,16 +104,17 @@ def one_dtype(stored: Mapping[str, Stored], described: Mapping[str, Any]) -> tor
     Args:
         stored: tensors by their published names.
         described: config.json.
+        kept: the published names of those that have a type of their own.
     """
-    sizes = _sizes(stored)
+    sizes = _sizes(stored, kept)
     return _chosen(sizes, described) if len(sizes) > 1 else None
 
 
-def _sizes(stored: Mapping[str, Stored]) -> dict[torch.dtype, int]:
+def _sizes(stored: Mapping[str, Stored], kept: Container[str]) -> dict[torch.dtype, int]:
     """Bytes of each type, without what keeps a type of its own."""
     sizes: dict[torch.dtype, int] = {}
     for name, place in stored.items():
-        if place.dtype.is_floating_point and not name.endswith(".weight_scale") and not stays_fp32(name):
+        if place.dtype.is_floating_point and not name.endswith(".weight_scale") and name not in kept:
             sizes[place.dtype] = sizes.get(place.dtype, 0) + place.nbytes
     return sizes
 
@@ -141,14 +160,15 @@ def _examine(folder: Path) -> _Folder:
         raise UserError(f"config.json asks for {config.num_layers} layers, the weights have {layers}", folder)
     if quantization is not None and names_of(family).fused:
         raise UserError(f"quantized weights are not read for model_type {shown(family)}", folder / "config.json")
-    expected = stored_layout(_skeleton(config, folder, quantization))
+    model = _skeleton(config, folder, quantization)
+    expected = stored_layout(model)
     given = {name: _ours_on_meta(name, place, config, family) for name, place in stored.items()}
     _check(given, expected, folder)
     if missing := set(expected).difference(name for pairs in given.values() for name, _ in pairs):
         name = published_name(min(missing), family)
         raise UserError(f"tensor {shown(name)} of the model that config.json describes is missing", folder)
     used = {name: stored[name] for name, pairs in given.items() if pairs}
-    return _Folder(family, config, quantization, used, one_dtype(used, published))
+    return _Folder(family, config, quantization, used, one_dtype(used, published, published_in_fp32(model, family)))
 
 
 def _is_tied(stored: Mapping[str, Stored], family: str) -> bool:
@@ -232,13 +252,14 @@ def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torc
     family, config, quantization, stored, mixed = _examine(folder)
     dtype = dtype or mixed
     model = _skeleton(config, folder, quantization)
+    kept = fp32_parameters(model)
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     low = dict(quantized_modules(model))
     tensors: dict[str, Tensor] = {}
     for published, tensor in read_tensors(stored):
         for name, ours in _to_model(published, tensor, family, config, low, folder):
             fixed = name.endswith((".weight_packed", ".weight_scale"))
-            wanted = torch.float32 if stays_fp32(name) else None if fixed else dtype
+            wanted = torch.float32 if name in kept else None if fixed else dtype
             tensors[name] = _own(ours.to(device=target, dtype=wanted))
     model.load_state_dict(tensors, assign=True)
     for name, parameter in model.named_parameters():
@@ -265,13 +286,6 @@ def _own(tensor: Tensor) -> Tensor:
     """Contiguous, and not a part of a larger tensor that would stay in memory; the tensor itself where it is that."""
     part = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
     return tensor.clone(memory_format=torch.contiguous_format) if part else tensor.contiguous()
-
-
-def stays_fp32(name: str) -> bool:
-    """Frequencies, feature weights and decays: few numbers that stand in exponents."""
-    return ".feature_map." in name or name.endswith(
-        ("decay_logit", "decay_log", "read_mass", "read_direction", ".D1", ".D2")
-    )
 
 
 def load_weights(model: Decoder, path: Path | str) -> None:

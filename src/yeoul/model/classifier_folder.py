@@ -19,12 +19,13 @@ from torch import Tensor
 
 from yeoul.errors import UserError, shown
 from yeoul.files import new_file, write_json
-from yeoul.model.checkpoint import model_folder, one_dtype, stays_fp32
+from yeoul.model.checkpoint import model_folder, one_dtype, published_in_fp32
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config, write_config
 from yeoul.model.finite import check_to_save
 from yeoul.model.heads import HEAD_POOLINGS, ClassificationHead, Meaning, SequenceClassifier
+from yeoul.model.parameters import fp32_parameters
 from yeoul.model.tensor_files import SINGLE, Stored, read_tensors, stored_tensors
 from yeoul.model.tensor_names import count_layers, to_ours, to_published
 from yeoul.safe_json import read_object
@@ -119,7 +120,8 @@ def load_sequence_classifier(
         head = ClassificationHead(config.hidden_size, labels, described.get("pooling", "last"))
     decoder = skeleton(config)
     trained = {name: p.requires_grad for name, p in decoder.named_parameters()}
-    tensors = _tensors(stored, config, family, torch.device(device), dtype or one_dtype(stored, described))
+    dtype = dtype or one_dtype(stored, described, published_in_fp32(decoder, family))
+    tensors = _tensors(stored, config, family, torch.device(device), dtype, fp32_parameters(decoder))
     head.load_state_dict({SCORE: tensors.pop(SCORE)}, assign=True)
     _check(tensors, dict(decoder.state_dict()), folder)
     decoder.load_state_dict(tensors, assign=True)
@@ -184,14 +186,19 @@ def _labels(described: Mapping[str, Any], count: int, folder: Path) -> list[str]
 
 
 def _tensors(
-    stored: Mapping[str, Stored], config: ModelConfig, family: str, device: torch.device, dtype: torch.dtype | None
+    stored: Mapping[str, Stored],
+    config: ModelConfig,
+    family: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    kept: frozenset[str],
 ) -> dict[str, Tensor]:
     """The folder's tensors under our names, and the head's under its own."""
     tensors: dict[str, Tensor] = {}
     for published, tensor in read_tensors(dict(stored)):
         pairs = [(SCORE, tensor)] if published == SCORE else to_ours(published, tensor, config, family)
         for name, ours in pairs:
-            wanted = torch.float32 if stays_fp32(name) else dtype
+            wanted = torch.float32 if name in kept else dtype
             tensors[name] = ours.to(device=device, dtype=wanted).contiguous()
     return tensors
 

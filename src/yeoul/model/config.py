@@ -9,7 +9,12 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 from yeoul.errors import UserError, shown
+from yeoul.model.feature_maps.config import FeatureMapConfig as FeatureMapConfig
+from yeoul.model.feature_maps.registry import FEATURE_MAPS
 from yeoul.model.rope import Rope, RopeScaling
+from yeoul.model.state_updates.registry import STATE_UPDATES
+from yeoul.model.values import check_choice, check_list, is_positive
+from yeoul.model.values import is_whole as is_whole
 
 AttentionKind = Literal["softmax", "sliding", "dijiang", "hybrid", "dijiang-official"]
 LINEAR_KINDS = ("dijiang", "hybrid", "dijiang-official")
@@ -32,143 +37,6 @@ FLAGS = (
 )  # fmt: skip
 
 
-def is_whole(value: object, minimum: int) -> bool:
-    """Whether a value from a file is a whole number that is at least `minimum` and fits into 32 bits."""
-    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= 2**31
-
-
-def is_positive(value: object) -> bool:
-    """Whether a value from a file is a positive number that torch can take, whole or not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e18
-
-
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(shown(value).strip("'"), choices, n=1)
-        hint = f"did you mean {shown(near[0])}" if near else f"choose one of {', '.join(choices)}"
-        raise UserError(f"{name} cannot be {shown(value)}", fix=hint)
-
-
-def _check_list(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, list | tuple) or not all(type(item) is kind for item in value):
-        wanted = {str: "names", int: "whole numbers"}[kind]
-        raise UserError(f"{name} must be a list of {wanted}, not {shown(value)}")
-
-
-_SEQUENCES = ("sobol", "stratified", "random")
-_LEARNED = ("weights", "frequencies", "directions")
-FEATURE_MAPS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "dijiang": dict(directions=("dct", "orthogonal", "random"), radii=("chi", "normal"), sequence=_SEQUENCES,
-                    pairs=(True, False), kernel=("softmax", "exp"), learn=_LEARNED),
-    "performer": dict(directions=("orthogonal", "random"), radii=("chi",), sequence=("random",),
-                      pairs=(False, True), kernel=("exp",), learn=_LEARNED),
-    "pff": dict(directions=("random",), radii=("chi",), sequence=_SEQUENCES,
-                pairs=(False,), kernel=("exp",), learn=()),
-    "wpff": dict(directions=("random",), radii=("chi",), sequence=_SEQUENCES,
-                 pairs=(False,), kernel=("exp",), learn=_LEARNED),
-    "dcf": dict(directions=("dct",), radii=("chi",), sequence=_SEQUENCES,
-                pairs=(False,), kernel=("exp",), learn=()),
-    "wdcf": dict(directions=("dct",), radii=("chi",), sequence=_SEQUENCES,
-                 pairs=(False,), kernel=("exp",), learn=_LEARNED),
-    "dijiang-code": dict(directions=("dct",), radii=("normal",), sequence=("random",),
-                         pairs=(False,), kernel=("softmax",), learn=_LEARNED),
-    "hedgehog": dict(directions=("identity",), radii=("none",), sequence=("none",),
-                     pairs=(True,), kernel=("softmax",), learn=("directions",)),
-    "elu": dict(directions=("none",), radii=("none",), sequence=("none",),
-                pairs=(False,), kernel=("none",), learn=()),
-    "fourier": dict(directions=("orthogonal", "dct", "random"), radii=("chi",), sequence=_SEQUENCES,
-                    pairs=(True,), kernel=("cosine",), learn=_LEARNED),
-}  # fmt: skip
-"""What each feature map lets one choose; the first is its default."""
-_LEARNED_UNLESS_SAID = {
-    "dijiang": _LEARNED, "wpff": ("weights",), "wdcf": ("weights",), "hedgehog": ("directions",),
-    "fourier": _LEARNED,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureMapConfig:
-    """Feature map of linear attention, see `yeoul.model.feature_maps`. A setting that is None takes the map's default.
-
-    Attributes:
-        name: "dijiang" (ours), "performer", "pff", "wpff", "dcf", "wdcf", "dijiang-code" (as the authors of DiJiang
-            compute it), "hedgehog", "elu", "fourier" (with the delta rule only). `FEATURE_MAPS` says which settings
-            each of them takes.
-        features: number of features M of a head; None means eight times the head size of "fourier", of others twice
-            with `pairs`, else once.
-        directions: "dct"; "random" (uniform on the sphere), "orthogonal" (the same in orthogonal blocks).
-        pairs: use every frequency with both signs, which halves the variance of odd terms and keeps features positive.
-        radii: distribution of the frequencies: "chi" is that of the norm of a Gaussian vector of the head size
-            (what an unbiased estimate of exp(q.k) needs), "normal" a signed scalar normal (the official code).
-        sequence: points in (0, 1) behind the radii: "sobol" (quasi-Monte Carlo), "stratified", "random".
-        kernel: "softmax" normalises each feature vector to sum 1, a bounded kernel (as the official code; the default
-            because it aligned better with a trained teacher); "exp" keeps exp(w.x - |x|^2/2), an estimate of the
-            softmax kernel itself.
-        learn: which of "weights" (D), "frequencies" (T) and "directions" (C) are trained.
-        decay: "none"; "fixed" or "learned", one log-decay for each key-value head; "gated", one for each token and
-            head, -softplus of a projection of the token (as gated linear attention, arXiv 2312.06635).
-        separate: queries and keys have maps of their own, which begin alike (calibration sets them apart).
-        mass: "constant", or "learned": a vector's features sum to what `FrequencyFeatureMap` says (kernel "softmax" of
-            the frequency maps only).
-        seed: seed of directions, "stratified" and "random", and of Sobol's scrambling.
-
-    Raises:
-        UserError: an unknown name or value, or one that this map does not have.
-    """
-
-    name: str = "dijiang"
-    features: int | None = None
-    directions: str = None  # type: ignore[assignment]  # what is None here is set by __post_init__
-    pairs: bool = None  # type: ignore[assignment]
-    radii: str = None  # type: ignore[assignment]
-    sequence: str = None  # type: ignore[assignment]
-    kernel: str = None  # type: ignore[assignment]
-    learn: tuple[str, ...] = None  # type: ignore[assignment]
-    decay: str = "none"
-    separate: bool = False
-    mass: str = "constant"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _choice("the feature map", self.name, tuple(FEATURE_MAPS))
-        settings = FEATURE_MAPS[self.name]
-        for setting, allowed in settings.items():
-            if getattr(self, setting) is None:
-                default = _LEARNED_UNLESS_SAID.get(self.name, ()) if setting == "learn" else allowed[0]
-                object.__setattr__(self, setting, default)
-        _check_list("learn", self.learn, str)
-        object.__setattr__(self, "learn", tuple(self.learn))
-        for setting in ("pairs", "separate"):
-            if not isinstance(getattr(self, setting), bool):
-                raise UserError(f"{setting} must be true or false, not {shown(getattr(self, setting))}")
-        if not is_whole(self.seed, 0):
-            raise UserError(f"seed must be a whole number, not {shown(self.seed)}")
-        _choice("decay", self.decay, ("none", "fixed", "learned", "gated"))
-        _choice("mass", self.mass, ("constant", "learned"))
-        if self.mass == "learned" and (self.kernel != "softmax" or self.name == "hedgehog"):
-            raise UserError(f"the feature map {self.name!r} with kernel {self.kernel!r} has no learned mass")
-        for setting, allowed in settings.items():
-            value = getattr(self, setting)
-            for one in value if setting == "learn" else (value,):
-                self._check_setting(setting, one, allowed)
-        count = self.features
-        if count is not None and (not is_whole(count, 1) or count > 2**20 or (self.pairs and count % 2)):
-            raise UserError(f"features must be positive, and even with pairs, not {shown(count)}")
-
-    def _check_setting(self, setting: str, value: object, allowed: tuple[Any, ...]) -> None:
-        if value in allowed:
-            return
-        known = list(dict.fromkeys(choice for of in FEATURE_MAPS.values() for choice in of[setting]))
-        if value not in known:
-            _choice(setting, value, allowed or tuple(known))
-        fix = f"it takes {' or '.join(map(shown, allowed))}" if allowed else "nothing of it is learned"
-        raise UserError(f"{setting} cannot be {shown(value)} in the feature map {self.name!r}", fix=fix)
-
-    def size(self, head_dim: int) -> int:
-        """Number of features M for a head of this size."""
-        return self.features or head_dim * (8 if self.name == "fourier" else 2 if self.pairs else 1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """One decoder-only language model; every choice is a plain value.
@@ -188,8 +56,7 @@ class ModelConfig:
             "hybrid" is softmax over the last `window` positions and linear attention over what came before, with
             one shared normalisation, "dijiang-official" is what the authors' code computes.
         state_update: how the state of "dijiang" and "hybrid" layers takes in a token: "additive" adds it, "delta" is
-            the gated delta rule, see `DeltaDiJiangAttention`; a hybrid's parts are then added, without a shared
-            normalisation.
+            the gated delta rule, see `GatedDeltaAttention`; the names of the files in `yeoul.model.state_updates`.
         short_conv: positions that a convolution over queries, keys and values of "dijiang" and "hybrid" layers spans,
             see `ShortConvolution`; 0 is none.
         window: of "hybrid" layers, and of "sliding" ones where `sliding_window` is None.
@@ -283,24 +150,25 @@ class ModelConfig:
             put("rope_scaling", _built(RopeScaling, self.rope_scaling, "rope_scaling"))
         put("no_rope_layers", tuple(self.no_rope_layers))
         for kind in self.attention:
-            _choice("attention", kind, ("softmax", "sliding", *LINEAR_KINDS))
-        _choice("state_update", self.state_update, ("additive", "delta"))
-        if self.state_update == "delta" and self.feature_map.decay != "none":
+            check_choice("attention", kind, ("softmax", "sliding", *LINEAR_KINDS))
+        STATE_UPDATES.check(self.state_update)
+        update, feature_map = STATE_UPDATES[self.state_update], FEATURE_MAPS[self.feature_map.name]
+        if self.feature_map.decay != "none" and not update.takes_decay:
             raise UserError(
-                "the delta rule learns its own decay of each token, so that the feature map has none",
+                f"the state update {self.state_update!r} has its own decay, so that the feature map has none",
                 fix="set its decay to 'none', or state_update to 'additive'",
             )
-        if self.feature_map.name == "fourier" and self.state_update != "delta":
+        if feature_map.signed and not update.takes_signed:
             if any(kind in ("dijiang", "hybrid") for kind in self.attention):
                 raise UserError(
-                    "the feature map 'fourier' has both signs, which only the delta rule takes",
+                    f"the feature map {self.feature_map.name!r} has both signs, which only the delta rule takes",
                     fix="set state_update to 'delta', or take another map",
                 )
-        _choice("norm", self.norm, ("rmsnorm", "layernorm"))
-        _choice("positions", self.positions, ("rotary", "sinusoidal", "learned", "none"))
-        _choice("mlp", self.mlp, ("swiglu", "geglu", "gelu"))
-        _choice("activation", self.activation, ("gelu", "gelu_tanh"))
-        _choice("norm_placement", self.norm_placement, ("pre", "post", "sandwich"))
+        check_choice("norm", self.norm, ("rmsnorm", "layernorm"))
+        check_choice("positions", self.positions, ("rotary", "sinusoidal", "learned", "none"))
+        check_choice("mlp", self.mlp, ("swiglu", "geglu", "gelu"))
+        check_choice("activation", self.activation, ("gelu", "gelu_tanh"))
+        check_choice("norm_placement", self.norm_placement, ("pre", "post", "sandwich"))
         if self.parallel_residual and self.norm_placement != "pre":
             raise UserError("a parallel residual goes with norm_placement 'pre' only")
         if self.norm_zero_centered and self.norm != "rmsnorm":
@@ -335,9 +203,9 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, bool) and not (value is None and name in optional):
                 raise UserError(f"{name} must be true or false, not {shown(value)}")
-        _check_list("attention", (self.attention,) if isinstance(self.attention, str) else self.attention, str)
-        _check_list("no_rope_layers", self.no_rope_layers, int)
-        _check_list("other_eos_ids", self.other_eos_ids, int)
+        check_list("attention", (self.attention,) if isinstance(self.attention, str) else self.attention, str)
+        check_list("no_rope_layers", self.no_rope_layers, int)
+        check_list("other_eos_ids", self.other_eos_ids, int)
         object.__setattr__(self, "other_eos_ids", tuple(self.other_eos_ids))
         for name, value in (("bos_id", self.bos_id), ("eos_id", self.eos_id), ("pad_id", self.pad_id),
                             *(("other_eos_ids", token) for token in self.other_eos_ids)):  # fmt: skip
@@ -411,6 +279,7 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values."""
         values = asdict(self)
+        values["feature_map"] = self.feature_map.to_dict()
         values["rope_scaling"] = None if self.rope_scaling is None else self.rope_scaling.to_dict()
         return values
 
@@ -458,5 +327,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
     """The `ModelConfig` of a preset; `vocab_size` and anything else may be given."""
-    _choice("preset", name, tuple(PRESETS))
+    check_choice("preset", name, tuple(PRESETS))
     return ModelConfig.from_dict({**PRESETS[name], **overrides})

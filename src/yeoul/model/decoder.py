@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from yeoul.model.attention import Layout, ProjectedAttention, SlidingAttention, SoftmaxAttention
+from yeoul.model.attention import AttentionContext, ProjectedAttention, SlidingAttention, SoftmaxAttention
 from yeoul.model.cache import Cache, LayerCache
 from yeoul.model.config import ModelConfig
-from yeoul.model.delta import DeltaDiJiangAttention
-from yeoul.model.dijiang import DiJiangAttention
 from yeoul.model.layers import make_mlp, make_norm, sinusoidal_table
 from yeoul.model.official import OfficialDiJiangAttention
 from yeoul.model.quantized import QuantizedLinear
 from yeoul.model.rope import rotary_columns
+from yeoul.model.state_updates.registry import STATE_UPDATES
 from yeoul.ops.window import soft_cap
 
 
@@ -41,9 +40,9 @@ def make_attention(config: ModelConfig, layer: int) -> ProjectedAttention:
     if kind == "dijiang-official":
         return OfficialDiJiangAttention(length=config.max_position_embeddings, **projections)
     window, sinks = (config.window, config.sinks) if kind == "hybrid" else (0, 0)
-    linear = DeltaDiJiangAttention if config.state_update == "delta" else DiJiangAttention
     own = dict(window=window, sinks=sinks, feature_map=config.feature_map, short_conv=config.short_conv)
-    return linear(**projections, **own)  # type: ignore[arg-type]
+    linear: ProjectedAttention = STATE_UPDATES[config.state_update](**projections, **own)
+    return linear
 
 
 class Block(nn.Module):
@@ -63,15 +62,15 @@ class Block(nn.Module):
             self.post_feedforward_layernorm = make_norm(config)
         self.parallel = config.parallel_residual
 
-    def forward(self, x: Tensor, layout: Layout, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None = None) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden)."""
-        return self.finish(x, self.self_attn(self.enter(x), layout, cache))
+        return self.after_attention(x, self.self_attn(self.attention_input(x), context, cache))
 
-    def enter(self, x: Tensor) -> Tensor:
+    def attention_input(self, x: Tensor) -> Tensor:
         """What attention is given, (B, T, hidden)."""
         return x if self.placement == "post" else self.input_layernorm(x)
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the block: adds what attention gave, (B, T, hidden), and the MLP."""
         if self.parallel:
             return x + attended + self.mlp(self.post_attention_layernorm(x))
@@ -93,6 +92,40 @@ class Backbone(nn.Module):
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = make_norm(config)
+
+
+class Walk(Iterator[Block]):
+    """A batch on its way through a decoder: an iterator over the blocks, from `Decoder.walk`.
+
+        for block in walk:
+            ...  # walk.hidden is what the block is given
+
+    A block is run when the next is asked for, unless `advance` was called meanwhile. Several walks of one model go in
+    step by `zip(*walks)`. Gradients are recorded or not as whoever asks has set it.
+
+    Attributes:
+        hidden: (B, T, hidden), what the block is given; behind the last, what the final norm is given.
+        context: of the batch, for attention.
+    """
+
+    def __init__(self, blocks: Sequence[Block], hidden: Tensor, context: AttentionContext) -> None:
+        self.hidden, self.context = hidden, context
+        self._coming = iter(blocks)
+        self._block: Block | None = None
+
+    def __next__(self) -> Block:
+        if self._block is not None:
+            self.advance()
+        self._block = next(self._coming)
+        return self._block
+
+    def advance(self, output: Tensor | None = None) -> Tensor:
+        """Goes past the block: with its output, (B, T, hidden), where the caller has it, or else by running it."""
+        if self._block is None:
+            raise ValueError("the walk stands before no block")
+        self.hidden = self._block(self.hidden, self.context) if output is None else output
+        self._block = None
+        return self.hidden
 
 
 class Decoder(nn.Module):
@@ -165,8 +198,14 @@ class Decoder(nn.Module):
         start = torch.zeros(batch_size, 1, dtype=torch.int64, device=self.device)
         return Cache([block.self_attn.new_cache() for block in self.layers], start)
 
-    def layout(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor | None, seq_ids: Tensor | None,
-                cache: Cache | None) -> Layout:  # fmt: skip
+    def attention_context(
+        self,
+        input_ids: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        seq_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> AttentionContext:
         """Masks, positions and rotary tables for all layers. A mask without padding is dropped: it costs speed."""
         T, config = input_ids.shape[1], self.config
         if mask is not None:
@@ -187,7 +226,7 @@ class Decoder(nn.Module):
         for rope in config.ropes:
             lengths = text_lengths(positions, seq_ids, cache, rope.kind) if rope.by_length else None
             rotary.append(rotary_columns(rope, positions, T, end, lengths, input_ids.device))
-        return Layout(mask=mask, seq_ids=seq_ids, rotary=tuple(rotary), positions=positions)
+        return AttentionContext(mask=mask, seq_ids=seq_ids, rotary=tuple(rotary), positions=positions)
 
     def embed(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
         """(B, T, hidden): tokens, and positions where they are added."""
@@ -217,14 +256,26 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, (B, T, hidden); arguments as `forward`."""
-        layout = self.layout(input_ids, attention_mask, positions, seq_ids, cache)
-        x = self.embed(input_ids, layout.positions)
+        context = self.attention_context(input_ids, attention_mask, positions, seq_ids, cache)
+        x = self.embed(input_ids, context.positions)
         for i, block in enumerate(self.model.layers):
             if self.gradient_checkpointing and self.training and cache is None:
-                x = checkpoint(block, x, layout, use_reentrant=False)
+                x = checkpoint(block, x, context, use_reentrant=False)
             else:
-                x = block(x, layout, None if cache is None else cache.layers[i])
+                x = block(x, context, None if cache is None else cache.layers[i])
         return self.model.norm(x)
+
+    def walk(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        seq_ids: Tensor | None = None,
+    ) -> Walk:
+        """A batch on its way through the blocks, for whoever looks at what is between them; arguments as `forward`."""
+        context = self.attention_context(input_ids, attention_mask, positions, seq_ids)
+        return Walk(self.layers, self.embed(input_ids, context.positions), context)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """(..., hidden) -> logits (..., V) in fp32."""

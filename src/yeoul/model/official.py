@@ -8,14 +8,15 @@ g_t = log |D1[t] / D1[t-1]|: a decay at each position and a strength of each wri
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yeoul.model.attention import Layout, ProjectedAttention
-from yeoul.model.cache import LayerCache, StateCache
-from yeoul.model.feature_maps import dct_matrix
+from yeoul.model.attention import AttentionContext, ProjectedAttention
+from yeoul.model.cache import Gates, LayerCache, StateCache
+from yeoul.model.feature_maps.frequencies import dct_matrix
 from yeoul.ops.linear_attention import linear_attention
 
 
@@ -25,6 +26,8 @@ class OfficialDiJiangAttention(ProjectedAttention):
     Parameters are those of their checkpoints: proj_matrix (D, D), D1 and D2 (1, H, length, 1), W_G (hidden, hidden),
     group_norm over the hidden channels in D groups.
     """
+
+    keep_in_fp32: ClassVar[tuple[str, ...]] = ("D1", "D2")
 
     def __init__(self, *, length: int, **projections: object) -> None:
         super().__init__(**projections)  # type: ignore[arg-type]
@@ -66,10 +69,19 @@ class OfficialDiJiangAttention(ProjectedAttention):
         step, sign, strength = tables[:, :, positions].transpose(1, 2)  # each (B or 1, H, T)
         return step, sign, strength
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
-        """See `ProjectedAttention.mix`."""
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: Gates | None = None,
+        context: AttentionContext | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """See `ProjectedAttention.attend`."""
+        context = context or AttentionContext()
         B, _, T, _ = q.shape
-        positions = layout.positions
+        positions = context.positions
         if positions is None:
             positions = torch.arange(T, device=q.device)[None]
         step, sign, strength = self._decay(positions)
@@ -77,18 +89,18 @@ class OfficialDiJiangAttention(ProjectedAttention):
         keys = torch.softmax(torch.matmul(k, self.proj_matrix).float(), dim=-1) * strength[..., None]
         state = cache.state if isinstance(cache, StateCache) else None
         out, state = linear_attention(
-            features, keys, v.float(), step.expand(B, -1, -1), normalize=False, mask=layout.mask,
-            seq_ids=layout.seq_ids, initial_state=state, return_state=True,
+            features, keys, v.float(), step.expand(B, -1, -1), normalize=False, mask=context.mask,
+            seq_ids=context.seq_ids, initial_state=state, return_state=True,
         )  # fmt: skip
         if isinstance(cache, StateCache):
             cache.state = state
         return out.to(q.dtype)
 
-    def forward(self, x: Tensor, layout: Layout | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext | None = None, cache: LayerCache | None = None) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden); appends to `cache` where one is given."""
         B, T, width = x.shape
-        layout = layout or Layout()
-        q, k, v = self.project(x, layout)
-        y = self.mix(q, k, v, layout, cache).transpose(1, 2).reshape(B * T, width)
+        context = context or AttentionContext()
+        q, k, v = self.project(x, context)
+        y = self.attend(q, k, v, None, context, cache).transpose(1, 2).reshape(B * T, width)
         y = self.group_norm(y).view(B, T, width)
         return self.o_proj(F.silu(x @ self.W_G) * y)

@@ -6,7 +6,7 @@ What a folder of them looks like is in `yeoul.model.quantized_folder`, what the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from yeoul.errors import UserError
 from yeoul.ops.low_bit import dequantize, low_bit_linear, make_tiles, pack, suits_kernel
 from yeoul.ops.native import Tiles, aligned
-
-if TYPE_CHECKING:
-    from yeoul.model.decoder import Decoder
 
 BITS = (8, 6, 4)
 GROUP_SIZES = (32, 64, 128)
@@ -154,7 +151,7 @@ def quantized_modules(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]
             yield path, module
 
 
-def refuse_quantized(model: Decoder, deed: str) -> None:
+def refuse_quantized(model: nn.Module, deed: str) -> None:
     """A UserError where a model has low-bit weights; `deed` completes "so it cannot be"."""
     if next(quantized_modules(model), None) is not None:
         raise UserError(f"the model is quantized, so it cannot be {deed}", fix="give the model that it was made from")

@@ -240,7 +240,7 @@ def _recurrent(x: Inputs, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(outputs, dim=3), state
 
 
-def _decay_sums(x: Inputs) -> Tensor:
+def _log_decays(x: Inputs) -> Tensor:
     """Each position's log-decay, (B or 1, G or 1, T), in the dtype in which they are summed."""
     t = x.k.shape[2]
     if x.log_decay is None:
@@ -263,7 +263,7 @@ def _solve(system: Tensor, right: Tensor) -> Tensor:
 def _quadratic(x: Inputs, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The whole row as one system of T equations: output (B, G, R, T, D) and final state."""
     q, k, v = x.masked()
-    sums = _decay_sums(x).cumsum(-1)  # (B or 1, G or 1, T)
+    sums = _log_decays(x).cumsum(-1)  # (B or 1, G or 1, T)
     hidden = torch.ones(sums.shape[-1], sums.shape[-1], dtype=torch.bool, device=k.device).triu(1)
     unread = None
     if x.segment is not None:

@@ -24,6 +24,40 @@ def soft_cap(scores: Tensor, cap: float) -> Tensor:
     return torch.tanh(scores / cap) * cap
 
 
+class Terms(NamedTuple):
+    """A part of an attention's sums, to which those of another part can be added: see `join_terms`.
+
+    Attributes:
+        numerator: (B, H, T, D), values times their weights, without the factor e^log_scale.
+        denominator: (B, H, T, 1), the sum of these weights.
+        log_scale: (B, H, T, 1), logarithm of the factor that was left out of both.
+    """
+
+    numerator: Tensor
+    denominator: Tensor
+    log_scale: Tensor
+
+
+LEAST_DENOMINATOR = 1e-30
+"""Features of the exponential kernel span e^-60 ... e^50, so that a usual epsilon would cut real sums."""
+
+
+def join_terms(first: Terms, second: Terms, *, use_first: bool = True, use_second: bool = True) -> Tensor:
+    """One normalisation for both parts: their scales are brought to the larger of the two. (B, H, T, D).
+
+    Args:
+        first: for instance a softmax window, from `window_terms` or `ring_terms`.
+        second: for instance what a linear state gives.
+        use_first: False leaves the part out; the scale stays.
+        use_second: likewise.
+    """
+    common = torch.maximum(first.log_scale, second.log_scale)
+    a = torch.exp(first.log_scale - common) * use_first
+    b = torch.exp(second.log_scale - common) * use_second
+    total = (a * first.denominator + b * second.denominator).clamp_min(LEAST_DENOMINATOR)
+    return (a * first.numerator + b * second.numerator) / total
+
+
 class Sinks(NamedTuple):
     """Attention sinks: the first s tokens of a text, which every later query of it sees (arXiv 2309.17453).
 
@@ -89,11 +123,8 @@ def window_terms(
     key_seq_ids: Tensor | None = None,
     softcap: float | None = None,
     sinks: Sinks | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Numerator, denominator and shift of softmax attention over the last `window` keys.
-
-    The result of attention is `numerator / denominator`; both hold exp(score - shift), so that terms of another
-    kernel can be added to them after the shift is made common.
+) -> Terms:
+    """The sums of softmax attention over the last `window` keys; the attention itself is `numerator / denominator`.
 
     Args:
         q: (B, H, T, D).
@@ -108,8 +139,8 @@ def window_terms(
         sinks: tokens that are seen beside the window; None means none.
 
     Returns:
-        numerator (B, H, T, D), denominator (B, H, T, 1), shift (B, H, T, 1), in fp32 (fp64 for fp64 inputs).
-        A query without any key has numerator and denominator 0 and shift 0.
+        In fp32 (fp64 for fp64 inputs); the scale is that of a query's largest score. A query without any key has
+        numerator, denominator and log_scale 0.
     """
     (B, H, T, D), G, w = q.shape, k.shape[1], window
     R, n = H // G, -(-T // w)
@@ -140,7 +171,36 @@ def window_terms(
     weights = torch.exp(scores - shift)
     numerator = torch.matmul(weights.view(B, G, n, R * w, S).to(v.dtype), values).to(wide)
     unblock = lambda x: x.view(B, G, n, R, w, x.shape[-1]).transpose(2, 3).reshape(B, H, n * w, x.shape[-1])[:, :, :T]  # noqa: E731
-    return unblock(numerator), unblock(weights.sum(-1, keepdim=True)), unblock(shift)
+    return Terms(unblock(numerator), unblock(weights.sum(-1, keepdim=True)), unblock(shift))
+
+
+def ring_terms(
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, *, scale: float, softcap: float | None = None
+) -> Terms:
+    """The sums of softmax attention of one token's queries over all keys that it sees.
+
+    Args:
+        q: (B, H, 1, D).
+        k: (B, G, S, D), in any order.
+        v: (B, G, S, D).
+        valid: (B, S) bool, keys that are tokens; None means all.
+        scale: factor of the scores.
+        softcap: of the scores, see `soft_cap`.
+
+    Returns:
+        Of T = 1, as `window_terms`.
+    """
+    (B, H, _, D), G = q.shape, k.shape[1]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = torch.matmul(q.view(B, G, H // G, D), k.transpose(-1, -2)).to(wide) * scale  # (B, G, R, S)
+    if softcap is not None:
+        scores = soft_cap(scores, softcap)
+    if valid is not None:
+        scores = scores.masked_fill(~valid[:, None, None], -torch.inf)
+    shift = scores.amax(-1, keepdim=True)
+    weights = torch.exp(scores - shift)
+    terms = torch.matmul(weights.to(v.dtype), v).to(wide), weights.sum(-1, keepdim=True), shift
+    return Terms(*(x.flatten(1, 2)[:, :, None] for x in terms))
 
 
 def _with_sinks(allowed: Tensor, sinks: Sinks, seq_ids: Tensor | None, pad: int) -> Tensor:
@@ -176,4 +236,4 @@ def sliding_attention(
     numerator, denominator, _ = window_terms(
         q, k, v, window, scale, valid=valid, seq_ids=seq_ids, key_seq_ids=key_seq_ids, softcap=softcap, sinks=sinks
     )
-    return (numerator / denominator.clamp_min(1e-30)).to(q.dtype)
+    return (numerator / denominator.clamp_min(LEAST_DENOMINATOR)).to(q.dtype)

@@ -12,8 +12,9 @@ from yeoul.adapt.lora.api import lora_layers
 from yeoul.adapt.lora.layers import dense
 from yeoul.errors import UserError
 from yeoul.files import replace_folder
-from yeoul.model.checkpoint import save_model, stays_fp32
+from yeoul.model.checkpoint import save_model
 from yeoul.model.decoder import Decoder, skeleton
+from yeoul.model.parameters import fp32_parameters
 
 if TYPE_CHECKING:
     from yeoul.text.tokenizer import Tokenizer
@@ -63,9 +64,10 @@ def merged_model(model: Decoder, dtype: torch.dtype | None = None) -> Decoder:
         if layer.active is not None:
             with torch.no_grad():
                 tensors[f"{path}.weight"] = layer.adapter(layer.active).merged_weight(dense(layer.base))
-    if dtype is not None:
-        tensors = {name: t if stays_fp32(name) else t.to(dtype) for name, t in tensors.items()}
     result = skeleton(model.config)
+    if dtype is not None:
+        kept = fp32_parameters(result)
+        tensors = {name: t if name in kept else t.to(dtype) for name, t in tensors.items()}
     result.load_state_dict(tensors, assign=True)
     return result.requires_grad_(False).eval()
 

@@ -189,19 +189,19 @@ def _counted(
     """Of so many rows together."""
     device = model.device
     ids = torch.zeros(rows, context, dtype=torch.int64, device=device)
-    layout = model.layout(ids, None, None, ids if packed else None, None)
+    attention = model.attention_context(ids, seq_ids=ids if packed else None)
     dtype = next(block.post_attention_layernorm.parameters()).dtype
     x = torch.randn(rows, context, model.config.hidden_size, dtype=dtype, device=device)
     x.requires_grad_(not attention_alone)
-    run = (lambda: block.self_attn(x, layout)) if attention_alone else (lambda: block(x, layout))
+    run = (lambda: block.self_attn(x, attention)) if attention_alone else (lambda: block(x, attention))
     wanted = [p for p in (x, *block.parameters()) if p.requires_grad]
-    there = [*block.parameters(), *block.buffers(), x, ids, *(t for pair in layout.rotary for t in pair)]
+    there = [*block.parameters(), *block.buffers(), x, ids, *(t for pair in attention.rotary for t in pair)]
     live = LiveBytes(there)
     with live, torch.autocast(device.type, narrow, enabled=narrow is not None):
         with torch.no_grad():
             run()
         forward = live.peak - live.now
-        before, there_already = live.now, live.alive  # a mask that the layout keeps is there once for all blocks
+        before, there_already = live.now, live.alive  # a mask that it keeps is there once for all blocks
         live.reset()
         y = run()
         kept, tensors, made = live.now - before, Counter(live.alive), Counter(live.made)

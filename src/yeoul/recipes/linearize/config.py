@@ -10,6 +10,8 @@ from cyclopts import Parameter
 
 from yeoul.config import Settings
 from yeoul.errors import UserError
+from yeoul.model.feature_maps.registry import FeatureMapName
+from yeoul.model.state_updates.registry import StateUpdateName
 from yeoul.recipes.options import TextOptions
 from yeoul.train.config import (  # the first three, because cyclopts looks up here what inherited fields are
     DTypeName,  # noqa: F401
@@ -49,10 +51,7 @@ class ConversionOptions:
     half of the long-context gain, at most a quarter of the layers. Their KV caches keep growing."""
     softmax_layers: tuple[int, ...] = ()
     """Layers that stay softmax, by number, counted from 0; instead of --keep-softmax."""
-    map: (
-        Literal["dijiang", "performer", "pff", "wpff", "dcf", "wdcf", "dijiang-code", "hedgehog", "elu", "fourier"]
-        | None
-    ) = None
+    map: FeatureMapName | None = None
     """Feature map; by default fourier with the delta rule, otherwise dijiang. The options below default to what the map
     uses."""
     features: int | None = None
@@ -74,9 +73,10 @@ class ConversionOptions:
     """Scale of a vector's features: one for the whole head (constant), or learned as a function of the vector."""
     calibrate: bool = True
     """Initialise feature maps, their scales and decays in closed form from the teacher's queries and keys."""
-    state_update: Literal["additive", "delta"] | None = None
-    """Update rule of the recurrent state: additive sums (linear attention), or delta (the gated delta rule, with a
-    decay of its own). By default delta if neither a map nor a decay is given, else additive."""
+    state_update: StateUpdateName | None = None
+    """Update rule of the recurrent state: additive sums (linear attention), delta (the gated delta rule, with a
+    decay of its own), or retention (sums, with RetNet's fixed decays). By default delta if neither a map nor a decay is
+    given, else additive."""
     short_conv: int | None = None
     """Kernel size of a causal convolution over queries, keys and values, 0 for none; by default 4 in purely linear
     attention and with the delta rule, otherwise none."""

@@ -17,7 +17,6 @@ from yeoul.adapt.linearize import (
     Alignment,
     HiddenAlignment,
     converted_layers,
-    in_map,
     train_attention,
     train_everything,
     train_only_maps,
@@ -30,6 +29,7 @@ from yeoul.errors import UserError
 from yeoul.evaluate.energy import Energy, Meter, stretched, total
 from yeoul.files import new_file, write_json
 from yeoul.model.decoder import Decoder
+from yeoul.model.parameters import added_parameters
 from yeoul.recipes.linearize.config import Stage, Trained
 from yeoul.recipes.options import Say, progress_line
 from yeoul.recipes.saving import merged_model
@@ -92,12 +92,17 @@ class Recipe:
             return distillation_objective(teacher, kl_weight=self.kl_weight, temperature=self.temperature)
         return language_model_objective
 
-    def rates(self, stage: Stage) -> Rates | None:
-        """What a stage multiplies the learning rates by, by the names of the parameters."""
-        if self.map_lr is None or stage == "align":
+    def rates(self, stage: Stage, student: Decoder) -> Rates | None:
+        """What a stage multiplies the learning rates by, by the names of the student's parameters."""
+        if not self.has_map_lr(stage):
             return None
-        ratio = self.map_lr / self.settings[stage].lr
-        return lambda name: ratio if in_map(name) else 1.0
+        assert self.map_lr is not None
+        ratio, added = self.map_lr / self.settings[stage].lr, added_parameters(student)
+        return lambda name: ratio if name in added else 1.0
+
+    def has_map_lr(self, stage: Stage) -> bool:
+        """Whether what linear attention adds has a learning rate of its own in a stage."""
+        return self.map_lr is not None and stage != "align"
 
     def lines(self) -> list[str]:
         """What each stage does, for people."""
@@ -109,7 +114,7 @@ class Recipe:
                 "finetune": "cross-entropy",
             }[stage]
             what = self.trains[stage] + (f" (rank {self.rank})" if self.trains[stage].startswith("low-rank") else "")
-            own = "" if self.rates(stage) is None else f" ({self.map_lr:g} for the maps)"
+            own = "" if not self.has_map_lr(stage) else f" ({self.map_lr:g} for the maps)"
             result.append(f"  {stage}: {how}; trains {what}, learning rate {settings.lr:g}{own}.")
         return result
 
@@ -117,7 +122,7 @@ class Recipe:
         """What a stage that is resumed must have in common with its beginning, beside its settings."""
         own: dict[str, object] = {
             "train": self.trains[stage],
-            "map_lr": None if self.rates(stage) is None else self.map_lr,
+            "map_lr": self.map_lr if self.has_map_lr(stage) else None,
         }
         if self.trains[stage].startswith("low-rank"):
             own["rank"] = self.rank
@@ -210,8 +215,8 @@ def run_stages(
             result = notes.result = train(
                 student, make_loader(number), recipe.objective(stage, teacher), settings, run_dir,
                 save_model=lambda target: save_model(merged_model(student), target), validate=validate, name=stage,
-                identity={**identity, **recipe.identity(stage)}, rates=recipe.rates(stage),
                 progress=progress_line(stage, settings.steps, say),
+                identity={**identity, **recipe.identity(stage)}, rates=recipe.rates(stage, student),
             )  # fmt: skip
         kept, best = _take_best(student, result, values["loss"], before)
         merge_low_rank(student)

@@ -18,8 +18,9 @@ from yeoul.data.documents import check_documents
 from yeoul.errors import UserError
 from yeoul.evaluate import perplexity, speed
 from yeoul.files import only_writer, replace_folder, write_json
-from yeoul.model.checkpoint import load_model, stays_fp32, weight_files
+from yeoul.model.checkpoint import load_model, weight_files
 from yeoul.model.finite import check_finite
+from yeoul.model.parameters import fp32_parameters
 from yeoul.model.quantized import QuantizedEmbedding, refuse_quantized
 from yeoul.recipes import fitting
 from yeoul.recipes.model_folder import ModelFolder
@@ -240,8 +241,9 @@ class _Quantizing:
 
 def to_dtype(model: Decoder, dtype: torch.dtype) -> None:
     """What is not quantized in a type, but for what stays fp32 in every folder."""
+    kept = fp32_parameters(model)
     for name, parameter in model.named_parameters():
-        if not stays_fp32(name):
+        if name not in kept:
             parameter.data = parameter.data.to(dtype)
     if isinstance(table := model.model.embed_tokens, QuantizedEmbedding):
         table.dtype = dtype

@@ -14,12 +14,12 @@ from yeoul.adapt.linearize import Alignment, Conversion, convert, train_everythi
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
 from yeoul.evaluate.ablations import parts
-from yeoul.model.attention import Layout
+from yeoul.model.attention import AttentionContext
 from yeoul.model.cache import HybridCache
 from yeoul.model.checkpoint import save_model
 from yeoul.model.config import FeatureMapConfig
 from yeoul.model.decoder import skeleton
-from yeoul.model.delta import DeltaDiJiangAttention
+from yeoul.model.state_updates.delta import GatedDeltaAttention
 from yeoul.recipes.linearize.config import ConversionOptions
 from yeoul.train.distill import alignment_objective
 
@@ -41,8 +41,8 @@ MAPS = {
 }
 
 
-def layer_of(window: int, kernel: str = "softmax") -> DeltaDiJiangAttention:
-    layer = DeltaDiJiangAttention(32, 4, 2, window=window, feature_map=MAPS[kernel])
+def layer_of(window: int, kernel: str = "softmax") -> GatedDeltaAttention:
+    layer = GatedDeltaAttention(32, 4, 2, window=window, feature_map=MAPS[kernel])
     with torch.no_grad():
         for parameter in (layer.beta_proj.weight, layer.decay_proj.weight, layer.decay_proj.bias):
             parameter.normal_(std=0.5)
@@ -65,7 +65,7 @@ def batch(rows: int = 2, length: int = 30) -> Batch:
 def test_layer_equals_its_definition(kernel: str, window: int) -> None:
     """S <- a (I - b k k^T) S + b k v^T over the tokens that have left the window, which softmax covers."""
     layer, x = layer_of(window, kernel), 2 * torch.randn(1, 19, 32)
-    q, k, v = (y.double()[..., :8] for y in layer.project(x, Layout()))
+    q, k, v = (y.double() for y in layer.project(x, AttentionContext()))
     strength = torch.sigmoid(x @ layer.beta_proj.weight.T + layer.beta_proj.bias)[0].double()
     rate = -layer.decay_log.exp() * torch.nn.functional.softplus(x @ layer.decay_proj.weight.T + layer.decay_proj.bias)
     gate = rate[0].double().exp()
@@ -101,18 +101,18 @@ def test_layer_equals_its_definition(kernel: str, window: int) -> None:
 
 @torch.no_grad()
 def test_it_begins_by_remembering_everything_and_writing_gently() -> None:
-    layer = DeltaDiJiangAttention(32, 4, 2, window=4)
-    gated = layer.gated(torch.zeros(1, 2, 9, 8), torch.randn(1, 9, 32))
-    torch.testing.assert_close(gated[..., 8], torch.full((1, 2, 9), 0.3))
+    layer = GatedDeltaAttention(32, 4, 2, window=4)
+    gates = layer.gates(torch.randn(1, 9, 32), AttentionContext())
+    torch.testing.assert_close(gates["write_strength"], torch.full((1, 2, 9), 0.3))
     half_lives = torch.tensor([8192.0, 131072.0])[None, :, None].expand(1, 2, 9)
-    torch.testing.assert_close(-torch.log(torch.tensor(2.0)) / gated[..., 9], half_lives, rtol=1e-3, atol=0)
+    torch.testing.assert_close(-torch.log(torch.tensor(2.0)) / gates["log_decay"], half_lives, rtol=1e-3, atol=0)
     assert torch.equal(layer.read_mass, torch.full((4,), 2.0)) and not layer.read_direction.any()
 
 
 @torch.no_grad()
 def test_products_of_fourier_features_are_a_bell_of_the_distance() -> None:
     """exp(-t^2 |x - y|^2 / 2) of vectors as they enter, within the error of 4,096 random frequencies."""
-    layer = DeltaDiJiangAttention(8, 1, feature_map=FeatureMapConfig(name="fourier", features=8192))
+    layer = GatedDeltaAttention(8, 1, feature_map=FeatureMapConfig(name="fourier", features=8192))
     x = torch.randn(1, 1, 50, 8)
     given = layer.feature_map.unit(x)[0, 0] @ layer.feature_map.unit_of_keys(x)[0, 0].T
     distance = torch.cdist(x[0, 0], x[0, 0]).square()
@@ -125,7 +125,7 @@ def test_fourier_features_need_the_delta_rule() -> None:
 
 
 def test_every_part_of_the_layer_learns() -> None:
-    layer = DeltaDiJiangAttention(32, 4, 2, window=4)
+    layer = GatedDeltaAttention(32, 4, 2, window=4)
     layer(torch.randn(2, 20, 32)).square().sum().backward()
     for name in (*OWN, "feature_map.frequencies", "feature_map.log_weights", "feature_map.directions"):
         grad = layer.get_parameter(name).grad
@@ -170,7 +170,7 @@ def test_folder_keeps_the_model_and_its_decay_in_fp32(kind: str, tmp_path: Path)
     assert torch.equal(again(ids), model(ids))
     half, _ = yeoul.load(tmp_path, dtype="bfloat16")
     attention = half.layers[0].self_attn
-    assert isinstance(attention, DeltaDiJiangAttention)
+    assert isinstance(attention, GatedDeltaAttention)
     assert attention.decay_log.dtype == torch.float32 and attention.beta_proj.weight.dtype == torch.bfloat16
     cache = half.new_cache(2)
     steps = torch.cat([half(ids[:, i : i + 1], cache=cache) for i in range(ids.shape[1])], dim=1)
@@ -249,7 +249,7 @@ def test_the_commands_flag_reaches_the_model() -> None:
 
 def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(ValueError, match="causal"):
-        DeltaDiJiangAttention(32, 4, causal=False)
+        GatedDeltaAttention(32, 4, causal=False)
     with pytest.raises(UserError, match="decay"):
         make("delta").config.with_(feature_map=FeatureMapConfig(decay="learned"))
     with pytest.raises(UserError, match="state_update"):

@@ -17,16 +17,17 @@ from yeoul.commands import linearize
 from yeoul.config import load_config, parse_flags, save_config
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
-from yeoul.model.attention import Layout, SoftmaxAttention
+from yeoul.model.attention import AttentionContext, SoftmaxAttention
 from yeoul.model.checkpoint import load_model, save_model
-from yeoul.model.config import FEATURE_MAPS, FeatureMapConfig, ModelConfig
+from yeoul.model.config import FeatureMapConfig, ModelConfig
 from yeoul.model.decoder import Decoder
-from yeoul.model.dijiang import DiJiangAttention
-from yeoul.model.feature_maps import FeatureMap, make_feature_map
+from yeoul.model.feature_maps.base import FeatureMap, make_feature_map
+from yeoul.model.feature_maps.registry import FEATURE_MAPS
+from yeoul.model.state_updates.additive import DiJiangAttention
 from yeoul.recipes.linearize.run import learns_alone
 
 D, G = 8, 3
-POSITIVE = [name for name in FEATURE_MAPS if name != "fourier"]  # which tests/model/test_delta.py has
+POSITIVE = [name for name in FEATURE_MAPS.names if name not in ("fourier", "cosformer")]  # which have their own tests
 SETTINGS: dict[str, dict[str, Any]] = {name: dict(name=name) for name in POSITIVE} | {
     "dijiang-exp": dict(kernel="exp"),
     "dijiang-orthogonal": dict(directions="orthogonal", kernel="exp", learn=("weights",)),
@@ -162,12 +163,13 @@ def test_heads_and_seeds_draw_apart_and_the_same_seed_alike(name: str) -> None:
 @torch.no_grad()
 def test_token_by_token_equals_the_whole_and_the_definition(kind: str, window: int) -> None:
     softmax = SoftmaxAttention(hidden_size=32, num_heads=4, num_kv_heads=2)
-    layer = DiJiangAttention.from_softmax(softmax, window=window, feature_map=FeatureMapConfig(**SETTINGS[kind]))
+    layer = DiJiangAttention(32, 4, 2, window=window, feature_map=FeatureMapConfig(**SETTINGS[kind]))
+    layer.load_state_dict(softmax.state_dict(), strict=False)
     x = 2 * torch.randn(1, 15, 32)
     whole, cache = layer(x), layer.new_cache()
     steps = [layer(x[:, :6], None, cache), *(layer(x[:, t : t + 1], None, cache) for t in range(6, 15))]
     assert rms_ratio(torch.cat(steps, 1), whole) < 1e-5
-    q, k, v = layer.project(x, Layout())
+    q, k, v = layer.project(x, AttentionContext())
     logs = [layer.feature_map(y).double() for y in (q, k)]
     k, v, keys = (y.repeat_interleave(2, 1) for y in (k, v, logs[1]))
     weights = (logs[0].exp() @ keys.exp().transpose(-1, -2)).tril()

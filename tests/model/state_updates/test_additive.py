@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from models import make, rms_ratio
-from yeoul.model import dijiang
-from yeoul.model.attention import Layout, SoftmaxAttention
+from yeoul.model.attention import AttentionContext, SoftmaxAttention
 from yeoul.model.cache import StateCache
 from yeoul.model.config import FeatureMapConfig
-from yeoul.model.dijiang import DiJiangAttention
-from yeoul.model.feature_maps import FrequencyFeatureMap, chi_quantile, dct_matrix, quasi_random
+from yeoul.model.feature_maps.frequencies import FrequencyFeatureMap, chi_quantile, dct_matrix, quasi_random
+from yeoul.model.state_updates import additive
+from yeoul.model.state_updates.additive import DiJiangAttention
 
 
 def test_dct_is_the_orthonormal_dct_ii() -> None:
@@ -74,7 +74,7 @@ def test_layer_equals_its_definition(kernel: str, window: int) -> None:
     """Weights exp(q.k / sqrt(D)) inside the window, phi(q).phi(k) before it, one normalisation."""
     layer = DiJiangAttention(32, 4, 2, window=window, feature_map=FeatureMapConfig(kernel=kernel))
     x = torch.randn(1, 19, 32) * 2
-    q, k, v = layer.project(x, Layout())
+    q, k, v = layer.project(x, AttentionContext())
     k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
     logs_q, logs_k = layer.feature_map(q), layer.feature_map(k.view(1, 2, 2, 19, 8)[:, :, 0])
     logs_k = logs_k.repeat_interleave(2, 1)
@@ -102,10 +102,10 @@ def test_pitfall_6_window_and_state_share_one_scale(monkeypatch: pytest.MonkeyPa
     """Adding a constant to all of a query's scores, in both parts, changes nothing: the mix does not depend on it."""
     layer = DiJiangAttention(32, 4, window=4)
     q, k, v = (torch.randn(1, 4, 20, 8) for _ in range(3))
-    wanted = layer.mix(q, k, v, Layout(), None)
-    original = dijiang._shifted
-    monkeypatch.setattr(dijiang, "_shifted", lambda logs: (original(logs)[0] / 8, original(logs)[1] + math.log(8)))
-    torch.testing.assert_close(layer.mix(q, k, v, Layout(), None), wanted, atol=1e-5, rtol=1e-4)
+    wanted = layer.attend(q, k, v, {}, AttentionContext(), None)
+    original = additive._shifted
+    monkeypatch.setattr(additive, "_shifted", lambda logs: (original(logs)[0] / 8, original(logs)[1] + math.log(8)))
+    torch.testing.assert_close(layer.attend(q, k, v, {}, AttentionContext(), None), wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_pitfall_7_training_and_decoding_use_the_same_window() -> None:
@@ -127,7 +127,7 @@ def test_pitfall_8_denominator_in_place_of_a_norm() -> None:
     for window in (0, 4):
         layer = DiJiangAttention(32, 4, window=window, feature_map=FeatureMapConfig(decay="fixed"))
         q, k = torch.randn(2, 4, 30, 8), torch.randn(2, 4, 30, 8)
-        out = layer.mix(q, k, torch.ones(2, 4, 30, 8), Layout(), None)
+        out = layer.attend(q, k, torch.ones(2, 4, 30, 8))
         torch.testing.assert_close(out, torch.ones_like(out), atol=1e-5, rtol=0)
 
 
@@ -146,8 +146,10 @@ def test_not_causal_attends_to_everything_and_ignores_padding() -> None:
 
 def test_takes_over_the_projections_of_a_softmax_layer() -> None:
     softmax = SoftmaxAttention(hidden_size=32, num_heads=4, num_kv_heads=2)
-    layer = DiJiangAttention.from_softmax(softmax, window=8)
-    assert layer.q_proj is softmax.q_proj and layer.o_proj is softmax.o_proj
+    layer = DiJiangAttention(32, 4, 2, window=8)
+    assert all(name.startswith("feature_map.") for name in layer.added_parameters())
+    found = layer.load_state_dict(softmax.state_dict(), strict=False)
+    assert found.missing_keys == list(layer.added_parameters()) and not found.unexpected_keys
     x = torch.randn(2, 8, 32)  # within the window both are the same function
     torch.testing.assert_close(layer(x), softmax(x), atol=1e-5, rtol=1e-4)
 
@@ -193,8 +195,6 @@ def test_what_a_stranger_gets_wrong_is_said() -> None:
         layer(x, cache=layer.new_cache())
 
 
-def test_a_layer_without_direction_is_made_of_a_softmax_layer() -> None:
-    softmax = SoftmaxAttention(hidden_size=32, num_heads=4, num_kv_heads=2)
-    layer, x = DiJiangAttention.from_softmax(softmax, causal=False), torch.randn(1, 9, 32)
-    assert layer.q_proj is softmax.q_proj
+def test_a_layer_without_direction_has_grouped_queries_too() -> None:
+    layer, x = DiJiangAttention(32, 4, 2, causal=False), torch.randn(1, 9, 32)
     assert rms_ratio(layer(x.flip(1)).flip(1), layer(x)) < 1e-5

@@ -1,0 +1,30 @@
+"""The features of the DiJiang authors' code."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from yeoul.model.feature_maps.base import Choices
+from yeoul.model.feature_maps.config import FeatureMapConfig
+from yeoul.model.feature_maps.frequencies import LEARNED, FrequencyFeatureMap, dct_matrix, spread
+from yeoul.model.feature_maps.registry import FEATURE_MAPS
+
+
+@FEATURE_MAPS.register
+class DiJiangCodeFeatureMap(FrequencyFeatureMap):
+    """The columns of the DCT matrix (x @ C, where the paper has C x), signed normal radii, x not scaled."""
+
+    choices: ClassVar[Choices] = dict(
+        directions=("dct",), radii=("normal",), sequence=("random",),
+        pairs=(False,), kernel=("softmax",), learn=LEARNED,
+    )  # fmt: skip
+
+    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None) -> None:
+        super().__init__(head_dim, num_kv_heads, config, scale)
+        self.shrink = 1.0
+
+    def dct(self) -> Tensor:
+        """(D, F): the columns of the DCT matrix."""
+        return dct_matrix(self.head_dim)[:, spread(self.count, self.head_dim)]

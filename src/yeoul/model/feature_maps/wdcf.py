@@ -1,0 +1,20 @@
+"""The weighted DCT features of the DiJiang paper."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from yeoul.model.feature_maps.base import Choices
+from yeoul.model.feature_maps.frequencies import LEARNED, SEQUENCES, FrequencyFeatureMap
+from yeoul.model.feature_maps.registry import FEATURE_MAPS
+
+
+@FEATURE_MAPS.register
+class WDCFFeatureMap(FrequencyFeatureMap):
+    """ "dcf" with a learned weight of each feature."""
+
+    choices: ClassVar[Choices] = dict(
+        directions=("dct",), radii=("chi",), sequence=SEQUENCES, pairs=(False,), kernel=("exp",), learn=LEARNED,
+    )  # fmt: skip
+    learned: ClassVar[tuple[str, ...]] = ("weights",)
+    has_norm_term: ClassVar[bool] = False
