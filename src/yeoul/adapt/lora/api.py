@@ -3,7 +3,7 @@
 A linear layer W gets a low-rank part beside it: y = W x + scaling * B A x. `LoraLinear` keeps W as it was, frozen;
 the part is added on the way (unmerged) or into W (merged). An adapter's folder is PEFT's: `adapter_config.json` and
 `adapter_model.safetensors`, whose names are the module paths of the base model in transformers. The embedding and the
-output layer may have parts, too (`yeoul.adapt.lora.tables`).
+output layer may have parts, too (`yeoul.adapt.lora.embeddings`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from yeoul.adapt.lora.embeddings import new_parts, tables_to_save, take_parts
+from yeoul.adapt.lora.embeddings import TokenTable, attach_tables, new_parts, new_rows, token_tables
 from yeoul.adapt.lora.layers import CONFIG, Adapter, LoraConfig, LoraLinear
+from yeoul.adapt.lora.peft_embeddings import tables_to_save, take_parts, take_rows
 from yeoul.adapt.lora.peft_files import (
     LEAVES,
     PREFIX,
@@ -42,8 +43,6 @@ from yeoul.adapt.lora.peft_names import (
     spellings_of,
     split,
 )  # fmt: skip
-from yeoul.adapt.lora.tables import TokenTable, attach_tables, token_tables
-from yeoul.adapt.lora.tokens import new_rows, take_rows
 from yeoul.errors import UserError
 from yeoul.files import new_file, write_json
 from yeoul.model.decoder import Decoder

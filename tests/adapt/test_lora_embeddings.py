@@ -25,7 +25,7 @@ from yeoul.adapt.lora.api import (
     set_adapter,
     unmerge,
 )
-from yeoul.adapt.lora.tables import token_tables
+from yeoul.adapt.lora.embeddings import token_tables
 from yeoul.adapt.quantize import QuantizationConfig, quantize_model
 from yeoul.cli import main
 from yeoul.commands.finetune_flags import LoraFlags
