@@ -272,9 +272,7 @@ class ChatTask(Talking):
         """Tokens of a row: those asked for, else of the longest example, within the model's length and `LONGEST`."""
         given, model = self.config.train.context, self.model.config
         if given is not None:
-            if model.bounded_context is not None and given > model.bounded_context:
-                what = f"the context of {given:,} is longer than the model's {model.bounded_context:,} positions"
-                raise UserError(what, "--context", "shorten it")
+            model.check_context(given)
             return given
         most = min(model.max_position_embeddings, LONGEST)
         return most if self.packing else max(2, min(most, max(len(example.ids) - 1 for example in examples)))

@@ -124,9 +124,7 @@ class DpoTask(Talking):
         if given is None:
             longest = max((len(row.ids) for pair in pairs for row in pair[1:]), default=0)
             return max(2, min(model.max_position_embeddings, LONGEST, longest - 1))
-        if model.bounded_context is not None and given > model.bounded_context:
-            what = f"the context of {given:,} is longer than the model's {model.bounded_context:,} positions"
-            raise UserError(what, "--context", "shorten it")
+        model.check_context(given)
         return given
 
     def _fitted(self, pairs: list[Pair], where: str) -> tuple[list[Pair], int, int]:

@@ -96,9 +96,7 @@ class TextTask:
         given = self.config.train.context
         if given is None:
             return min(model.max_position_embeddings, LONGEST)
-        if model.bounded_context is not None and given > model.bounded_context:
-            what = f"the context of {given:,} is longer than the model's {model.bounded_context:,} positions"
-            raise UserError(what, "--context", "shorten it")
+        model.check_context(given)
         return given
 
     def _encoded(self, examples: Sequence[Sequence[str]], limit: int) -> tuple[list[Item], int]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from yeoul.data.text_batches import TextBatch, text_batches
-from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.model.heads import SequenceClassifier, TextVectors
@@ -70,9 +69,8 @@ def _gathered(batches: Iterator[tuple[Tensor, Tensor]], count: int, width: int) 
 
 def _longest(config: ModelConfig, context: int | None) -> int:
     """Tokens of a text that are read."""
-    if context is not None and config.bounded_context is not None and context > config.bounded_context:
-        what = f"the context of {context:,} is longer than the model's {config.bounded_context:,} positions"
-        raise UserError(what, "--context", "shorten it")
+    if context is not None:
+        config.check_context(context)
     return context or config.max_position_embeddings
 
 

@@ -265,6 +265,16 @@ class ModelConfig:
             return self.max_position_embeddings
         return None
 
+    def check_context(self, context: int, where: object = "--context", fix: str | None = "shorten it") -> None:
+        """Checks that sequences of `context` tokens fit into the model.
+
+        Raises:
+            UserError: it has fewer positions, and cannot pass them.
+        """
+        longest = self.bounded_context
+        if longest is not None and context > longest:
+            raise UserError(f"the context of {context:,} is longer than the model's {longest:,} positions", where, fix)
+
     @property
     def linear_context(self) -> int | None:
         """Positions on which linear layers were trained; None where the model has none."""

@@ -220,10 +220,8 @@ class _Evaluation:
         return load(model, device=self.device, dtype="float32" if self.config.dtype == "float32" else "auto")
 
     def _context(self) -> int:
-        longest = self.model.config.bounded_context
         context = self.config.context or min(self.model.config.max_position_embeddings, 2048)
-        if longest is not None and context > longest:
-            raise UserError(f"the context of {context:,} is longer than the model's {longest:,} positions", "--context")
+        self.model.config.check_context(context)
         return context
 
     def _teacher(self, given: Loadable) -> Decoder:
