@@ -34,7 +34,7 @@ from torch import Tensor
 
 from yeoul import Tokenizer
 from yeoul.data.batch import IGNORE, Batch
-from yeoul.data.corpus import generate_documents, generate_recall
+from yeoul.data.builtin import generate_documents, generate_recall
 from yeoul.evaluate.words import whole_words
 from yeoul.model.checkpoint import save_model
 from yeoul.model.config import preset

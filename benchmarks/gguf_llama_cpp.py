@@ -252,7 +252,7 @@ def make_tokenizers(root: Path) -> list[tuple[str, Path, int]]:
     """(name, folder, size) of small tokenizers of every kind that is exported."""
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
-    from yeoul.data.corpus.generate import generate_documents
+    from yeoul.data.builtin.generate import generate_documents
     from yeoul.text.gguf_vocabulary import PRE_TOKENIZERS, PROBES, _pre_tokenizer
     from yeoul.text.training import TokenizerConfig, train_tokenizer
 
@@ -293,7 +293,7 @@ def make_tokenizers(root: Path) -> list[tuple[str, Path, int]]:
 
 def compare_tokenizer(python: Path, name: str, folder: Path, size: int) -> dict[str, Any]:
     """Ids of texts in llama.cpp and here, and the texts that llama.cpp makes of its ids."""
-    from yeoul.data.corpus.generate import generate_documents
+    from yeoul.data.builtin.generate import generate_documents
     from yeoul.model.config import ModelConfig
     from yeoul.model.decoder import Decoder
     from yeoul.model.gguf_file import write_gguf

@@ -111,7 +111,7 @@ def _check_weights(folder: Path, repository: str, revision: str | None) -> None:
 
     try:
         names = HfApi().list_repo_files(repository, revision=revision)
-    except Exception as error:  # without a connection nobody knows what else there is
+    except Exception as error:  # without a connection it is unknown what else there is
         if not _is_unreachable(error):
             raise
         names = []

@@ -14,7 +14,7 @@ def folded(text: str, stream: TextIO | None = None, *, first: str = "", others: 
     """Each line of `text` as lines that a terminal need not cut: as wide as it is, and at most 100 columns.
 
     Args:
-        stream: where the text goes; one that is no terminal gets it as it is. None folds it in any case.
+        stream: where the text goes; one that is not a terminal gets it as it is. None folds it in any case.
         first, others: what stands before the first line, and before those that are cut off it.
     """
     if stream is not None and not stream.isatty():

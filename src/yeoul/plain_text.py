@@ -23,7 +23,7 @@ def decode_marked(data: bytes, encoding: str = "utf-8") -> str:
     """The text of a whole file: in `encoding`, or in the one that a byte-order mark names; the mark is dropped.
 
     Raises:
-        UnicodeDecodeError: its bytes are no such text.
+        UnicodeDecodeError: its bytes are not in that encoding.
     """
     name, length = marked_encoding(data) or (encoding, 0)
     return data[length:].decode(name)
@@ -32,7 +32,7 @@ def decode_marked(data: bytes, encoding: str = "utf-8") -> str:
 def without_mark(data: bytes) -> bytes:
     """A file's bytes without a byte-order mark; text in UTF-16 or UTF-32 that begins with one is made UTF-8.
 
-    Bytes that are no text are handed back as they are, for whoever reads them to complain.
+    Bytes that are not text are handed back as they are, for whoever reads them to complain.
     """
     name, length = marked_encoding(data) or ("utf-8", 0)
     if name == "utf-8":

@@ -1,7 +1,7 @@
 """The one reader of JSON that others wrote: its size, depth and numbers have bounds, and what is wrong is one sentence.
 
 Python's own reader takes hundreds of megabytes for a file that is made for it, stops with an error of its own at deep
-nesting and at long numbers, hands on the last of two values of one key, and reads NaN, which is no JSON.
+nesting and at long numbers, hands on the last of two values of one key, and reads NaN, which is not JSON.
 """
 
 from __future__ import annotations

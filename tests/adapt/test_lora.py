@@ -394,7 +394,7 @@ def rewrite(folder: Path, settings: dict[str, Any], tensors: dict[str, torch.Ten
         ({"trainable_token_indices": [1]}, {}, "the rows of 'model.embed_tokens' are missing"),
         ({"trainable_token_indices": [1, 1]}, {}, "different ids"),
         ({"trainable_token_indices": [1]}, {f"{EMBEDDING}.{ROWS}": torch.zeros(2, 64)}, "(2, 64)"),
-        ({}, {f"{EMBEDDING}.{ROWS}": torch.zeros(2, 64)}, "belong to no tokens"),
+        ({}, {f"{EMBEDDING}.{ROWS}": torch.zeros(2, 64)}, "do not belong to any tokens"),
         ({"alora_invocation_tokens": [1]}, {}, "alora_invocation_tokens"),
         ({"modules_to_save": ["lm_head"]}, {}, "modules_to_save"),
         ({"target_parameters": ["experts"]}, {}, "target_parameters"),
@@ -413,7 +413,7 @@ def test_what_does_not_fit_is_named(
 
 
 def test_a_wrong_name_is_an_adapters(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the adapter is not to be had"):
+    with pytest.raises(UserError, match="the adapter is not available"):
         load_adapter(make("softmax"), tmp_path / "nowhere")
 
 

@@ -334,7 +334,7 @@ E, H = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
         ({}, {f"{E}.lora_embedding_A": None}, "lora_embedding_A' is missing"),
         ({}, {f"{H}.lora_B.weight": None}, "lora_B.weight' is missing"),
         ({}, {f"{E}.lora_embedding_A": None, f"{E}.lora_embedding_B": None}, "lora_embedding_A' is missing"),
-        ({}, {f"{E}.lora_embedding_A": torch.zeros(4, 99)}, "(4, 99), but rank 4 and this model ask for (4, 101)"),
+        ({}, {f"{E}.lora_embedding_A": torch.zeros(4, 99)}, "(4, 99), but rank 4 and this model need (4, 101)"),
         ({}, {f"{H}.lora_A.weight": torch.zeros(5, 64)}, "(5, 64)"),
         ({"rank_pattern": {"embed_tokens": 5}}, {}, "rank 5"),
         ({}, {f"{H}.lora_magnitude_vector": torch.ones(101)}, "lora_magnitude_vector"),

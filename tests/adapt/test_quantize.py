@@ -180,7 +180,7 @@ def test_a_text_that_overflows_is_told_from_a_broken_model() -> None:
     for block in model.layers:
         block.mlp.up_proj.weight.mul_(1e25)
         block.mlp.gate_proj.weight.mul_(1e25)
-    with pytest.raises(UserError, match=r"not finite in front of mlp.down_proj.*rtn"):
+    with pytest.raises(UserError, match=r"not finite before mlp.down_proj.*rtn"):
         quantize_model(model, QuantizationConfig(bits=8, method="gptq"), [torch.randint(0, 90, (2, 16))])
 
 

@@ -174,7 +174,7 @@ def test_one_clear_sentence(
 @pytest.mark.parametrize(
     ("task", "record", "words"),
     [
-        ("chat", '{"messages": [{"role": "user", "content": "아무도 없나"}]}', "no turn of the assistant's"),
+        ("chat", '{"messages": [{"role": "user", "content": "아무도 없나"}]}', "no assistant turn"),
         ("dpo", '{"prompt": "무엇", "chosen": "네", "rejected": "네"}', "are the same"),
         ("classify", '{"text": "하나", "label": "가"}', "cannot be divided"),
         ("embed", '{"text": "하나"}', "data.jsonl"),

@@ -112,10 +112,10 @@ def test_speakers_of_dialogs(tmp_path, speakers, roles):
     ("record", "what"),
     [
         ({"conversation": [*TURNS, {"speaker": "민준", "utterance": "셋"}]}, "3 speakers"),
-        ({"conversation": TURNS[:1]}, "no turn of the assistant's"),
+        ({"conversation": TURNS[:1]}, "no assistant turn"),
         ({"conversation": [{"speaker": "user", "utterance": " "}]}, '"utterance" of turn 1 is empty'),
         ({"conversation": [{"speaker": 3, "utterance": "셋"}]}, '"speaker" of turn 1 is not text but 3'),
-        ({"messages": ASKED[:1]}, "no turn of the assistant's"),
+        ({"messages": ASKED[:1]}, "no assistant turn"),
         ({"messages": []}, '"messages" is empty'),
         ({"messages": "안녕?"}, '"messages" is not a list'),
         ({"messages": ["안녕?"]}, 'entry 1 of "messages" is not an object'),

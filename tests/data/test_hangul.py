@@ -2,7 +2,7 @@
 
 import pytest
 
-from yeoul.data.corpus.hangul import Verb, attach, final_consonant, native_number, sino_number
+from yeoul.data.builtin.hangul import Verb, attach, final_consonant, native_number, sino_number
 
 PARTICLES = """
 사람 은 사람은 | 바다 은 바다는 | 사람 이 사람이 | 바다 이 바다가 | 사람 을 사람을 | 바다 을 바다를

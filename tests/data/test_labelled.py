@@ -61,8 +61,8 @@ def test_label_names_are_in_order() -> None:
 @pytest.mark.parametrize(
     ("header", "flags", "complaint"),
     [
-        ("id\tdocument\trating", {}, "no column is known to be the label; there are: id, doc"),
-        ("id\tbefund\tlabel", {}, "no column is known to be the text"),
+        ("id\tdocument\trating", {}, "no column looks like the label; there are: id, doc"),
+        ("id\tbefund\tlabel", {}, "no column looks like the text"),
         (
             "id\tdocument\tlabel",
             {"label_column": "stars"},

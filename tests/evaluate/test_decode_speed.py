@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_left_out_and_said_to_be() -> None:
     # 2 layers, keys and values, 2 heads of 8, fp32: 256 bytes a position
     found = decode_speeds(models, (64, 4096), steps=1, turns=1, memory=1_000_000)
     assert [(r.model, r.position) for r in found.left_out] == [("teacher", 4096)]
-    assert "KiB of memory are free" in found.left_out[0].reason and found.at("converted", 4096)
+    assert "KiB of memory is free" in found.left_out[0].reason and found.at("converted", 4096)
     text = _speed(found)
     assert "Not measured: teacher at 4,096" in text.replace("\n", " ") and max(map(len, text.split("\n"))) <= 100
 

@@ -95,7 +95,7 @@ def _check_finite(moments: Tensor, path: str) -> None:
     """A UserError where the text made numbers that are not finite: nothing can be calibrated by them."""
     if not bool(torch.isfinite(moments).all()):
         raise UserError(
-            f"the calibration text makes numbers that are not finite in front of {path}",
+            f"on the calibration text the model computes numbers that are not finite before {path}",
             fix="use --method rtn, or give another --data",
         )  # fmt: skip
 

@@ -86,7 +86,7 @@ class Config:
 def run(config: Config) -> int:
     """Classify, and print."""
     from yeoul import runtime
-    from yeoul.data.made import refuse_inside
+    from yeoul.data.result_folders import refuse_inside
 
     runtime.set_threads()
     refuse_inside(config.out, config.data)

@@ -97,7 +97,7 @@ class Config:
 def run(config: Config) -> int:
     """Embed, write, search."""
     from yeoul import runtime
-    from yeoul.data.made import refuse_inside
+    from yeoul.data.result_folders import refuse_inside
 
     runtime.set_threads()
     refuse_inside(config.out, config.data)

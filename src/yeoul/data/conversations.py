@@ -32,7 +32,7 @@ ANSWERING = ("system", "assistant", "bot", "model")
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages, at least one of the assistant's; `where` is the record's place, as "file.jsonl:3"."""
+    """Messages, at least one of them the assistant's; `where` is the record's place, as "file.jsonl:3"."""
 
     messages: tuple[Message, ...]
     where: str
@@ -147,9 +147,9 @@ class _Shapes:
             messages = _with_system(found, value)
             answers = [message for message in messages if message["role"] == "assistant"]
             if not answers:
-                raise _Bad("the conversation has no turn of the assistant's")
+                raise _Bad("the conversation has no assistant turn")
             if all(message.get("weight") == 0 for message in answers):
-                raise _Bad("every turn of the assistant's has the weight 0, so there is nothing to learn")
+                raise _Bad("every assistant turn has weight 0, so there is nothing to learn")
             return Conversation(messages, where)
         except _Bad as bad:
             raise UserError(str(bad), where, bad.fix) from None
@@ -334,7 +334,7 @@ def _preference(record: Mapping[str, Any], where: str) -> Preference:
     chosen, rejected = chosen[alike:], rejected[alike:]
     for answer, what in ((chosen, '"chosen"'), (rejected, '"rejected"')):
         if not answer or answer[0]["role"] != "assistant":
-            raise _Bad(f"{what} does not go on with a turn of the assistant's")
+            raise _Bad(f"{what} does not continue with an assistant turn")
     return Preference(_with_system(prompt, record), chosen, rejected, where)
 
 

@@ -85,7 +85,7 @@ def _documents(sources: list[Source], selection: _Selection, reading: Reading) -
 
 def _source_documents(source: Source, selection: _Selection, reading: Reading) -> Iterator[str]:
     if source.builtin_bytes:
-        from yeoul.data.corpus import generate_documents
+        from yeoul.data.builtin import generate_documents
 
         yield from generate_documents(target_bytes=source.builtin_bytes)
     for path, kind in source.files:
@@ -212,5 +212,5 @@ def _text(value: Any, where: str) -> str:
         raise UserError("the column of the text does not hold text", where)
     text = value or ""
     if not is_unicode(text):
-        raise UserError("the text has half of a surrogate pair, which is no character", where)
+        raise UserError("the text has half of a surrogate pair, which is not a character", where)
     return text

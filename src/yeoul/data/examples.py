@@ -69,7 +69,7 @@ def make_examples(
                 complain_of(record.where, error, records)
                 continue
         else:
-            raise TypeError(f"{type(record).__name__} is no single sequence")
+            raise TypeError(f"{type(record).__name__} is not a single sequence")
         examples.append(Example(np.asarray(ids, dtype=np.int32), np.asarray(trained, dtype=bool)))
     return examples
 

@@ -182,7 +182,7 @@ def _pair(
     columns = pair_columns or next((pair for pair in PAIR_COLUMNS if all(name in record for name in pair)), None)
     if columns is None:
         fix = "name the two columns with texts (--pair-columns)"
-        raise MissingColumn(f"no two columns with texts are known here; there are: {listed(record)}", where, fix)
+        raise MissingColumn(f"no two columns look like a pair of texts; there are: {listed(record)}", where, fix)
     for name in columns:
         check_column(record, name, where)
     score = find_column(record, score_column, SCORE_COLUMNS, where)
@@ -198,7 +198,7 @@ def _named(record: Mapping[str, Any], name: str | None, usual: Sequence[str], wh
     """The column that was named, or the first with a usual name."""
     found = find_column(record, name, usual, where)
     if found is None:
-        what, fix = f"no column is known to be the {what}; there are: {listed(record)}", f"name it (--{what}-column)"
+        what, fix = f"no column looks like the {what}; there are: {listed(record)}", f"name it (--{what}-column)"
         raise MissingColumn(what, where, fix)
     return found
 
@@ -209,7 +209,7 @@ def _text(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str):
         raise UserError(f'"{name}" does not hold text but {shown(value)}', where)
     if not is_unicode(value):
-        raise UserError(f'the text in "{name}" has half of a surrogate pair, which is no character', where)
+        raise UserError(f'the text in "{name}" has half of a surrogate pair, which is not a character', where)
     return value
 
 

@@ -204,7 +204,7 @@ def evaluation_batches(
     """Batches for scoring, in order: every token but the first (of each document, if isolated) is a label once.
 
     Where texts begin with a token, each row (each document and each further piece of it, if isolated) begins with it.
-    It takes a place of the row and is no label, and the first token is scored, too: behind it.
+    It takes a place in the row and is not a label; the first token of the text, which follows it, is scored.
 
     The last row may be padded (seq_ids -1, labels `IGNORE`) and the last batch may have fewer rows.
 

@@ -61,7 +61,7 @@ def parquet_rows(path: Path, check_columns: CheckColumns, reading: Reading = DEF
                     yield where, UserError(value, where) if isinstance(value, str) else value
         except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
             reason = str(error).split("\n")[0].rstrip(".")
-            raise UserError(f"the file is no readable Parquet: {reason}", path) from error
+            raise UserError(f"the file is not readable as Parquet: {reason}", path) from error
 
 
 def _batches(pa: Any, opened: Callable[[list[str]], Any], texts: list[str], names: list[str]) -> Iterator[Any]:

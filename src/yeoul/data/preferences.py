@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 class FittedPairs(NamedTuple):
-    """Pairs that fit into a context, how many were cut for it, and how many then told no difference any more."""
+    """Pairs that fit into a context, how many were cut for it, and how many no longer differed then."""
 
     pairs: list[Pair]
     cut: int
@@ -54,7 +54,7 @@ def make_pairs(records: Records[Any] | Iterable[Preference], render: Render) -> 
     pairs: list[Pair] = []
     for record in records:
         if not isinstance(record, Preference):
-            raise TypeError(f"{type(record).__name__} is no preference")
+            raise TypeError(f"{type(record).__name__} is not a preference")
         try:
             chosen, rejected = (_example(record.prompt, end, render) for end in (record.chosen, record.rejected))
             if chosen.ids.tolist() == rejected.ids.tolist():

@@ -202,7 +202,7 @@ class Records(Generic[R]):
             was_read: it was handed on already, and turned out bad later.
         """
         if self.on_bad_record == "error":
-            fix = error.fix or "mend it, or leave out what cannot be used (--on-bad-record skip)"
+            fix = error.fix or "fix it, or leave out what cannot be used (--on-bad-record skip)"
             raise UserError(error.what, error.where, fix) from None
         self.skipped += 1
         self.read -= was_read
@@ -245,7 +245,7 @@ def _json_rows(path: Path, reading: Reading) -> Iterator[Row]:
         not_utf8 = not_text(data, error, codec, f"{path}:{line}", offset)
         if not_utf8.fix == AS_CP949:
             raise not_utf8 from None
-        # Bytes that are no text become lone surrogates, which the record is blamed for that has them.
+        # Bytes that are not text become lone surrogates; the record that has them is the one that is refused.
         text = data.decode("utf-8", "surrogateescape")
     del data
     try:
@@ -313,7 +313,7 @@ class _Lines(Iterator[str]):
         self.row.append(line)
         self.length += len(line.text) + _OF_A_LINE
         if self.length > self.largest:
-            raise csv.Error("it goes on for longer than a row may be; is a quotation mark missing")
+            raise csv.Error("it is longer than a row may be (a quotation mark may be missing)")
         return line.text + "\n"
 
     def begin(self) -> None:

@@ -129,7 +129,7 @@ class TokenShards:
 def _read_meta(folder: Path) -> ShardMeta:
     path = folder / "meta.json"
     if not path.exists():
-        raise UserError("this is no folder of tokens: it has no meta.json", folder)
+        raise UserError("this is not a folder of tokens: it has no meta.json", folder)
     values = read_object(path, fix=_DAMAGED)
     try:
         if values.get("version", FORMAT_VERSION) != FORMAT_VERSION:
@@ -260,7 +260,7 @@ def build_shards(
         UserError: no text; the folder is in use for something else; the disk does not take it.
     """
     if not 0 <= val_fraction < 1:
-        raise UserError(f"the share for validation is {val_fraction}, not from 0 to below 1", "val_fraction")
+        raise UserError(f"the share for validation is {val_fraction}, but must be from 0 to below 1", "val_fraction")
     folder = Path(folder)
     meta = dict(
         version=FORMAT_VERSION,

@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from yeoul.data.made import is_made, refuse_made
 from yeoul.data.reading import DEFAULT, Reading, looks_like_cp949
+from yeoul.data.result_folders import is_result, refuse_result
 from yeoul.data.streams import COMPRESSED, open_bytes
 from yeoul.errors import UserError
 from yeoul.plain_text import marked_encoding
@@ -107,7 +107,7 @@ def _folder_files(folder: Path) -> tuple[tuple[Path, str], ...]:
             folders.clear()
             continue
         seen.add((state.st_dev, state.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not is_made(Path(root, name)))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not is_result(Path(root, name)))
         found += [Path(root, name) for name in names if not name.startswith(".")]
     files = [(path, format_of(path)) for path in sorted(found, key=lambda path: path.relative_to(folder).parts)]
     readable = tuple((path, kind) for path, kind in files if kind is not None)
@@ -149,7 +149,7 @@ def _resolve_one(part: str, revision: str | None, reading: Reading) -> Source:
         raise UserError("this size cannot be read", part, "write, for example, builtin:5MB")
     path = Path(part).expanduser()
     if path.is_dir():
-        refuse_made(path)
+        refuse_result(path)
         return Source(name=part, files=_folder_files(path))
     if path.exists():
         kind = format_of(path) or _format_by_content(path, reading)
@@ -196,7 +196,7 @@ def source_key(
 
     It covers the names, sizes and modification times of the files, not their content.
     """
-    from yeoul.data.corpus import CORPUS_VERSION
+    from yeoul.data.builtin import CORPUS_VERSION
 
     state: list[object] = [text_column, join_by]
     if reading.codec != DEFAULT.codec:  # what a text was read as; left out where it always has been

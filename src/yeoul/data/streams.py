@@ -29,7 +29,7 @@ _LZMA_MEMORY = 1 << 28
 _LONGEST_MARK = 4
 _DAMAGED_CHARACTER = "yeoul-damaged"
 codecs.register_error(_DAMAGED_CHARACTER, lambda error: ("\udcff", getattr(error, "end", 0)))
-# A lone surrogate, whose bytes are no UTF-8: whoever decodes the line finds the damage there.
+# A lone surrogate, whose bytes are not UTF-8: whoever decodes the line finds the damage there.
 
 
 class _Pieces(io.RawIOBase):
@@ -119,7 +119,7 @@ class _XzPieces(_Pieces):
 
 
 class _Utf8Pieces(_Pieces):
-    """Text in another encoding as UTF-8; each run of bytes that are no text becomes one that is no UTF-8."""
+    """Text in another encoding as UTF-8; each run of bytes that are not text becomes one that is not UTF-8."""
 
     def __init__(self, file: IO[bytes], codec: str) -> None:
         super().__init__(file)
@@ -214,7 +214,7 @@ class Line(NamedTuple):
     """A line of a file, numbered from 1: its text without its end, or what is wrong with it.
 
     Attributes:
-        text: with a lone surrogate for each byte that is no text.
+        text: with a lone surrogate for each byte that is not text.
         error: it is not in the file's encoding, or too long; then there may be less text.
     """
 

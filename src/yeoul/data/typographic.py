@@ -21,7 +21,7 @@ _ENDS = {
 
 
 def parse_any_marks(text: str, **options: Any) -> Any:
-    """`parse`; a text that is no JSON for its typographic marks alone is read as if these were straight.
+    """`parse`; a text that is not JSON only because of its typographic marks is read as if these were straight.
 
     Raises:
         JSONError: it is none even so.

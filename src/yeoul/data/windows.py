@@ -33,7 +33,7 @@ class TextStream:
         self.size = len(tokens) + len(begin) * (len(offsets) - 1)
 
     def text_at(self, place: int) -> int:
-        """`place`, or the first place behind it that is no begin token."""
+        """`place`, or the first place behind it that is not a begin token."""
         if not len(self.begin):
             return place
         return max(place, int(self.offsets[self._document(place)]) + len(self.begin))

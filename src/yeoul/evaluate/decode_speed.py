@@ -178,7 +178,7 @@ def _fill(runner: Runner, position: int, room: int, memory: int | None, seed: in
     needed = sum(layer.nbytes() for layer in growing) * (position + room) // read
     free = _free(model.device) if memory is None else memory
     if needed > SHARE_OF_MEMORY * free:
-        return f"its cache would take {size(needed)}, and {size(free)} of memory are free"
+        return f"its cache would take {size(needed)}, and {size(free)} of memory is free"
     for layer in growing:
         _repeat(layer, position, room)
     _advance(cache, position)

@@ -1,4 +1,4 @@
-"""How well a model foretells text: loss, perplexity, bits per byte, and the loss by position."""
+"""How well a model predicts text: loss, perplexity, bits per byte, and the loss by position."""
 
 from __future__ import annotations
 

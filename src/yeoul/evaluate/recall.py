@@ -1,7 +1,7 @@
 """Does a model still know at the end what it was told at the beginning?
 
 Items are prompts that state facts early and ask for one late, with the answer:
-`yeoul.data.corpus.generate_recall` makes them. Two ways to judge: "generate" lets the model go on greedily
+`yeoul.data.builtin.generate_recall` makes them. Two ways to judge: "generate" lets the model go on greedily
 and asks whether it says the answer, "rank" asks whether the answer is likelier than the answers to other
 questions of its kind. Small models rank long before they can say.
 """

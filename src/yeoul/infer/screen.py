@@ -22,12 +22,12 @@ class Screen:
     that overlap by half, and counts as its worst piece. Safe to call from several threads.
 
     Args:
-        classifier: of `yeoul.commands.classify.load_classifier`.
+        classifier: a classifier of one label a text, with its tokenizer.
         labels: those that are refused; their probabilities are added.
         threshold: refused from this probability on, above 0 and at most 1.
 
     Raises:
-        UserError: the classifier has not these labels, or no others; a threshold that is none.
+        UserError: the classifier lacks a label, or has no other; the threshold is out of range.
     """
 
     def __init__(self, classifier: TextClassifier, labels: Sequence[str] | str, threshold: float = 0.5) -> None:

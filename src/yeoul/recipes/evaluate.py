@@ -333,7 +333,7 @@ class _Evaluation:
 
     def recall(self) -> RecallScore:
         """Built-in questions about facts told earlier."""
-        from yeoul.data.corpus import generate_recall
+        from yeoul.data.builtin import generate_recall
         from yeoul.evaluate.recall import RECALL_SEED, score_recall
 
         config = self.config

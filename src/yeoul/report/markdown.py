@@ -115,7 +115,7 @@ def _setting(report: Report, say: Say) -> list[str]:
         rows = [[say(key), say(value)] for key, value in report.machine]
         parts += [f"## {say('Machine')}", _table(("", ""), rows, say)]
     for name, values in report.configuration.items():
-        rows = [[key, say(plain(value))] for key, value in values.items()]
+        rows = [[key, say(as_text(value))] for key, value in values.items()]
         parts += [f"## {say('Configuration')}: {say(name)}", _table(("setting", "value"), rows, say)]
     return parts
 
@@ -128,12 +128,12 @@ def gap(report: Report, row: ModelRow) -> str:
     return f"{row.bits_per_byte - teacher.bits_per_byte:+.3f}"
 
 
-def plain(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A setting in words: lists with commas, mappings as name: value."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {plain(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key}: {as_text(inner)}" for key, inner in value.items())
     if isinstance(value, (list, tuple)):
-        items = [plain(item) for item in value]
+        items = [as_text(item) for item in value]
         if len(items) > 1 and len(set(items)) == 1:
             return f"{items[0]} × {len(items)}"
         return ", ".join(items)

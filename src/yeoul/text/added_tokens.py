@@ -115,7 +115,7 @@ def declared_tokens(config: Mapping[str, Any], added: Mapping[str, Any]) -> tupl
 
 def _from_decoder(key: str, value: object) -> AddedToken:
     if not re.fullmatch(r"\d{1,9}", key, re.ASCII) or not isinstance(value, Mapping):
-        raise ValueError(f"the added token {key[:40]!r} is no id with its token")
+        raise ValueError(f"the added token {key[:40]!r} is not an id with its token")
     flags = ("special", "lstrip", "rstrip", "single_word", "normalized")
     return _token(int(key), value.get("content"), **{flag: value.get(flag) is True for flag in flags})
 

@@ -250,7 +250,7 @@ def _without_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_error() -> Iterator[None]:
-    """Whatever goes wrong in the Rust library leaves as a ValueError; its panics are no Exceptions."""
+    """Whatever goes wrong in the Rust library leaves as a ValueError; its panics are not Exceptions."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, MemoryError):

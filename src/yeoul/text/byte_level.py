@@ -62,6 +62,6 @@ def _pairs(merges: bytes) -> list[list[str]]:
             continue
         parts = line.split(" ")
         if len(parts) != 2:
-            raise ValueError(f"line {number} of merges.txt is no pair of pieces")
+            raise ValueError(f"line {number} of merges.txt is not a pair of pieces")
         pairs.append(parts)
     return pairs

@@ -99,7 +99,7 @@ def render_chat(
 
 
 def render_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
-    """The ids alone, for a conversation that is gone on with: whatever the template makes of earlier answers."""
+    """The ids alone, for a conversation that continues, whatever the template makes of earlier answers."""
     talk = Talk(tokenizer, messages)
     return _encode(talk, talk.render(add_generation_prompt))[0]
 

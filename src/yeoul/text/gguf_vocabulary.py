@@ -31,7 +31,7 @@ YEOUL_WORDS = f"{SPACE}*[^{SPACE}]+|{SPACE}+"
 """Where Yeoul's own `tokenizer.json` cuts, see `hf_export`."""
 
 PREFIX_NOTE = (
-    "llama.cpp puts a space before every text and after every special token, this tokenizer not where one is already"
+    "llama.cpp puts a space before every text and after every special token, this tokenizer only where there is none"
 )
 
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

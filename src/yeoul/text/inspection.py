@@ -153,7 +153,7 @@ def _hangul_flags(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _split_syllable_tokens(tokenizer: Tokenizer, ids: np.ndarray, broken: np.ndarray) -> int:
-    """Tokens with a part of a Hangul syllable: neighbours that are no whole characters are read together."""
+    """Tokens with a part of a Hangul syllable: neighbours that are not whole characters are read together."""
     import numpy as np
 
     places = np.flatnonzero(broken[ids])

@@ -18,7 +18,7 @@ MOST_VALUES = 30
 def read_card(folder: Path) -> dict[str, Any] | None:
     """Licence, languages, base model, tags and the first paragraph; None where there is no readable card.
 
-    Values are texts or lists of texts. A header that is no YAML is left out: a card is for people.
+    Values are texts or lists of texts. A header that is not YAML is left out: a card is for people.
     """
     try:
         with (folder / "README.md").open("rb") as file:

@@ -74,7 +74,7 @@ def read_model(data: bytes) -> SentencePieceModel:
     trainer = {n: v for number, _, value in model if number == 2 for n, _, v in _fields(_as_bytes(value))}
     norm = {n: v for number, _, value in model if number == 3 for n, _, v in _fields(_as_bytes(value))}
     if not pieces or not any(number == 3 for number, _, _ in model):
-        raise ValueError("it has no pieces or no normalizer, or is no sentencepiece model")
+        raise ValueError("it has no pieces or no normalizer, or is not a sentencepiece model")
     return SentencePieceModel(
         pieces=pieces,
         type=ModelType(_as_int(trainer.get(3, 1))),
@@ -174,9 +174,9 @@ def _fields(data: bytes) -> Iterator[Field]:
         elif kind in (FIXED64, FIXED32):
             size = 8 if kind == FIXED64 else 4
         else:
-            raise ValueError(f"it is no sentencepiece model (wire type {kind})")
+            raise ValueError(f"it is not a sentencepiece model (wire type {kind})")
         if number == 0 or at + size > len(data):
-            raise ValueError("it is cut short, or no sentencepiece model")
+            raise ValueError("it is truncated, or not a sentencepiece model")
         yield number, kind, data[at : at + size]
         at += size
 
@@ -185,7 +185,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:
-            raise ValueError("it is cut short, or no sentencepiece model")
+            raise ValueError("it is truncated, or not a sentencepiece model")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift

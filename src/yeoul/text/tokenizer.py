@@ -140,7 +140,7 @@ class Tokenizer:
         return self._robustly(lambda text: self._backend.encode_with_spans(text, first=first), text)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD. Special tokens are left out or written out.
+        """Text of ids; bytes that are not UTF-8 become U+FFFD. Special tokens are left out or written out.
 
         The inverse of `encode`, but for its normalization, and U+2581, which sentencepiece keeps for spaces.
         """
@@ -257,7 +257,7 @@ class Tokenizer:
     def check_fits(self, rows: int) -> None:
         """UserError where a model whose vocabulary has `rows` ids cannot read every text."""
         if not self.fits(rows):
-            what = f"the tokenizer makes ids up to {self.text_size - 1:,} of text, but the model knows only {rows:,}"
+            what = f"the tokenizer produces ids up to {self.text_size - 1:,} of text, but the model knows only {rows:,}"
             raise UserError(what, self._where, "use the tokenizer that the model was trained with")
 
     @property
@@ -425,7 +425,7 @@ class Tokenizer:
                 raise
             reason = " ".join(str(error).split())[:200]
             where = self._where / self._source
-            raise UserError(f"the tokenizer fails at a text: {reason}", where, DAMAGED) from None
+            raise UserError(f"the tokenizer fails on a text: {reason}", where, DAMAGED) from None
 
 
 DAMAGED = "copy the tokenizer again"

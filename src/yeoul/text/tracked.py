@@ -342,7 +342,7 @@ def origin(value: Any) -> Mark | None:
 
 
 def whole(text: str, made_of: Any) -> str:
-    """A text that was made of others nobody knows how: it is from where these are."""
+    """A text made of others in an unknown way: it comes from where they come from."""
     if isinstance(text, Tracked) or (mark := origin(made_of)) is None:
         return text
     return Tracked.all_from(text, mark)

@@ -104,7 +104,7 @@ class TokenizerConfig:
             raise UserError(f'the symbol "{symbol}" {problem}', "--user-symbols", "give another one")
         if self.user_symbols and self.add_dummy_prefix:
             raise UserError(
-                "user symbols and a space before every text do not go together",
+                "user symbols cannot be combined with a space before every text",
                 "--add-dummy-prefix",
                 "leave one of them out",
             )

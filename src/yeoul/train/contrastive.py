@@ -18,7 +18,7 @@ def info_nce(first: Tensor, second: Tensor, negative: Tensor | None = None, *, t
     Args:
         first, second: (N, d), row n of one belongs to row n of the other.
         negative: (N, d), further texts that belong to none of the first.
-        temperature: divides the cosines; smaller minds the nearest neighbours more.
+        temperature: divides the cosines; the smaller, the more the nearest neighbours weigh.
 
     Returns:
         the mean over examples, a scalar.

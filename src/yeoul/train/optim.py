@@ -55,10 +55,8 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 class Optimizer:
     """One or two torch optimizers over named parameters, seen as one.
 
-    AdamW decays matrices only: not embeddings, nor anything with one dimension. Muon (torch.optim.Muon, with
-        its
-    update scaled to AdamW's RMS, so that one learning rate serves both) takes the weights of hidden linear
-    layers.
+    AdamW decays matrices only: not embeddings, nor anything with one dimension. Muon (torch.optim.Muon, with its
+    update scaled to AdamW's RMS, so that one learning rate serves both) takes the weights of hidden linear layers.
 
     Args:
         model: its parameters with `requires_grad` are trained.

@@ -126,7 +126,7 @@ def preference_terms(policy: Tensor, reference: Tensor, *, beta: float = 0.1, no
     Args:
         policy: (R,) log-probabilities of the answers in the trained model.
         reference: (R,), in the model that it began as.
-        beta: how dear it is to leave the reference: the larger, the nearer the model stays.
+        beta: strength of the pull towards the reference: the larger, the closer the model stays to it.
         noise: share of the pairs that is taken to be the wrong way round (conservative DPO, Mitchell 2023).
     """
     chosen, rejected = (beta * (policy - reference)).chunk(2)

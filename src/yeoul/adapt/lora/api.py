@@ -69,7 +69,7 @@ def _check_new(model: Decoder, name: str) -> None:
     if not re.fullmatch(r"[\w-]+", name) or hasattr(nn.ModuleDict, name):
         raise UserError(f"an adapter cannot be called {name!r}", fix="use letters, digits, - and _")
     if name in adapter_names(model):
-        raise UserError(f"the model has an adapter {name!r} already", fix="give the other one another name")
+        raise UserError(f"the model already has an adapter {name!r}", fix="give the new one another name")
 
 
 def _attach(model: Decoder, adapters: Mapping[str, Adapter], name: str, config: LoraConfig) -> None:

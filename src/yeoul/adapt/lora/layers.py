@@ -186,7 +186,7 @@ class LoraConfig:
                 if value is not None:
                     settings[_FIELDS[key]] = value
             elif key not in _NEUTRAL and value not in (None, False, "", [], {}):
-                raise UserError(f"{key} is not supported, and is {value!r}", f"{CONFIG}, {key}")
+                raise UserError(f"{key} = {value!r} is not supported", f"{CONFIG}, {key}")
         target = settings.get("target_modules")
         if not target:
             raise UserError("the adapter names no target modules", f"{CONFIG}, target_modules")
@@ -312,14 +312,14 @@ class LoraLinear(nn.Module):
 
     def check_mergeable(self) -> None:
         """UserError where the base is quantized."""
-        plain(self.base)
+        dense_weight(self.base)
 
     @torch.no_grad()
     def merge(self) -> None:
         """Puts a weight with the active adapter in it in the base's place; the original is kept until `unmerge`."""
         if self.active is None or self.merged:
             return
-        weight = plain(self.base)
+        weight = dense_weight(self.base)
         self.original = weight.data
         weight.data = self.adapter(self.active).merged_weight(weight).to(weight.dtype)
 
@@ -338,10 +338,10 @@ class LoraLinear(nn.Module):
 
 def dense(base: nn.Module) -> Tensor:
     """(out, in) weight of a linear layer; of a quantized one what it stands for, in fp32."""
-    return base.dequantized() if isinstance(base, QuantizedLinear) else plain(base)
+    return base.dequantized() if isinstance(base, QuantizedLinear) else dense_weight(base)
 
 
-def plain(base: nn.Module) -> Tensor:
+def dense_weight(base: nn.Module) -> Tensor:
     """(out, in) weight of a linear layer into which adapters can be merged; UserError where it is quantized."""
     if not isinstance(base, nn.Linear):
         raise UserError(

@@ -103,7 +103,7 @@ class _Builder:
             return self.state([following], _place(str(value)))
         if operation in ("ASSERT", "ASSERT_NOT"):
             return self.state([following], self.look(value, flags, operation == "ASSERT"))
-        raise _Unknown("has a back reference or another part that is not read in one")
+        raise _Unknown("uses a back reference or another feature that is not supported")
 
     def repeat(self, value: tuple[int, Any, Any], following: State, flags: int) -> State:
         least, most, inside = value

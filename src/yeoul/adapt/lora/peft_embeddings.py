@@ -101,7 +101,7 @@ def _part(
         if tuple(given[name].shape) != shape:
             made_for = f" (the adapter was made for {config.base_model})" if config.base_model else ""
             what = f"tensor {full_name(path, name)} has shape {tuple(given[name].shape)}"
-            raise UserError(f"{what}, but rank {r} and this model ask for {shape}{made_for}", file)
+            raise UserError(f"{what}, but rank {r} and this model need {shape}{made_for}", file)
     return Adapter(A, B, scaling, 0.0)
 
 
@@ -135,10 +135,10 @@ def take_rows(
     for path, rows in given.items():
         indices = config.tokens_of(path.rpartition(".")[2])
         if path not in names or not indices:
-            raise UserError(f"the rows of {path!r} belong to no tokens of this model that the adapter names", file)
+            raise UserError(f"the rows of {path!r} do not belong to any tokens that the adapter names", file)
         wanted = (len(indices), model.config.hidden_size)
         if rows.shape != wanted or max(indices) >= model.config.vocab_size:
-            raise UserError(f"the rows of {path!r} have shape {tuple(rows.shape)}, but {wanted} are asked for", file)
+            raise UserError(f"the rows of {path!r} have shape {tuple(rows.shape)}, but {wanted} is needed", file)
         made[names[path]] = (indices, rows)
     missing = [path for path in names if config.tokens_of(path.rpartition(".")[2]) and path not in given]
     if missing:

@@ -51,7 +51,7 @@ def found_adapter(path: Path | str) -> Path:
     try:
         folder = local_folder(path)
     except UserError as error:
-        raise UserError(f"the adapter is not to be had: {error.what}", error.where, error.fix) from None
+        raise UserError(f"the adapter is not available: {error.what}", error.where, error.fix) from None
     return adapter_folder(folder) or folder
 
 

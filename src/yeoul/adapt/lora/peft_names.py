@@ -102,7 +102,7 @@ def check_tensors(
         part = next(iter(parts))
         if path not in sites:
             raise UserError(
-                f"tensor {full_name(path, part)} belongs to no layer of this model that can be adapted", file
+                f"tensor {full_name(path, part)} does not belong to any layer of this model that can be adapted", file
             )
         if path not in wanted:
             raise UserError(f"tensor {full_name(path, part)} is not among the target modules", file)
@@ -118,11 +118,11 @@ def check_tensors(
             if part not in given:
                 raise UserError(f"tensor {full_name(path, part)} is missing", file)
             if part not in shapes:
-                why = "is there, but use_dora is false" if part == "magnitude" else "belongs to no linear layer"
+                why = "is there, but use_dora is false" if part == "magnitude" else "does not belong to a linear layer"
                 raise UserError(f"tensor {full_name(path, part)} {why}", file)
             if given[part].shape != shapes[part]:
                 shape = tuple(given[part].shape)
-                asked = f"rank {r} and this model ask for {shapes[part]}{made_for}"
+                asked = f"rank {r} and this model need {shapes[part]}{made_for}"
                 raise UserError(f"tensor {full_name(path, part)} has shape {shape}, but {asked}", file)
 
 

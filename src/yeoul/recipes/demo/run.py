@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from yeoul import runtime
-from yeoul.data.corpus import generate_recall
+from yeoul.data.builtin import generate_recall
 from yeoul.data.documents import read_documents
 from yeoul.errors import UserError
 from yeoul.evaluate import speed

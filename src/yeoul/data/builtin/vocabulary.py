@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from yeoul.data.corpus.grammar import Word
-from yeoul.data.corpus.hangul import Verb, final_consonant, native_number, sino_number
+from yeoul.data.builtin.grammar import Word
+from yeoul.data.builtin.hangul import Verb, final_consonant, native_number, sino_number
 
 _NAMES = """민준 서연 지우 하준 도윤 서준 수아 하은 지호 예린 은우 유나 시우 다은 현우 소율 준서 아린 태민 가은 윤서 민서 지안
 연우 나은 건우 보람 한결 슬기 다솜 가람 단비 수빈 재원 정우 미소 주아 선우 채원 동현 세아 승민 예준 지민 혜원 규리 우진 영호 하린

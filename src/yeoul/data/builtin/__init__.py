@@ -4,7 +4,7 @@ Everything is made from the vocabulary and the templates of this package with `r
 seed gives the same bytes with every version of Python.
 """
 
-from yeoul.data.corpus.generate import (
+from yeoul.data.builtin.generate import (
     CORPUS_VERSION,
     generate_dialogs,
     generate_documents,

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from yeoul.data.corpus import dialog_scripts, forest, people, people_more, recall_lines, review_lines
-from yeoul.data.corpus.essays import essay_documents
-from yeoul.data.corpus.grammar import Context, Dice, Plot, Word, lines, parse_plots, with_synonyms
-from yeoul.data.corpus.hangul import attach
-from yeoul.data.corpus.vocabulary import childlike, season_words, words
+from yeoul.data.builtin import dialog_scripts, forest, people, people_plots, recall_lines, review_lines
+from yeoul.data.builtin.essays import essay_documents
+from yeoul.data.builtin.grammar import Context, Dice, Plot, Word, lines, parse_plots, with_synonyms
+from yeoul.data.builtin.hangul import attach
+from yeoul.data.builtin.vocabulary import childlike, season_words, words
 from yeoul.data.dialogs import render_dialog
 
 CORPUS_VERSION = 1
@@ -20,7 +20,7 @@ CORPUS_VERSION = 1
 SHARES = {"story": 0.45, "dialog": 0.17, "essay": 0.18, "review": 0.07, "recall": 0.13}
 """Share of each genre in `generate_documents`, in bytes."""
 
-_story_plots = cache(lambda: (parse_plots(people.PLOTS + people_more.PLOTS), parse_plots(forest.PLOTS)))
+_story_plots = cache(lambda: (parse_plots(people_plots.PLOTS), parse_plots(forest.PLOTS)))
 _dialog_plots = cache(
     lambda: (parse_plots(dialog_scripts.TOPICS + dialog_scripts.MORE_TOPICS), parse_plots(dialog_scripts.SERVICE))
 )
@@ -67,10 +67,10 @@ def _title(plot: Plot) -> tuple[str, list[str], bool]:
 def generate_stories(seed: int = 0) -> Iterator[str]:
     """Endless short stories: half about children, half about animals."""
     dice = Dice(f"story {seed}")
-    people_plots, forest_plots = _story_plots()
+    child_plots, forest_plots = _story_plots()
     while True:
         human = dice.chance(0.6)
-        plot = dice.pick(people_plots if human else forest_plots)
+        plot = dice.pick(child_plots if human else forest_plots)
         yield (_people_story if human else _forest_story)(dice, plot)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple, TypeVar
 
-from yeoul.data.corpus.hangul import PARTICLES, Verb, particle
+from yeoul.data.builtin.hangul import PARTICLES, Verb, particle
 
 T = TypeVar("T")
 Word = str | Verb

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from yeoul.data.made import refuse_inside
+from yeoul.data.result_folders import refuse_inside
 from yeoul.data.sources import resolve
 from yeoul.errors import UserError
 from yeoul.files import only_run

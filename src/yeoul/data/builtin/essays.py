@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cache
 
-from yeoul.data.corpus import essay_lines
-from yeoul.data.corpus.grammar import Context, Dice, Word, lines
-from yeoul.data.corpus.hangul import Verb, attach, native_number
-from yeoul.data.corpus.vocabulary import childlike, season_words, words
+from yeoul.data.builtin import essay_lines
+from yeoul.data.builtin.grammar import Context, Dice, Word, lines
+from yeoul.data.builtin.hangul import Verb, attach, native_number
+from yeoul.data.builtin.vocabulary import childlike, season_words, words
 
 _lines = cache(lines)
 

@@ -22,16 +22,16 @@ _MARKS: tuple[tuple[str, ...], ...] = (
 """Names that are only found together where a command left its result."""
 
 
-def is_made(folder: Path) -> bool:
+def is_result(folder: Path) -> bool:
     """Whether a folder is a run's or a result's, or that of the run which is about to begin."""
     return is_own_run(folder) or any(all(any(folder.glob(name)) for name in names) for names in _MARKS)
 
 
-def refuse_made(folder: Path) -> None:
+def refuse_result(folder: Path) -> None:
     """UserError where somebody names such a folder as data."""
     if is_own_run(folder):
         raise UserError("the folder of the run is that of the data", f"--out {folder}", "choose another --out")
-    if is_made(folder):
+    if is_result(folder):
         raise UserError("this is the folder of a run or a model, not of data", folder, "name the folder of its text")
 
 

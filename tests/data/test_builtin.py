@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from yeoul.data.corpus import (
+from yeoul.data.builtin import (
     dialog_scripts,
     essay_lines,
     forest,
@@ -17,13 +17,13 @@ from yeoul.data.corpus import (
     generate_reviews,
     generate_stories,
     people,
-    people_more,
+    people_plots,
     recall_lines,
     review_lines,
 )
-from yeoul.data.corpus.grammar import Context, Dice, _Choice, _Slot, compile_template, lines, with_synonyms
-from yeoul.data.corpus.hangul import final_consonant
-from yeoul.data.corpus.vocabulary import VERB_CATEGORIES, words
+from yeoul.data.builtin.grammar import Context, Dice, _Choice, _Slot, compile_template, lines, with_synonyms
+from yeoul.data.builtin.hangul import final_consonant
+from yeoul.data.builtin.vocabulary import VERB_CATEGORIES, words
 
 CORPUS_HASH = "4f6666c0376392f7ef674cd0de36b5dc86161fa16260088b89c9308fcf0521a3"
 
@@ -49,7 +49,7 @@ def templates() -> list[str]:
             for part in value:
                 collect(part)
 
-    for module in (people, people_more, forest, dialog_scripts, review_lines, recall_lines, essay_lines):
+    for module in (people, people_plots, forest, dialog_scripts, review_lines, recall_lines, essay_lines):
         tables = {"ANIMALS", "JOBS", "THINGS", "COUNTED"}
         collect([value for name, value in vars(module).items() if name.isupper() and name not in tables])
     return [line for line in found if "-" not in line[:1]]
