@@ -134,7 +134,7 @@ def test_speakers_of_dialogs(tmp_path, speakers, roles):
         ({"text": 5}, '"text" is not text but 5'),
         ({"물음": "안녕?", "답": "네"}, "no known format: 물음, 답"),
         ({"messages": [ASKED[0], ASKED[1] | {"weight": 0.5}]}, '"weight" of entry 2 of "messages" is 0.5'),
-        ({"messages": [ASKED[0], ASKED[1] | {"weight": 0}]}, "has the weight 0, so there is nothing to learn"),
+        ({"messages": [ASKED[0], ASKED[1] | {"weight": 0}]}, "has weight 0, so there is nothing to learn"),
         ({"prompt": "안녕?", "chosen": "네", "rejected": "아니요"}, "a preference, not a conversation"),
         ({"dialogs": []}, 'the list "dialogs" is empty'),
         ({}, "no known format: none"),
@@ -318,8 +318,8 @@ def test_preferences(tmp_path, record, prompt):
         ({"chosen": "네", "rejected": "아니요"}, '"prompt" is missing'),
         ({"prompt": "안녕?", "chosen": " ", "rejected": "아니요"}, '"chosen" is empty'),
         ({"prompt": "안녕?", "chosen": "네", "rejected": ["아니요"]}, 'entry 1 of "rejected" is not an object'),
-        ({"chosen": [*ASK, *YES], "rejected": [*ASK]}, '"rejected" does not go on'),
-        ({"prompt": "안녕?", "chosen": YES, "rejected": [SYSTEM]}, '"rejected" does not go on'),
+        ({"chosen": [*ASK, *YES], "rejected": [*ASK]}, '"rejected" does not continue'),
+        ({"prompt": "안녕?", "chosen": YES, "rejected": [SYSTEM]}, '"rejected" does not continue'),
     ],
 )
 def test_bad_preferences(tmp_path, record, what):

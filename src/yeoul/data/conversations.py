@@ -48,7 +48,7 @@ class PlainText:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two ways in which a conversation may go on after `prompt`, the first the better one."""
+    """Two continuations of a conversation after `prompt`, of which the first is the better one."""
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]

@@ -14,7 +14,7 @@ from yeoul.data.sources import Source, Spec, resolve
 from yeoul.errors import UserError
 
 LONGEST_BLOCK = 100_000
-"""A block of plain text without blank lines is cut at the first line end after so many characters."""
+"""A block of plain text without blank lines is cut at the first line end after this many characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def check_documents(
 ) -> None:
     """Read the first text of each part of a data specification, before anything that takes long is begun.
 
-    Args and errors are those of `read_documents`; what comes behind the first text is not looked at.
+    Args and errors are those of `read_documents`; what follows the first text is not checked.
     """
     selection = _Selection(text_column=text_column, join_by=join_by)
     for source in resolve(spec, reading=reading):

@@ -18,9 +18,9 @@ from yeoul.data.resumable import ResumableLoader, generator
 from yeoul.errors import UserError
 
 POOL = 50
-"""So many batches are drawn together and sorted by length when rows are padded."""
+"""Batches that are drawn together and sorted by length when rows are padded."""
 STEPS = {True: 32, False: 8}
-"""Batches, packed or not, are as wide as a multiple of it, so that few shapes occur."""
+"""The width of batches, packed or not, is a multiple of this, so that few shapes occur."""
 
 
 class Example(NamedTuple):
@@ -31,7 +31,7 @@ class Example(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """Examples that fit into a context, how many were cut for it, and how many had then nothing left to train."""
+    """Examples that fit into a context, how many were cut for it, and how many then had nothing left to train."""
 
     examples: list[Example]
     cut: int
@@ -98,7 +98,7 @@ def fit_examples(examples: Iterable[Example], context: int) -> Fitted:
 
 
 def in_pieces(examples: Iterable[Example], context: int, begin: Sequence[int] = ()) -> Iterator[Example]:
-    """What is learned whole goes on in further pieces where it is longer than `context`.
+    """An example that is learned whole continues in further pieces where it is longer than `context`.
 
     Args:
         begin: tokens that stand before every text: of an example that begins with them each piece does, too. The token

@@ -1,4 +1,4 @@
-"""Rows of different length in one rectangle."""
+"""Rows of different lengths in one tensor."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Rows of Parquet files, a few at a time: what little bytes of a file can stand for is never all in memory.
+"""Rows of Parquet files, a few at a time: what a few bytes of a file expand to is never all in memory at once.
 
-Texts that are there once and named many times (a dictionary, as most writers make it) stay so in memory.
+Texts that are stored once and referred to many times (a dictionary, as most writers make it) stay so in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ROWS = 1024
 _BATCH_BYTES = 1 << 24
 _BUFFER = 1 << 20
 _RATIO = 200
-"""So many times its size no file of real texts becomes; only beyond `Reading.largest_whole` it is looked at."""
+"""No file of real texts expands to this many times its size; only checked beyond `Reading.largest_whole`."""
 _MOST_REPEATED = 1 << 26
 """Values of a column of lists in a row group; beyond, each of them has to take at least a quarter of a bit."""
 
@@ -29,7 +29,7 @@ def parquet_rows(path: Path, check_columns: CheckColumns, reading: Reading = DEF
     """Rows as dicts by column; see `record_files.read_records`. Categories and string views are texts as others are.
 
     Raises:
-        UserError: no Parquet, damaged, or columns that could only fill memory.
+        UserError: not Parquet, damaged, or columns that could only fill memory.
     """
     try:
         import pyarrow as pa
@@ -102,7 +102,7 @@ def _holds_text(pa: Any, kind: Any) -> bool:
 
 
 def _check_sizes(metadata: Any, size_of_file: int, repeated: set[str], path: Path, reading: Reading) -> None:
-    """UserError where the file itself says that it becomes much more than real data do."""
+    """Raises `UserError` where the file itself says that it expands far more than real data do."""
     fix = "if you trust the file, raise --record-mib"
     for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
         if group.total_byte_size > max(reading.largest_whole, _RATIO * size_of_file):
@@ -118,7 +118,7 @@ def _check_sizes(metadata: Any, size_of_file: int, repeated: set[str], path: Pat
 
 
 def _values(pa: Any, batch: Any, reading: Reading) -> Iterator[dict[str, Any] | str]:
-    """Rows of an Arrow batch as dicts; a sentence for one that cannot be made one."""
+    """Rows of an Arrow batch as dicts; a sentence for one that cannot become a dict."""
     values, length = map(sum, zip(*(_weight(pa, column) for column in batch.columns), strict=True))
     small = values <= reading.most_values and length <= reading.largest_record
     if small:

@@ -36,7 +36,7 @@ class Columns(NamedTuple):
 
 
 CheckColumns = Callable[[Columns, Path], Sequence[str] | None]
-"""Raises where a table has not the columns that are needed; gives those that are, None for all."""
+"""Raises where a table lacks columns that are needed; returns those that are, None for all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,10 +26,10 @@ from yeoul.units import count
 TEXT_COLUMNS = ("text", "document", "content", "sentence", "body", "story", "review", "utterance")
 """Columns taken for the text when none is named, the first that is there."""
 COMPLAINTS = 5
-"""So many complaints about skipped records are kept as text; all are counted."""
+"""Complaints about skipped records that are kept as text, at most; all are counted."""
 _LARGEST_FIELD = 2**31 - 1
 _OF_A_LINE = 200
-"""Bytes that a line takes beside its text while a row goes on."""
+"""Bytes of memory that a line takes beside its text, until its row ends."""
 _ONE_COMMA_TOO_MANY = "put texts that hold commas in quotation marks"
 
 OnBadRecord = Literal["error", "skip"]
@@ -296,7 +296,7 @@ def is_unicode(text: str) -> bool:
 
 
 class _Lines(Iterator[str]):
-    """Lines for `csv.reader`, which can go back to the line behind the beginning of a row.
+    """Lines for `csv.reader`, which can go back to the second line of a row.
 
     Raises:
         csv.Error: a row takes more than `largest` bytes of memory.

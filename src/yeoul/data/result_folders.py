@@ -28,7 +28,7 @@ def is_result(folder: Path) -> bool:
 
 
 def refuse_result(folder: Path) -> None:
-    """UserError where somebody names such a folder as data."""
+    """Raises `UserError` where such a folder is given as data."""
     if is_own_run(folder):
         raise UserError("the folder of the run is that of the data", f"--out {folder}", "choose another --out")
     if is_result(folder):
@@ -36,7 +36,7 @@ def refuse_result(folder: Path) -> None:
 
 
 def refuse_inside(out: Path | None, data: str | None) -> None:
-    """UserError where the file of a result would lie in a folder of data, and be read with it the next time."""
+    """Raises `UserError` where a result would lie in a folder of data, and be read with it the next time."""
     if out is None or data is None:
         return
     for part in filter(None, map(str.strip, data.split(","))):

@@ -17,7 +17,7 @@ from yeoul.errors import UserError
 from yeoul.units import count
 
 POOL = 50
-"""So many batches are drawn together and sorted by length."""
+"""Batches that are drawn together and sorted by length."""
 
 Ids = Sequence[int] | np.ndarray
 Item = tuple[Ids, ...]

@@ -110,7 +110,7 @@ class CellScore:
 
 @dataclass(frozen=True, kw_only=True)
 class RetainedShare:
-    """A model's accuracy over another's; None where the other knows no more than chance.
+    """A model's accuracy over another's; None where the other does no better than chance.
 
     Attributes:
         exact: mean accuracy over the other's mean.

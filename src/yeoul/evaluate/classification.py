@@ -15,12 +15,12 @@ from yeoul.model.decoder import Decoder
 from yeoul.model.heads import ClassificationHead, text_hidden
 
 SHOWN = 20
-"""So many classes are shown in a confusion matrix."""
+"""Classes shown in a confusion matrix, at most."""
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Of one class; what has no cases is 0."""
+    """The figures of one class; 0 where there are no cases."""
 
     precision: float
     recall: float

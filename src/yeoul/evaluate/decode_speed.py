@@ -1,4 +1,4 @@
-"""Tokens a second and cache bytes of decoding at long positions, without reading a text of that length.
+"""Tokens per second and cache bytes of decoding at long positions, without reading a text of that length.
 
 A model reads a short text for real. The keys and values that its softmax layers keep of it are then repeated up to the
 position in question; memories of a constant size are left as they are. A step's time and the size of a cache depend on
@@ -30,7 +30,7 @@ READ = 256
 CHUNK = 1024
 """Tokens that are read at once."""
 SHARE_OF_MEMORY = 0.5
-"""Of the free memory a cache may take so much: a step copies parts of it."""
+"""Share of the free memory that a cache may take: a step copies parts of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

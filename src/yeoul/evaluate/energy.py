@@ -25,7 +25,7 @@ POWERCAP = Path("/sys/class/powercap")
 WATTS_PER_CORE = 10.0
 """Assumed of a busy core with its share of the memory, where nothing can be measured."""
 INTERVAL = 1.0
-"""Seconds between two looks: power is summed up, and a counter must not wrap unseen (it takes minutes at least)."""
+"""Seconds between two readings: power is summed up, and a counter must not wrap unseen (it takes minutes at least)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ class Counter:
             self._range, self.readable = 0, False
 
     def look(self) -> None:
-        """Adds what was used since the last look."""
+        """Adds what was used since the last reading."""
         try:
             value = int(self._file.read_text(encoding="ascii"))
         except (OSError, ValueError):

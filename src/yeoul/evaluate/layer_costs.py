@@ -12,7 +12,7 @@ from yeoul.evaluate.perplexity import score
 from yeoul.model.decoder import Decoder
 
 LEAST_COST = 0.005
-"""Nats a token below which all layers together are not worth one kept."""
+"""Nats per token: if all layers together cost less than this, none is worth keeping."""
 MOST_KEPT = 0.25
 """Share of the layers that `layers_to_keep` keeps at most, rounded up."""
 
@@ -25,7 +25,7 @@ def layer_costs(
     sinks: int = 4,
     dtype: torch.dtype | None = None,
 ) -> dict[int, float]:
-    """Nats a token that the teacher loses when one softmax layer sees only a window and sinks, by layer.
+    """Nats per token that the teacher loses when one softmax layer sees only a window and sinks, by layer.
 
     Nothing is trained; every other layer stays whole. It costs one scoring of the text for each layer.
 

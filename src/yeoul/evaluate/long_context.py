@@ -151,7 +151,7 @@ def _losses(
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure with its standard error; None where it cannot be told."""
+    """A figure with its standard error; None where it cannot be known."""
 
     value: float | None
     stderr: float | None = None
@@ -198,7 +198,7 @@ class LongContextScore:
 
     Attributes:
         window, sinks: of the cut teacher.
-        gain: nats a token, over all tokens; no value where there is no cut teacher.
+        gain: nats per token, over all tokens; no value without a cut teacher.
         gain_long_range: the same over the long-range tokens.
         measurable: whether `gain` is above `CLEAR` standard errors; where not, no share is given.
     """

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from yeoul.model.decoder import Decoder
 
 CHUNK_ELEMENTS = 1 << 22
-"""So many logits (16 MiB in fp32) are alive at once, whatever batch and context are."""
+"""Logits in memory at a time (16 MiB in fp32), whatever batch and context are."""
 LEAST_ROWS = 32
-"""But never fewer rows of them: for each, the whole table is read once more."""
+"""Rows of logits at a time, at least: the whole table is read once for each chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ def token_losses(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def logits_at_once(vocabulary: int) -> int:
-    """Rows of logits that are alive at once."""
+    """Rows of logits in memory at a time."""
     return max(LEAST_ROWS, CHUNK_ELEMENTS // vocabulary)
 
 

@@ -1,7 +1,7 @@
 """Does a model still know at the end what it was told at the beginning?
 
 Items are prompts that state facts early and ask for one late, with the answer:
-`yeoul.data.builtin.generate_recall` makes them. Two ways to judge: "generate" lets the model go on greedily
+`yeoul.data.builtin.generate_recall` makes them. Two methods: "generate" lets the model continue greedily
 and asks whether it says the answer, "rank" asks whether the answer is likelier than the answers to other
 questions of its kind. Small models rank long before they can say.
 """
@@ -164,7 +164,7 @@ def _right_padded(encoded: Sequence[tuple[list[int], int]]) -> Batch:
 
 
 def _candidates(items: Sequence[Item], pool: Sequence[Item], count: int, seed: int) -> list[list[str]]:
-    """For each item its own answer, then up to count - 1 others from the likest questions of the pool."""
+    """For each item its own answer, then up to count - 1 others from the most similar questions of the pool."""
     if count < 2 or len({answer for _, answer in pool}) < 2:
         raise UserError("ranking needs at least two different answers", fix="give more questions or more candidates")
     draw = random.Random(seed)
@@ -195,7 +195,7 @@ def _by_rank(
 
 
 def _by_generation(model: Decoder, tokenizer: Tokenizer, items: Sequence[Item], batch_size: int) -> list[bool]:
-    """Whether each item's greedy continuation begins with the answer, blanks at its beginning aside."""
+    """Whether each item's greedy continuation begins with the answer, leading blanks aside."""
     longest = max(len(tokenizer.encode(answer)) for _, answer in items) + 2
     params = SamplingParams(max_tokens=longest, temperature=0.0)
     prompts: list[str | list[int]] = [_ids(tokenizer, prompt) for prompt, _ in items]

@@ -189,7 +189,7 @@ class TextStream(Iterator[str]):
 
 
 def _groups(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices of prompts in batches: alike in length, so that little is padding."""
+    """Indices of prompts in batches of similar length, so that little is padding."""
     group: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if group and (len(group) == size or lengths[group[0]] - lengths[index] >= PREFILL_CHUNK):

@@ -10,7 +10,7 @@ from yeoul.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How a text goes on.
+    """How a text is continued.
 
     Raises:
         UserError: a value outside its range; the message names the flag.
@@ -33,7 +33,7 @@ class SamplingParams:
     seed: int | None = None
     """Row i of a batch draws with seed + i, so a row can be had again alone; None = new each time."""
     ignore_eos: bool = False
-    """Go on after the end-of-text token."""
+    """Continue after the end-of-text token."""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):

@@ -9,7 +9,7 @@ from yeoul.errors import UserError
 from yeoul.infer.texts import BATCH_SIZE, TextClassifier
 
 REMEMBERED = 1024
-"""Texts whose probability is kept, so that a growing conversation costs one new text a turn."""
+"""Texts whose probability is cached, so that a growing conversation costs one new text per turn."""
 MARGIN = 8
 """Tokens left free in a piece of a long text, which may be cut into others than the whole text was."""
 
@@ -17,8 +17,8 @@ MARGIN = 8
 class Screen:
     """Refuses texts that a classifier takes for one of some labels.
 
-    Called with the conversation up to a question, it judges each of its messages alone, whoever is said to have
-    written them; called with an answer, that one alone. A text longer than the classifier reads is judged in pieces
+    Called with the conversation up to a question, it checks each of its messages alone, whoever is said to have
+    written them; called with an answer, that one alone. A text longer than the classifier reads is checked in pieces
     that overlap by half, and counts as its worst piece. Safe to call from several threads.
 
     Args:
@@ -74,7 +74,7 @@ class Screen:
         return f"the screen classified {what} as {labels} (probability {probability:.2f})"
 
     def probabilities(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE) -> list[float]:
-        """Of each text, that it has one of the labels: of its worst piece where it is long."""
+        """The probability of each text that it has one of the labels; of a long one, that of its worst piece."""
         pieces = [self._pieces(text) for text in texts]
         refused = [self.classifier.labels.index(label) for label in self.labels]
         logits = self.classifier.logits([piece for part in pieces for piece in part], batch_size=batch_size)

@@ -53,7 +53,7 @@ def encode_texts(
 def in_batches(
     apply: Callable[[TextBatch], Tensor], rows: Sequence[Sequence[int]], batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(numbers of the texts, results) for batches of like length, long ones first; results on the CPU, fp32."""
+    """(numbers of the texts, results) for batches of similar length, long ones first; results on the CPU, fp32."""
     for chosen, batch in text_batches([(row,) for row in rows], None, batch_size=batch_size, pad_id=0):
         with torch.inference_mode():
             yield torch.from_numpy(chosen), apply(batch.to(device)).float().cpu()
@@ -76,7 +76,7 @@ def _longest(config: ModelConfig, context: int | None) -> int:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of a text.
+    """What a classifier says about a text.
 
     Attributes:
         label: the most probable class; of a regression the label of the largest value.

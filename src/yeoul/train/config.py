@@ -22,7 +22,7 @@ class TrainBudget:
     """How much, how long and how fast a run learns."""
 
     tokens: int = 10_000_000
-    """Token budget; the number of steps follows from it. A finished run goes on with a larger one."""
+    """Token budget; the number of steps follows from it. A finished run continues with a larger one."""
     context: int = 512
     """Tokens in one sequence."""
     lr: float = 1e-3
@@ -58,7 +58,7 @@ class TrainHabits:
     dtype: DTypeName = "auto"
     """Type of the matrix products; auto takes bfloat16 where the machine has it in hardware."""
     patience: int = 0
-    """Steps between two looks at whether the loss still falls; the run ends early where it does not; 0 never looks."""
+    """Steps between two checks that the loss still falls; the run ends early where it does not; 0 never checks."""
     compile: bool = False
     """Compile the model with torch.compile; the first step then takes a minute longer."""
     gradient_checkpointing: bool | None = None

@@ -33,10 +33,10 @@ def info_nce(first: Tensor, second: Tensor, negative: Tensor | None = None, *, t
 
 
 def cosent(first: Tensor, second: Tensor, scores: Tensor, *, temperature: float = 0.05) -> Tensor:
-    """The more alike of two pairs is to have the larger cosine: log(1 + sum exp((cos_j - cos_i) / temperature)).
+    """The more similar of two pairs is to have the larger cosine: log(1 + sum exp((cos_j - cos_i) / temperature)).
 
     The sum is over the pairs i, j of the batch with scores_i > scores_j (CoSENT, Su 2022). Only the order of the scores
-    matters, as for the rank correlation by which such vectors are judged.
+    matters, as for the rank correlation by which such vectors are evaluated.
 
     Args:
         first, second: (N, d).
@@ -68,7 +68,7 @@ def cosine_regression(first: Tensor, second: Tensor, scores: Tensor) -> Tensor:
 def pearson(first: Tensor, second: Tensor, scores: Tensor) -> Tensor:
     """1 - Pearson's correlation of the cosines and the scores of the batch.
 
-    Fewer than three pairs, and pairs of one score, say nothing: 1, with a gradient of zero.
+    Fewer than three pairs, and pairs that all have one score, carry no information: 1, with a gradient of zero.
 
     Args:
         first, second: (N, d).

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 class Criterion:
     """What the kept state of a run is chosen by.
 
-    Not always the loss: losses of vectors also fall when all vectors become alike, which is of no use to anybody.
+    Not always the loss: losses of vectors also fall when all vectors become alike, which is of no use.
 
     Attributes:
         key: of the value that decides; of two that are equal the one with the lower loss is better.

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl for programs, a progress line for people, TensorBoard as an option."""
+"""What a run reports: metrics.jsonl for programs, a progress line for people, TensorBoard as an option."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Progress:
         self._stream.flush()
 
     def end(self) -> None:
-        """Leave the progress line standing and go below it."""
+        """Leave the progress line as it is and move below it."""
         if self._open:
             self._stream.write("\n")
             self._open = False

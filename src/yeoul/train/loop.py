@@ -49,7 +49,7 @@ Validate = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a finished run came to.
+    """The result of a finished run.
 
     Attributes:
         step: optimizer steps done; tokens: positions seen (padding not counted).

@@ -183,7 +183,7 @@ def embedding_gradient(sizes: Sizes, work: Work) -> int:
 def training(
     phase: str, sizes: Sizes, blocks: Sequence[BlockCost], work: Work, beside: Sequence[BlockCost] = ()
 ) -> Need:
-    """The worse of a step's two worst moments, see the top of this module.
+    """The larger of a step's two peaks, see the top of this module.
 
     Args:
         phase: for people.

@@ -21,7 +21,7 @@ from yeoul.ops.first_order import first_order
 from yeoul.train.loss import Loss, Objective, capped_, softcap_of
 
 LOGITS = 2**23
-"""So many logits are held at a time on a CPU (32 MiB); sixteen times as many elsewhere."""
+"""Logits in memory at a time on a CPU (32 MiB); sixteen times as many elsewhere."""
 
 
 class _TokenLogProbs(torch.autograd.Function):

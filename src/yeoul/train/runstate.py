@@ -55,7 +55,7 @@ class DamagedCheckpoint(Exception):
 
 @dataclass(kw_only=True)
 class RunState:
-    """Everything a run needs to go on as if it had never stopped.
+    """Everything a run needs to continue as if it had never stopped.
 
     Attributes:
         values: plain JSON values: step, tokens, seconds, best, config, identity, loader, log sums, optimizer
@@ -241,7 +241,7 @@ class Standing:
 
 
 def standing(run_dir: Path) -> Standing | None:
-    """Where the run in a folder stands, or None where there is no checkpoint of one; reads no tensors."""
+    """The progress of the run in a folder, or None where there is no checkpoint of one; reads no tensors."""
     checkpoints = Checkpoints(run_dir / "checkpoints", 1)
     for step in reversed(checkpoints.steps()):
         folder = checkpoints.path(step)

@@ -1,4 +1,4 @@
-"""Objectives over whole texts: their classes, and how alike they are."""
+"""Objectives over whole texts: their classes, and how similar they are."""
 
 from __future__ import annotations
 
