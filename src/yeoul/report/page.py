@@ -12,7 +12,7 @@ from yeoul.report import plots
 from yeoul.report.content import Report, Text, Words
 from yeoul.report.korean import in_korean
 from yeoul.report.languages import LANGUAGES, korean_duration, text
-from yeoul.report.markdown import gap, plain, render_markdown
+from yeoul.report.markdown import as_text, gap, render_markdown
 from yeoul.report.plots import Plot
 from yeoul.report.summary import cache_ratio, in_words
 from yeoul.units import duration, size
@@ -93,7 +93,7 @@ def render_html(report: Report, pictures: Sequence[Plot], missing: Words = "") -
         plot=lambda name: _figure(shown[name]) if name in shown else Markup(""),
         duration=lambda seconds: Text(duration(seconds), korean_duration(seconds)),
         size=size,
-        plain=plain,
+        plain=as_text,
         gap=lambda row: gap(report, row),
         gaps=any(gap(report, row) for row in report.models),
         recall=any(row.recall is not None for row in report.models),
