@@ -22,7 +22,7 @@ from yeoul.report.content import (
 )
 from yeoul.report.korean import in_korean
 from yeoul.report.languages import KOREAN, korean_duration, korean_number, korean_rate
-from yeoul.report.markdown import gap, plain, render_markdown
+from yeoul.report.markdown import as_text, gap, render_markdown
 from yeoul.report.page import NO_PLOTS, highlights, render_html, write_report
 from yeoul.report.summary import in_words
 
@@ -228,7 +228,7 @@ def test_reads_metrics_with_a_torn_last_line(tmp_path):
         (korean_duration, 0.4, "0.4초"), (korean_duration, 75, "1분 15초"), (korean_duration, 3600, "1시간"),
         (korean_number, 9_999, "9,999"), (korean_number, 123_456, "12.3만"), (korean_number, 4_100_000, "410만"),
         (korean_number, 5_885_059_072, "58.9억"), (korean_rate, 1234, "초당 1,234토큰"),
-        (plain, ("softmax",) * 5, "softmax × 5"), (plain, {"a": [1, 2]}, "a: 1, 2"), (plain, None, "–"),
+        (as_text, ("softmax",) * 5, "softmax × 5"), (as_text, {"a": [1, 2]}, "a: 1, 2"), (as_text, None, "–"),
     ],
 )  # fmt: skip
 def test_values_in_words(function, value, words):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import lzma
 import random
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from yeoul.text.chat import Message, Talk
 from yeoul.text.tokenizer import Tokenizer
 
 KINDS = [("bpe", "nfc"), ("bpe", "identity"), ("unigram", "nfc"), ("unigram", "identity")]
@@ -48,3 +50,8 @@ def reviews(shared: Path, count: int, part: str = "valid") -> list[str]:
     path = shared / "data" / "reviews" / f"{part}.tsv.xz"
     with lzma.open(path, "rt", encoding="utf-8", newline="\n") as file:
         return [line.rstrip("\n").split("\t", 4)[4] for line in islice(file, 1, count + 1)]
+
+
+def render_text(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    """What the template writes for a conversation, as `apply_chat_template(..., tokenize=False)` gives it."""
+    return Talk(tokenizer, messages).render(add_generation_prompt).plain()

@@ -11,10 +11,10 @@ import pytest
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from text.published import CHATML, LLAMA2, edit
-from text.samples import small_corpus
+from text.samples import render_text, small_corpus
 from text.test_published import MESSAGES, TEXTS
 from yeoul.errors import UserError
-from yeoul.text.chat import render_chat, render_text
+from yeoul.text.chat import render_chat
 from yeoul.text.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")

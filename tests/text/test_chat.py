@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from text.samples import without_json
+from text.samples import render_text, without_json
 from yeoul.errors import UserError
-from yeoul.text.chat import render_chat, render_text
+from yeoul.text.chat import render_chat
 from yeoul.text.tokenizer import Tokenizer
 
 MESSAGES: list[dict[str, Any]] = [

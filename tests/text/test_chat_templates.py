@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from text.published import SHAPES, edit
+from text.samples import render_text
 from yeoul.errors import UserError
-from yeoul.text.chat import DEFAULT_TEMPLATE, PLAIN_TEMPLATE, ensure_template, render_chat, render_text
+from yeoul.text.chat import DEFAULT_TEMPLATE, PLAIN_TEMPLATE, ensure_template, render_chat
 from yeoul.text.tokenizer import Tokenizer
 
 TALK: list[dict[str, str]] = [

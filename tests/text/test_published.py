@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from text.published import CHATS, SHAPES
-from yeoul.text.chat import render_chat, render_text
+from text.samples import render_text
+from yeoul.text.chat import render_chat
 from yeoul.text.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from text.samples import render_text
 from yeoul.errors import UserError
-from yeoul.text.chat import render_chat, render_ids, render_text
+from yeoul.text.chat import render_chat, render_ids
 from yeoul.text.tokenizer import Tokenizer
 
 Talk = list[dict[str, Any]]

@@ -104,11 +104,6 @@ def render_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generat
     return _encode(talk, talk.render(add_generation_prompt))[0]
 
 
-def render_text(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-    """What the template writes for a conversation, as `apply_chat_template(..., tokenize=False)` gives it."""
-    return Talk(tokenizer, messages).render(add_generation_prompt).plain()
-
-
 class Talk:
     """A checked conversation and what renders it.
 
