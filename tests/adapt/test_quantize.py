@@ -180,8 +180,10 @@ def test_a_text_that_overflows_is_told_from_a_broken_model() -> None:
     for block in model.layers:
         block.mlp.up_proj.weight.mul_(1e25)
         block.mlp.gate_proj.weight.mul_(1e25)
-    with pytest.raises(UserError, match=r"not finite before mlp.down_proj.*rtn"):
-        quantize_model(model, QuantizationConfig(bits=8, method="gptq"), [torch.randint(0, 90, (2, 16))])
+    for tables, where in ((False, "mlp.down_proj"), (True, "the output projection")):
+        config = QuantizationConfig(bits=8, method="gptq", embeddings=tables, head=tables)
+        with pytest.raises(UserError, match=rf"not finite before {where}.*rtn"):
+            quantize_model(model, config, [torch.randint(0, 90, (2, 16))])
 
 
 def test_gptq_survives_inputs_that_say_almost_nothing() -> None:
