@@ -189,8 +189,8 @@ def test_a_model_converts_aligns_and_comes_back_from_its_folder(name: str, tmp_p
     train_only_maps(student)
     learned = {n.rsplit(".", 1)[1] for n, p in student.named_parameters() if p.requires_grad}
     parts = {"weights": "log_weights", "frequencies": "frequencies", "directions": "directions"}
-    mass = set() if student.config.feature_map.kernel == "exp" else {"log_mass"}
-    assert learned == {parts[part] for part in student.config.feature_map.learn} | mass
+    scale = set() if student.config.feature_map.kernel == "exp" else {"log_mass"}
+    assert learned == {parts[part] for part in student.config.feature_map.learn} | scale
     ids = torch.randint(0, VOCAB, (2, 24))
     if learned:
         Alignment(teacher)(student, Batch(input_ids=ids, labels=ids)).mean().backward()

@@ -1,4 +1,4 @@
-"""cosFormer: rectified features that weigh near positions more."""
+"""Rectified features that weigh near positions more, after cosFormer."""
 
 from __future__ import annotations
 

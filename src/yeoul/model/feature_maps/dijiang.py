@@ -1,4 +1,4 @@
-"""DiJiang's features as this project has them: everything may be chosen."""
+"""Features of DiJiang as this project has them: everything may be chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hedgehog: a learned projection of each head, both signs, normalised."""
+"""A learned projection of each head, both signs, normalised, after Hedgehog."""
 
 from __future__ import annotations
 

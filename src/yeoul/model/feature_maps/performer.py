@@ -1,4 +1,4 @@
-"""Performer's positive random features."""
+"""Positive random features of Performer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retention: the additive state with RetNet's decay, fixed for each head."""
+"""The additive state with RetNet's decay, fixed for each head."""
 
 from __future__ import annotations
 

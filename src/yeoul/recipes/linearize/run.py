@@ -23,6 +23,7 @@ from yeoul.evaluate.perplexity import LMScore
 from yeoul.evaluate.speed import SpeedRecord
 from yeoul.files import remove, replace_folder, write_json
 from yeoul.model.decoder import Decoder
+from yeoul.model.feature_maps.base import FeatureMap
 from yeoul.model.finite import check_finite
 from yeoul.recipes import dry_run, fitting
 from yeoul.recipes.command_line import command_line
@@ -382,7 +383,8 @@ class _Linearization:
 
 
 def learns_alone(student: Decoder) -> bool:
-    """Whether the alignment stage has anything to train; a head's mass counts only beside a window."""
+    """Whether alignment has anything to train; the scale of a head's features counts only beside a window."""
     train_only_maps(student)
-    learned = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
-    return any("hybrid" in student.config.attention or not name.endswith("log_mass") for name in learned)
+    scales = {id(module.log_scale) for module in student.modules() if isinstance(module, FeatureMap)}
+    learned = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    return any("hybrid" in student.config.attention or id(parameter) not in scales for parameter in learned)
