@@ -42,9 +42,8 @@ NEIGHBOURS = {
     ("safe_json", "units"),
     ("hub", "files"),
 }
-BEING_MOVED = {"commands", "recipes", "model"}
-"""Rooms whose circles are still allowed: what a verb does is on its way from `commands` to `recipes`, and quantized
-layers from the decoder's file to their own."""
+BEING_MOVED = {"commands"}
+"""Rooms whose circles are still allowed: what `finetune` does is on its way from `commands` to `recipes`."""
 LAZY = {
     "gguf", "huggingface_hub", "jinja2", "matplotlib", "pyarrow", "sentencepiece", "tensorboard", "tokenizers",
     "torch.utils.tensorboard", "transformers", "zstandard",
