@@ -72,6 +72,11 @@ def config(**changes: Any) -> ModelConfig:
             "sinks": 4,
         },
         {"attention": ("hybrid", "softmax", "hybrid"), "state_update": "delta", "short_conv": 4, "num_kv_heads": 1},
+        {
+            "attention": ("hybrid", "dijiang", "hybrid"),
+            "state_update": "retention",
+            "feature_map": {"name": "cosformer"},
+        },
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
