@@ -109,11 +109,13 @@ def linearize(
         UserError: something that the caller can mend.
         yeoul.train.interrupt.Interrupted: Ctrl-C or SIGTERM, with everything saved.
     """
+    config = config or LinearizeConfig()
+    config.text.check(data)
     source = _source(model, tokenizer, device)
     with given_or_temporary(out) as folder:
         place = RunFolder(folder, overwrite=overwrite)
         with place.locked():
-            run = _Linearization(source, data, config or LinearizeConfig(), place, say or silent)
+            run = _Linearization(source, data, config, place, say or silent)
             with place.removed_on_user_error():
                 run.prepare(folder)
             result = run.go()
@@ -131,8 +133,9 @@ def plan_linearize(
     say: Say | None = None,
 ) -> list[str]:
     """What `linearize` would do, its memory and its time, in lines for people; writes nothing."""
-    place = RunFolder(Path(out).expanduser(), overwrite=overwrite)
-    run = _Linearization(_source(model, None, device), data, config or LinearizeConfig(), place, say or silent)
+    config, place = config or LinearizeConfig(), RunFolder(Path(out).expanduser(), overwrite=overwrite)
+    config.text.check(data)
+    run = _Linearization(_source(model, None, device), data, config, place, say or silent)
     with tempfile.TemporaryDirectory() as folder:
         run.prepare(Path(folder))
         return run.plan()
@@ -192,7 +195,6 @@ class _Linearization:
     def __init__(self, source: _Source, data: str, config: LinearizeConfig, folder: RunFolder, say: Say) -> None:
         self.source, self.data, self.config, self.folder, self.say = source, data, config, folder, say
         runtime.set_threads()
-        config.text.check(data)
         self.before = fitting.resident()
         self.dtypes = _dtypes(config, source)
         self.teacher, self.tokenizer = self._load()
