@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from yeoul import runtime
-from yeoul.commands.screen import ScreenFlags
 from yeoul.data.labelled import LabelledText, read_labelled
 from yeoul.errors import UserError
 from yeoul.evaluate.screening import Rate, screen_errors
 from yeoul.infer.screen import Screen
+from yeoul.recipes.screen import load_screen
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 TIMED = 100
@@ -82,8 +82,7 @@ def main() -> None:
     records = read_labelled(
         arguments.data, text_column=arguments.text_column, label_column=arguments.label_column, on_bad_record="skip"
     )
-    screen = ScreenFlags(screen=arguments.classifier, screen_label=tuple(arguments.screen_label)).open(arguments.device)
-    assert screen is not None
+    screen = load_screen(arguments.classifier, arguments.screen_label, device=arguments.device)
     result = {
         "classifier": arguments.classifier,
         "data": arguments.data,

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from yeoul import cli, runtime
-from yeoul.commands.classify import load_classifier
 from yeoul.data.labelled import read_labelled
 from yeoul.evaluate.classification import ClassificationScores, classification_scores
+from yeoul.recipes.classify import load_classifier
 
 LABELS = ("negative", "positive")
 LONGEST = 140

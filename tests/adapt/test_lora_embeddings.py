@@ -28,11 +28,11 @@ from yeoul.adapt.lora.api import (
 from yeoul.adapt.lora.embeddings import token_tables
 from yeoul.adapt.quantize import QuantizationConfig, quantize_model
 from yeoul.cli import main
-from yeoul.commands.finetune_flags import LoraFlags
 from yeoul.data.batch import IGNORE, Batch
 from yeoul.errors import UserError
 from yeoul.model.checkpoint import load_model
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.finetune.adapter import LoraOptions
 from yeoul.train.loss import language_model_objective, linear_cross_entropy
 
 peft = pytest.importorskip("peft")
@@ -383,12 +383,12 @@ def test_dora_is_refused_before_anything_changes() -> None:
 )
 def test_flags_that_do_not_go_together(flags: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        LoraFlags(**flags).config(None)
+        LoraOptions(**flags).config(None)
 
 
 def test_the_part_of_the_table_is_multiplied_by_the_same_number() -> None:
     for rslora in (False, True):
-        flags = LoraFlags(
+        flags = LoraOptions(
             rank=2, alpha=6, rslora=rslora, embedding_rank=8, target_modules=("all-linear", "embed_tokens")
         )
         config = flags.config(None)

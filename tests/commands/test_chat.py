@@ -20,7 +20,7 @@ import yeoul
 from folders import write_small_folder
 from yeoul.adapt.lora.api import LoraConfig, add_lora, lora_layers, save_adapter
 from yeoul.cli import main
-from yeoul.commands.chat import Chat
+from yeoul.commands.conversation import TerminalChat
 from yeoul.commands.terminal import read_message
 from yeoul.data.conversations import Conversation, read_conversations
 from yeoul.errors import UserError
@@ -98,10 +98,10 @@ def saved(path: Path) -> list[dict[str, str]]:
     return list(record.messages)
 
 
-def chat_with(folder: Path, **options: Any) -> Chat:
+def chat_with(folder: Path, **options: Any) -> TerminalChat:
     model, tokenizer = yeoul.load(folder, device="cpu")
     assert tokenizer is not None
-    return Chat(model, tokenizer, GREEDY, **options)
+    return TerminalChat(model, tokenizer, GREEDY, **options)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from folders import write_small_folder
 from yeoul.cli import main
-from yeoul.commands.classify import load_classifier
 from yeoul.errors import UserError
 from yeoul.infer.screen import Screen
 from yeoul.model.classifier_folder import load_sequence_classifier, save_classifier
 from yeoul.model.heads import ClassificationHead, SequenceClassifier
+from yeoul.recipes.classify import load_classifier
 
 TEXTS = ["강가를 걸어요", "산에 가요", "밥"]
 

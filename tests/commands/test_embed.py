@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from folders import write_small_folder
 from yeoul.cli import main
-from yeoul.commands.embed import load_embedder
 from yeoul.data.labelled import read_pairs
 from yeoul.evaluate.similarity import cosines, spearman
+from yeoul.recipes.embed import load_embedder
 from yeoul.text.tokenizer import Tokenizer
 
 THEMES = ("바다 파도 배 섬", "시험 학교 책 연필", "빵 우유 사과 밥", "기차 버스 길 역")

@@ -14,11 +14,11 @@ from commands.finetuning import ANSWERS, ATTENTION, PAIRS, SMALL, finetune, ids_
 from yeoul import cli
 from yeoul.adapt.lora.api import lora_layers
 from yeoul.commands.finetune import Config
-from yeoul.commands.finetune_tasks import divide, marked
 from yeoul.config import parse_flags
 from yeoul.errors import UserError
 from yeoul.model.config import preset
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.finetune.data import show_loss_mask, train_val_split
 from yeoul.recipes.saving import save_folder
 from yeoul.text.chat import PLAIN_TEMPLATE
 from yeoul.text.tokenizer import Tokenizer
@@ -152,14 +152,12 @@ def test_a_model_without_template_gets_one(home: Path, tmp_path: Path, capsys: p
 
 def prepared(home: Path, *arguments: object, data: str = "dialogs.jsonl", model: str = "softmax") -> Any:
     """The task after it has read its data."""
-    from yeoul.commands.finetune_tasks import make_task
-
     argv = [str(home / model), "--data", str(home / data), *map(str, arguments)]
     config = parse_flags(Config, quickly(argv), program="yeoul finetune")
     assert config is not None
     loaded, tokenizer = yeoul.load(home / model, device="cpu")
     assert tokenizer is not None
-    task = make_task(config)
+    task = config.settings.make_task(config.data)
     task.check_data()
     task.prepare(loaded, tokenizer)
     return task
@@ -228,18 +226,18 @@ def test_questions_and_answers_of_a_table_and_validation_of_its_own(home: Path, 
 
 def test_division_does_not_depend_on_order_and_keeps_equals_together() -> None:
     records = [f"r{n % 50}" for n in range(200)]
-    train, val = divide(records, 0.1, 100, str)
+    train, val = train_val_split(records, 0.1, 100, str)
     assert len(set(val)) == 5 and len(val) == 20 and not set(train) & set(val) and len(train) == 180
-    assert set(divide(records[::-1], 0.1, 100, str)[1]) == set(val)
-    assert len(set(divide(records, 0.5, 3, str)[1])) == 3 and divide(records, 0.0, 3, str)[1] == []
+    assert set(train_val_split(records[::-1], 0.1, 100, str)[1]) == set(val)
+    assert len(set(train_val_split(records, 0.5, 3, str)[1])) == 3 and train_val_split(records, 0.0, 3, str)[1] == []
     with pytest.raises(UserError, match="cannot be divided"):
-        divide(["a", "a"], 0.5, 9, str)
+        train_val_split(["a", "a"], 0.5, 9, str)
 
 
 def test_the_example_shows_what_is_trained(home: Path) -> None:
     tokenizer = Tokenizer.load(home / "tokenizer")
     ids = tokenizer.encode("가\n나") + [tokenizer.token_id("<|end|>")]
-    shown = marked(tokenizer, ids, [n >= len(ids) - 1 for n in range(len(ids))]).splitlines()[1].strip()
+    shown = show_loss_mask(tokenizer, ids, [n >= len(ids) - 1 for n in range(len(ids))]).splitlines()[1].strip()
     assert shown.endswith("]│<|end|>") and shown.startswith("[") and "⏎" in shown
 
 

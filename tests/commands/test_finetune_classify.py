@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from folders import write_small_folder
 from yeoul.cli import main
-from yeoul.commands.classify import load_classifier
 from yeoul.data.labelled import read_labelled
+from yeoul.recipes.classify import load_classifier
 
 FILLER = "영화 배우 음악 장면 이야기 시간 사람 하루 여름 바다 그리고 정말 아주 조금 다시".split()
 KEYS = {"긍정": ("최고다", "재미있다", "좋다"), "부정": ("최악이다", "지루하다", "나쁘다")}

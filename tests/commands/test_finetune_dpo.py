@@ -18,10 +18,9 @@ import yeoul
 from folders import write_small_folder
 from yeoul.adapt.lora.api import LoraConfig, add_lora, lora_layers
 from yeoul.cli import main
-from yeoul.commands.finetune import Config
-from yeoul.commands.finetune_dpo import DpoTask, make
-from yeoul.commands.finetune_flags import LoraFlags, Training
 from yeoul.errors import UserError
+from yeoul.recipes.finetune.config import FinetuneConfig
+from yeoul.recipes.finetune.dpo import DpoTask
 
 WORDS = "강 산 바다 하늘 나무 여름 겨울 친구 음악 시장".split()
 KINDS: dict[str, dict[str, Any]] = {
@@ -98,8 +97,9 @@ def test_the_better_answer_is_learned(
 def test_lora_and_full_have_the_same_reference(home: Path) -> None:
     found = []
     for method in ("full", "lora"):
-        training = Training(batch_size=8, dtype="float32")
-        task = DpoTask(Config(str(home / "hybrid"), data=str(home / "pairs.jsonl"), method=method, train=training))
+        config = FinetuneConfig.of(task="dpo", method=method, batch_size=8, dtype="float32")
+        task = config.make_task(str(home / "pairs.jsonl"))
+        assert isinstance(task, DpoTask)
         model, tokenizer = yeoul.load(home / "hybrid", device="cpu")
         assert tokenizer is not None
         task.check_data()
@@ -175,7 +175,7 @@ def test_one_clear_sentence(
 
 def test_tokens_are_not_taught() -> None:
     with pytest.raises(UserError, match="--task dpo cannot train embeddings of tokens"):
-        make(Config("model", data="pairs.jsonl", task="dpo", method="lora", lora=LoraFlags(train_tokens=True)))
+        FinetuneConfig.of(task="dpo", method="lora", train_tokens=True).make_task("pairs.jsonl")
 
 
 def test_bad_records_stop_or_are_counted(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from commands.finetuning import PAIRS, QUICK
 from yeoul import cli
-from yeoul.commands.finetune_flags import Training
+from yeoul.recipes.finetune.training import FinetuneTraining
 from yeoul.train.runstate import Checkpoints
 
 
@@ -23,8 +23,8 @@ from yeoul.train.runstate import Checkpoints
     ],
 )  # fmt: skip
 def test_rates_by_task_method_and_width(task: str, method: str, width: int, rate: float) -> None:
-    assert Training().settings(task, method, width, 32, 9).lr == pytest.approx(rate)
-    assert Training(lr=0.5).settings(task, method, width, 32, 9).lr == 0.5
+    assert FinetuneTraining().settings(task, method, width, 32, 9).lr == pytest.approx(rate)
+    assert FinetuneTraining(lr=0.5).settings(task, method, width, 32, 9).lr == 0.5
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_rates_by_task_method_and_width(task: str, method: str, width: int, rate
     ],
 )  # fmt: skip
 def test_it_is_validated_each_epoch_and_seldom_enough(flags: dict[str, float], epoch_batches: int, every: int) -> None:
-    settings = Training(**flags).settings("chat", "lora", 64, 32, epoch_batches)  # type: ignore[arg-type]
+    settings = FinetuneTraining(**flags).settings("chat", "lora", 64, 32, epoch_batches)  # type: ignore[arg-type]
     assert settings.eval_every == every
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import yeoul
 from commands.finetuning import finetune, low_bit_folder, quickly, report
 from yeoul import cli
 from yeoul.adapt.lora.api import LoraConfig, add_lora, save_adapter
 from yeoul.data.examples import ExampleLoader
 from yeoul.model.checkpoint import load_model, save_model
+from yeoul.recipes.model_folder import ModelFolder
 from yeoul.train.log import MetricsLog
 from yeoul.train.runstate import Checkpoints
 
@@ -186,7 +186,7 @@ def test_wrong_data_is_told_before_a_model_is_loaded(
 ) -> None:  # fmt: skip
     data = tmp_path / "data.jsonl"
     data.write_text((record + "\n") * 3, encoding="utf-8")
-    monkeypatch.setattr(yeoul, "load", lambda *_, **__: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(ModelFolder, "load", lambda *_, **__: pytest.fail("the model is loaded"))
     argv = ["finetune", str(home / "softmax"), "--task", task, "--out", str(tmp_path / "out")]
     assert cli.main([*argv, "--data", str(data)]) == 2
     assert words in capsys.readouterr().err

@@ -10,8 +10,8 @@ import pytest
 
 from yeoul import cli, load
 from yeoul.adapt.linearize import Conversion, convert
-from yeoul.commands.chat import Chat
-from yeoul.commands.generate import beyond_training
+from yeoul.commands.conversation import TerminalChat
+from yeoul.infer.cost import beyond_training
 from yeoul.infer.params import SamplingParams
 from yeoul.model.checkpoint import load_model
 from yeoul.recipes.saving import save_folder
@@ -43,7 +43,7 @@ def test_chat_says_it_once(home: Path, tmp_path: Path, capsys: pytest.CaptureFix
     shutil.copytree(home / "dijiang", tmp_path / "model")
     model, tokenizer = load(tmp_path / "model", device="cpu")
     assert tokenizer is not None
-    chat = Chat(model, tokenizer, SamplingParams(temperature=0.0, max_tokens=4))
+    chat = TerminalChat(model, tokenizer, SamplingParams(temperature=0.0, max_tokens=4))
     for _ in range(2):
         chat.answer("강물은 흐르고 " * 60)
     said = capsys.readouterr()

@@ -14,9 +14,9 @@ import pytest
 
 from folders import write_small_folder
 from yeoul.cli import main
-from yeoul.commands.chat import Chat
-from yeoul.commands.screen import ScreenFlags
 from yeoul.errors import UserError
+from yeoul.recipes.chat import Chat
+from yeoul.recipes.screen import ScreenOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = "강 산 바다 하늘 나무 여름 겨울 친구 음악 시장 이야기 하루".split()
@@ -63,11 +63,11 @@ def test_chat_refuses_what_the_classifier_finds(
     assert asked == ["강과 산 친구"]  # what is refused is not even read
     assert 'The question is not answered: the screen classified it as "1" (probability' in shown.err
 
-    screen = ScreenFlags(screen=str(home / "screen"), screen_label=("1",)).open("cpu")
+    screen = ScreenOptions(screen=str(home / "screen"), screen_label=("1",)).open("cpu")
     assert screen is not None and screen.threshold == 0.5
     assert screen([{"role": "user", "content": "하늘"}], "시장 독약 이야기") is not None
     assert screen([{"role": "user", "content": "하늘"}], "시장 이야기") is None
-    assert ScreenFlags().open() is None
+    assert ScreenOptions().open() is None
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_labels_that_do_not_exclude_one_another_are_refused(home: Path, tmp_path
     (tmp_path / "config.json").write_text(json.dumps({"problem_type": "multi_label_classification"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="do not exclude one another"):
-        ScreenFlags(screen=str(tmp_path), screen_label=("1",)).open("cpu")
+        ScreenOptions(screen=str(tmp_path), screen_label=("1",)).open("cpu")
 
 
 # -- the benchmark
@@ -118,7 +118,7 @@ def test_the_benchmark_counts_what_chat_would_refuse(
     assert (result["texts"], result["harmful"], result["refused"]) == (60, 30, ["1"])
     assert "60 texts, 30 of them to be refused, 0 left out." in said and "| threshold |" in said
     at_half = next(row for row in result["thresholds"] if row["threshold"] == 0.5)
-    screen = ScreenFlags(screen=str(home / "screen"), screen_label=("1",)).open("cpu")
+    screen = ScreenOptions(screen=str(home / "screen"), screen_label=("1",)).open("cpu")
     assert screen is not None
     wrong = {"0": 0, "1": 0}
     for text, label in rows(60, 3):

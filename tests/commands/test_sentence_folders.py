@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from folders import write_small_folder
 from yeoul.cli import main
-from yeoul.commands.embed import load_embedder
 from yeoul.errors import UserError
+from yeoul.recipes.embed import load_embedder
 
 TEXTS = [
     "강가를 걸어요",

@@ -237,10 +237,10 @@ def test_a_conversation_forgets_what_does_not_fit(
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(
     says: Says, template: None, byte_tokenizer: Any, capsys: Any
 ) -> None:
-    from yeoul.commands.chat import Chat
+    from yeoul.commands.conversation import TerminalChat
 
     model = says("a" * 100)
-    chat = Chat(model, byte_tokenizer, SamplingParams(temperature=0))
+    chat = TerminalChat(model, byte_tokenizer, SamplingParams(temperature=0))
     read = model.hidden
 
     def interrupted(*args: Any, **kwargs: Any) -> None:

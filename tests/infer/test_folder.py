@@ -13,7 +13,7 @@ import torch
 
 import yeoul
 from yeoul.cli import main
-from yeoul.commands.chat import Chat
+from yeoul.commands.conversation import TerminalChat
 from yeoul.infer import generation
 from yeoul.infer.engine import run
 from yeoul.infer.params import SamplingParams
@@ -85,7 +85,7 @@ def test_chat_reuses_its_cache(folder: Path, capsys: Any, monkeypatch: pytest.Mo
     turn = render_chat(tokenizer, [{"role": "assistant", "content": text}])[0][1:]
     said = iter(turn * 2)  # a random model would not write in the tokenizer's own pieces
     monkeypatch.setattr(generation, "sample", lambda logits, *_: torch.tensor([next(said)]))
-    chat = Chat(model, tokenizer, SamplingParams(), system="여울이다")
+    chat = TerminalChat(model, tokenizer, SamplingParams(), system="여울이다")
     chat.take("나무꾼이 만났다")
     assert chat.session.reused == 0
     first = [{"role": "system", "content": "여울이다"}, *chat.messages]

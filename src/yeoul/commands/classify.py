@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import Annotated
 
 from cyclopts import Parameter
 
+from yeoul.commands.terminal import standard_input, write_lines
 from yeoul.config import Place
-from yeoul.data.reading import Reading, text_of
+from yeoul.data.reading import Reading
 from yeoul.errors import UserError
-from yeoul.files import new_file, only_writer, write_text
-from yeoul.foreign_text import say, spreadsheet_cell
+from yeoul.files import only_writer
+from yeoul.foreign_text import spreadsheet_cell
 from yeoul.plain_text import split_lines
 from yeoul.units import count
-
-if TYPE_CHECKING:
-    import torch
-
-    from yeoul.infer.texts import Prediction, TextClassifier
-    from yeoul.model.heads import Meaning
-
-TOGETHER = 4096
-"""Texts that are sorted by length together; results appear after so many."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +60,9 @@ class Config:
     """Number type of the weights: auto, float32, bfloat16 or float16."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size is {self.batch_size}, but must be at least 1")
-        if self.context is not None and self.context < 1:
-            raise UserError(f"--context is {self.context}, but must be at least 1")
+        for flag, value in (("batch-size", self.batch_size), ("context", self.context)):
+            if value is not None and value < 1:
+                raise UserError(f"--{flag} is {value}, but must be at least 1")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise UserError(f"{self.threshold:g} is no probability", "--threshold", "give one between 0 and 1")
         if self.text and self.data is not None:
@@ -91,66 +81,24 @@ def run(config: Config) -> int:
     runtime.set_threads()
     refuse_inside(config.out, config.data)
     with nullcontext() if config.out is None else only_writer(config.out):
-        return _run(config)
-
-
-def _run(config: Config) -> int:
-    if config.scores:
-        text = _scores(config)
-        if config.out is None:
-            say(text)
-        else:
-            write_text(config.out, text + "\n")
-        return 0
-    texts = _texts(config)
-    classifier = load_classifier(config.model, device=config.device, dtype=config.dtype)
-    if config.out is None:
-        _write(config, classifier, texts, sys.stdout)
-    else:
-        with new_file(config.out) as beside, beside.open("w", encoding="utf-8") as file:
-            _write(config, classifier, texts, file)
+        write_lines(_scores(config) if config.scores else _predictions(config), config.out)
     return 0
 
 
-def load_classifier(
-    path: str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
-) -> TextClassifier:
-    """A classifier with its tokenizer: `.classify(texts)` gives labels and probabilities.
+def _predictions(config: Config) -> Iterator[str]:
+    """Of each text a JSON object, or label, probability and text."""
+    from yeoul.recipes.classify import classify_texts, load_classifier
 
-    Args:
-        path: a folder of `yeoul finetune --task classify` (the run's, its model's or its adapter's), one
-            of transformers' sequence classification, or the id of one on the hub.
-        device, dtype: as for `yeoul.load`.
-
-    Raises:
-        UserError: no classifier there, or a damaged one; no tokenizer.
-    """
-    import torch
-
-    from yeoul import load, runtime
-    from yeoul.hub import local_folder
-    from yeoul.infer.texts import TextClassifier
-    from yeoul.model.checkpoint import model_folder, stored_dtype
-    from yeoul.model.classifier_folder import head_folder, load_head, load_sequence_classifier
-    from yeoul.model.heads import SequenceClassifier
-    from yeoul.text.tokenizer import Tokenizer
-
-    folder = local_folder(path)
-    beside = head_folder(folder)
-    if beside is not None:
-        decoder, tokenizer = load(beside, device=device, dtype=dtype)
-        model = SequenceClassifier(decoder, load_head(beside, decoder)).eval()
-    else:
-        folder = model_folder(folder)
-        target, wanted = runtime.resolve_device(device), runtime.requested_dtype(dtype)
-        if wanted is None and not runtime.computes_natively(stored_dtype(folder), target):
-            wanted = torch.float32
-        model = load_sequence_classifier(folder, target, wanted)
-        tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
-    if tokenizer is None:
-        raise UserError("the classifier's folder has no tokenizer", folder, "copy the tokenizer files into it")
-    tokenizer.check_fits(model.decoder.config.vocab_size)
-    return TextClassifier(model, tokenizer)
+    texts = _texts(config)
+    classifier = load_classifier(config.model, device=config.device, dtype=config.dtype)
+    meaning, threshold = classifier.model.meaning, config.threshold
+    is_table = config.out is not None and config.out.suffix.lower() in (".tsv", ".csv")
+    for text, found in classify_texts(classifier, texts, config.batch_size, config.context, threshold=threshold):
+        if config.json:
+            yield json.dumps({"text": text, **found.to_dict(meaning)}, ensure_ascii=False)
+            continue
+        cells = [*found.cells(meaning), " ".join(text.split())]
+        yield "\t".join(map(spreadsheet_cell, cells) if is_table else cells)
 
 
 def _texts(config: Config) -> list[str]:
@@ -160,81 +108,20 @@ def _texts(config: Config) -> list[str]:
         return list(config.text)
     if config.data not in (None, "-"):
         return read_texts(str(config.data), text_column=config.text_column, reading=config.reading)
-    source = getattr(sys.stdin, "buffer", None)
-    given = sys.stdin.read() if source is None else text_of(source.read(), "standard input", config.reading)
-    texts = split_lines(given)
-    if not texts:
-        raise UserError("there is no text on standard input", fix="give DATA or --text")
-    return texts
+    if texts := split_lines(standard_input(config.reading)):
+        return texts
+    raise UserError("there is no text on standard input", fix="give DATA or --text")
 
 
-def _write(config: Config, classifier: TextClassifier, texts: Sequence[str], file: TextIO) -> None:
-    meaning = classifier.model.meaning
-    _check_threshold(config, classifier)
-    for text, found in _predictions(config, classifier, texts):
-        if config.json:
-            say(json.dumps({"text": text, **_values(found, meaning)}, ensure_ascii=False), file=file)
-            continue
-        label = found.label if meaning == "one" else ", ".join(found.labels) or "-"
-        number = f"{found.probability:.4f}"
-        if meaning == "values":
-            label, number = ", ".join(classifier.labels), ", ".join(f"{v:.4f}" for v in found.probabilities.values())
-        cells = [label, number, " ".join(text.split())]
-        if config.out is not None and config.out.suffix.lower() in (".tsv", ".csv"):
-            cells = [spreadsheet_cell(cell) for cell in cells]
-        say("\t".join(cells), file=file)
-
-
-def _values(found: Prediction, meaning: Meaning) -> dict[str, Any]:
-    """A prediction as JSON."""
-    rounded = {name: round(value, 6) for name, value in found.probabilities.items()}
-    if meaning == "values":
-        return {"values": rounded}
-    if meaning == "several":
-        return {"labels": list(found.labels), "probabilities": rounded}
-    return {"label": found.label, "probability": round(found.probability, 6), "probabilities": rounded}
-
-
-def _check_threshold(config: Config, classifier: TextClassifier) -> None:
-    if config.threshold is not None and classifier.model.meaning != "several":
-        what = "the classifier's labels exclude one another: the most probable one holds"
-        if classifier.model.meaning == "values":
-            what = "the classifier gives values and has no labels that could hold"
-        raise UserError(what, "--threshold", "leave it out")
-
-
-def _predictions(config: Config, classifier: TextClassifier, texts: Sequence[str]) -> Iterator[tuple[str, Prediction]]:
-    from yeoul.infer.texts import THRESHOLD
-
-    for start in range(0, len(texts), TOGETHER):
-        part = texts[start : start + TOGETHER]
-        found = classifier.classify(
-            part, batch_size=config.batch_size, context=config.context, threshold=config.threshold or THRESHOLD
-        )
-        yield from zip(part, found, strict=True)
-
-
-def _scores(config: Config) -> str:
+def _scores(config: Config) -> Iterator[str]:
+    """How the classifier's labels agree with those of the data."""
     from yeoul.data.labelled import read_labelled
-    from yeoul.evaluate.classification import classification_scores
+    from yeoul.recipes.classify import load_classifier, score_labels
 
     records = read_labelled(
         str(config.data), text_column=config.text_column, label_column=config.label_column, reading=config.reading
     ).records
     classifier = load_classifier(config.model, device=config.device, dtype=config.dtype)
-    if classifier.model.meaning != "one":
-        what = "scores compare one label of each text, but this classifier gives several labels, or values"
-        raise UserError(what, "--scores", "leave it out")
-    numbers = {name: number for number, name in enumerate(classifier.labels)}
-    for record in records:
-        if record.label not in numbers:
-            listed = ", ".join(classifier.labels[:20])
-            raise UserError(f'the classifier has no label "{record.label}"', record.where, f"it has {listed}")
-    found = [p.label for _, p in _predictions(config, classifier, [record.text for record in records])]
-    scores = classification_scores(
-        [numbers[record.label] for record in records], [numbers[label] for label in found], classifier.labels
-    )
-    if config.json:
-        return json.dumps(scores.to_dict(), ensure_ascii=False)
+    scores = score_labels(classifier, records, config.batch_size, config.context)
     head = f"{count(len(records), 'text')}: accuracy {scores.accuracy:.4f}, macro F1 {scores.macro_f1:.4f}."
-    return f"{head}\n{scores.table()}"
+    yield json.dumps(scores.to_dict(), ensure_ascii=False) if config.json else f"{head}\n{scores.table()}"

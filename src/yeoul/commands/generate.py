@@ -17,12 +17,9 @@ from yeoul.data.reading import Reading, text_of
 from yeoul.errors import UserError
 from yeoul.foreign_text import say
 from yeoul.infer.params import SamplingParams
-from yeoul.plain_text import split_lines
-from yeoul.units import count, duration, rate, size
 
 if TYPE_CHECKING:
     from yeoul.infer.engine import GenerationResult
-    from yeoul.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,11 @@ class Config:
 
 def run(config: Config) -> int:
     """Loads the model and prints the continuations."""
-    prompts = read_prompts(config)
+    prompts = _prompts(config)
 
     import yeoul
     from yeoul.infer import engine
+    from yeoul.infer.cost import beyond_training, cost_line
 
     model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype, adapter=config.adapter)
     if tokenizer is None:
@@ -91,70 +89,38 @@ def run(config: Config) -> int:
     else:
         texts = [prompt for prompt in prompts for _ in range(config.num_samples)]
         results = engine.run(model, tokenizer, texts, config.sampling, batch_size=config.batch_size)
-        _print_all(texts, results, config)
+        _print_all(texts, results, as_json=config.json, echo=config.echo)
     if far := beyond_training(model.config, max(r.prompt_tokens + len(r.ids) for r in results)):
         print(far, file=sys.stderr)
     if config.stats:
-        print(statistics(results, time.perf_counter() - start), file=sys.stderr)
+        print(cost_line(results, time.perf_counter() - start), file=sys.stderr)
     return 0
 
 
-def beyond_training(config: ModelConfig, positions: int) -> str | None:
-    """A sentence where linear attention remembers a text longer than those it was trained on, else None."""
-    trained = config.linear_context
-    if trained is None or positions <= trained:
-        return None
-    return (
-        f"This text has {count(positions, 'token')}, but the model's linear attention was trained on texts of up to "
-        f"{trained:,}: beyond that it may remember less than it should."
-    )
+def _prompts(config: Config) -> list[str]:
+    """The prompt, the lines of --prompt-file, or standard input as one prompt."""
+    from yeoul.commands.terminal import standard_input
+    from yeoul.infer.prompts import read_prompts
 
-
-def read_prompts(config: Config) -> list[str]:
-    """The prompt, the lines of --prompt-file, or standard input as one prompt.
-
-    Raises:
-        UserError: a file that is missing or empty; text that is not in its encoding.
-    """
     reading = Reading(encoding=config.encoding)
     if config.prompt_file is not None:
-        try:
-            lines = split_lines(text_of(config.prompt_file.read_bytes(), str(config.prompt_file), reading))
-        except OSError as error:
-            raise UserError(f"the prompts cannot be read: {error.strerror}", config.prompt_file) from None
-        if not (prompts := [line for line in lines if line.strip()]):
-            raise UserError("the file has no prompt", config.prompt_file, "write one prompt per line")
-        return prompts
+        return read_prompts(config.prompt_file, reading)
     if config.prompt is not None and config.prompt != "-":
         return [text_of(config.prompt.encode("utf-8", "surrogateescape"), "PROMPT", reading)]
     if sys.stdin.isatty():
         print("Reading the prompt; end it with Ctrl-D.", file=sys.stderr)
-    source = getattr(sys.stdin, "buffer", None)
-    text = sys.stdin.read() if source is None else text_of(source.read(), "standard input", reading)
-    return [text.removesuffix("\n")]
+    return [standard_input(reading).removesuffix("\n")]
 
 
 def _write(text: str) -> None:
     say(text, end="", flush=True)
 
 
-def _print_all(prompts: Sequence[str], results: Sequence[GenerationResult], config: Config) -> None:
+def _print_all(prompts: Sequence[str], results: Sequence[GenerationResult], *, as_json: bool, echo: bool) -> None:
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True), 1):
-        if config.json:
+        if as_json:
             say(json.dumps({"prompt": prompt, **asdict(result)}, ensure_ascii=False))
             continue
         if len(results) > 1:
             print(f"--- {number} of {len(results)} ---")
-        say((prompt if config.echo else "") + result.text)
-
-
-def statistics(results: Sequence[GenerationResult], seconds: float) -> str:
-    """One line: tokens read and written, speed of decoding, bytes of the cache, why the text ended."""
-    read, written = sum(r.prompt_tokens for r in results), sum(len(r.ids) for r in results)
-    speed, ending = f"{rate(written / max(seconds, 1e-9))} in total", ""
-    if len(results) == 1:
-        (one,) = results
-        speed = f"{rate(one.tokens_per_second)} after {duration(one.prefill_seconds)}"
-        ending = f", ended by {one.finish_reason}"
-    cache = size(max(r.cache_bytes for r in results))
-    return f"{count(read, 'token')} read, {written:,} generated, {speed}, cache {cache}{ending}"
+        say((prompt if echo else "") + result.text)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
 
+from yeoul.data.reading import Reading, text_of
 from yeoul.errors import UserError
-from yeoul.foreign_text import visible
+from yeoul.files import new_file
+from yeoul.foreign_text import say, visible
 from yeoul.lines import folded
-
-if TYPE_CHECKING:
-    from yeoul.infer.engine import TextStream
 
 QUOTES = '"""'
 
@@ -68,6 +69,25 @@ def _line(prompt: str) -> str:
         raise UserError("the text is not UTF-8", "standard input") from None
 
 
+def standard_input(reading: Reading) -> str:
+    """All of standard input.
+
+    Raises:
+        UserError: it is not in the encoding of `reading`.
+    """
+    source = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read() if source is None else text_of(source.read(), "standard input", reading)
+
+
+def write_lines(lines: Iterator[str], out: Path | None) -> None:
+    """Lines on the screen as they come, or as one file, which is begun with the first of them."""
+    begun = list(islice(lines, 1))
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(stack.enter_context(new_file(out)).open("w", encoding="utf-8")) if out else None
+        for line in chain(begun, lines):
+            say(line, file=file)
+
+
 def checked_text(text: str) -> str:
     """The text, if it is one: a terminal passes on bytes that are not UTF-8 as lone surrogates."""
     try:
@@ -78,14 +98,14 @@ def checked_text(text: str) -> str:
 
 
 @contextlib.contextmanager
-def stopped_by_ctrl_c(stream: TextStream) -> Iterator[None]:
-    """Ctrl-C ends the answer between two tokens, so that its cache stays whole; a second one, at once."""
+def stopped_by_ctrl_c(cancel: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls `cancel`, which ends an answer between two tokens; a second one ends it at once."""
     presses = 0
 
     def press(number: int, frame: Any) -> None:
         nonlocal presses
         presses += 1
-        stream.cancel()
+        cancel()
         if presses > 1:
             raise KeyboardInterrupt
 

@@ -22,7 +22,7 @@ class Screen:
     that overlap by half, and counts as its worst piece. Safe to call from several threads.
 
     Args:
-        classifier: a classifier of one label a text, with its tokenizer.
+        classifier: of `yeoul.load_classifier`, with one label for each text.
         labels: those that are refused; their probabilities are added.
         threshold: refused from this probability on, above 0 and at most 1.
 

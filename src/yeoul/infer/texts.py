@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from yeoul.data.text_batches import TextBatch, text_batches
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
-from yeoul.model.heads import SequenceClassifier, TextVectors
+from yeoul.model.heads import Meaning, SequenceClassifier, TextVectors
 from yeoul.model.vector_settings import Reading
 from yeoul.text.tokenizer import Tokenizer
 
@@ -94,6 +95,26 @@ class Prediction:
         """Of the most probable class."""
         return self.probabilities[self.label]
 
+    def cells(self, meaning: Meaning = "one") -> tuple[str, str]:
+        """Label and probability for a table: all that hold of several labels, all values of a regression."""
+        if meaning == "values":
+            return ", ".join(self.probabilities), ", ".join(f"{value:.4f}" for value in self.probabilities.values())
+        label = self.label if meaning == "one" else ", ".join(self.labels) or "-"
+        return label, f"{self.probability:.4f}"
+
+    def to_dict(self, meaning: Meaning = "one") -> dict[str, Any]:
+        """JSON values, rounded to six decimals.
+
+        Args:
+            meaning: of the classifier.
+        """
+        rounded = {name: round(value, 6) for name, value in self.probabilities.items()}
+        if meaning == "values":
+            return {"values": rounded}
+        if meaning == "several":
+            return {"labels": list(self.labels), "probabilities": rounded}
+        return {"label": self.label, "probability": round(self.probability, 6), "probabilities": rounded}
+
 
 @dataclass
 class TextClassifier:
@@ -106,6 +127,10 @@ class TextClassifier:
     def labels(self) -> list[str]:
         """Names of the classes."""
         return self.model.labels
+
+    def __call__(self, texts: Sequence[str], **settings: Any) -> list[Prediction]:
+        """`classify`."""
+        return self.classify(texts, **settings)
 
     def logits(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE, context: int | None = None) -> Tensor:
         """(len(texts), labels) fp32.
@@ -130,13 +155,14 @@ class TextClassifier:
         *,
         batch_size: int = BATCH_SIZE,
         context: int | None = None,
-        threshold: float = THRESHOLD,
+        threshold: float | None = None,
     ) -> list[Prediction]:
         """The classes of texts; arguments as `logits`, and:
 
         Args:
-            threshold: where labels do not exclude one another, the probability from which on one holds.
+            threshold: where labels do not exclude one another, the probability from which on one holds; 0.5 where None.
         """
+        threshold = THRESHOLD if threshold is None else threshold
         logits = self.logits(texts, batch_size=batch_size, context=context)
         meaning = self.model.meaning
         values = {"one": logits.softmax(-1), "several": logits.sigmoid(), "values": logits}[meaning]
@@ -169,6 +195,10 @@ class TextEmbedder:
     def width(self) -> int:
         """Numbers of a vector."""
         return self.vectors.width(self.model.config.hidden_size)
+
+    def __call__(self, texts: Sequence[str], **settings: Any) -> Tensor:
+        """`embed`."""
+        return self.embed(texts, **settings)
 
     def embed(
         self,

@@ -59,14 +59,16 @@ class ModelFolder:
         return top, adapter_folder(top)
 
     @classmethod
-    def open_whole(cls, name: str | Path, flag: str = "") -> ModelFolder:
+    def open_whole(cls, name: str | Path, flag: str = "", *, otherwise: str = "") -> ModelFolder:
         """`open`, where an adapter will not do.
 
         Args:
             flag: by which the model is given, for the sentence that refuses.
+            otherwise: what can be done with an adapter instead, at the end of that sentence.
         """
         if cls._found(name)[1] is not None:  # whose base model may not be there
             fix = f"merge it first (yeoul export {shlex.quote(str(name))} --format hf --out FOLDER) and give FOLDER"
+            fix += f"; {otherwise}" if otherwise else ""
             raise UserError("this is an adapter, not a model", f"{flag} {name}".strip(), fix)
         return cls.open(name)
 

@@ -1,7 +1,8 @@
-"""Flags of the verbs that answer people: a classifier that screens what is asked and said."""
+"""A classifier that screens what people ask and what models answer: settings, and how it is opened."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,7 @@ THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScreenFlags:
+class ScreenOptions:
     """The safety screen."""
 
     screen: Place | None = None
@@ -35,22 +36,35 @@ class ScreenFlags:
                 raise UserError("there is no classifier to screen with", flag, "name it: --screen FOLDER")
 
     def open(self, device: str = "auto") -> Screen | None:
-        """The screen, None without one.
-
-        Raises:
-            UserError: no classifier there, one that cannot screen, or one without the label.
-        """
+        """The screen, None without one; raises as `load_screen`."""
         if self.screen is None:
             return None
-        from yeoul.commands.classify import load_classifier
-        from yeoul.infer.screen import Screen
-
         threshold = THRESHOLD if self.screen_threshold is None else self.screen_threshold
-        _refuse_independent_labels(self.screen)
-        return Screen(load_classifier(self.screen, device=device), self.screen_label, threshold)
+        return load_screen(self.screen, self.screen_label, threshold, device=device)
 
 
-def _refuse_independent_labels(path: str) -> None:
+def load_screen(
+    path: str | Path, labels: Sequence[str] | str, threshold: float = THRESHOLD, *, device: str = "auto"
+) -> Screen:
+    """A classifier that refuses texts with some of its labels, see `yeoul.infer.screen.Screen`.
+
+    Args:
+        path: as for `yeoul.load_classifier`.
+        labels: those that are refused; their probabilities are added.
+        threshold: refused from this probability on, above 0 and at most 1.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UserError: no classifier there, one that cannot screen, or one without the label.
+    """
+    from yeoul.infer.screen import Screen
+    from yeoul.recipes.classify import load_classifier
+
+    _refuse_independent_labels(path)
+    return Screen(load_classifier(path, device=device), labels, threshold)
+
+
+def _refuse_independent_labels(path: str | Path) -> None:
     """UserError for a classifier whose labels do not exclude one another: their probabilities are other ones."""
     from yeoul.hub import local_folder
     from yeoul.model.checkpoint import model_folder

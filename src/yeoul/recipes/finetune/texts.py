@@ -1,4 +1,4 @@
-"""What `--task classify` and `--task embed` have in common: whole texts as rows."""
+"""What the tasks classify and embed have in common: whole texts as rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from yeoul.errors import UserError
 from yeoul.files import write_json
+from yeoul.recipes.finetune.data import check_share, chosen_context
+from yeoul.recipes.finetune.task import Task, TaskSetup, refuse_train_tokens
 from yeoul.safe_json import read_object
 from yeoul.units import count
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from yeoul.commands.finetune import Config
     from yeoul.data.text_batches import Item, TextLoader
     from yeoul.model.config import ModelConfig
     from yeoul.model.decoder import Decoder
@@ -27,7 +28,7 @@ LONGEST = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFlags:
+class WholeTextOptions:
     """Of --task classify and embed."""
 
     pooling: Literal["last", "mean"] | None = None
@@ -50,26 +51,19 @@ class TextFlags:
             raise UserError(f"--piece-length is {self.piece_length}, but must be at least 1")
 
 
-def check_share(value: float, flag: str) -> None:
-    """UserError unless a value is from 0 to below 1."""
-    if not 0 <= value < 1:
-        raise UserError(f"{value} is not a share from 0 to below 1", flag)
-
-
-class TextTask:
+class TextTask(Task):
     """The common part of tasks over whole texts; `prepare` of theirs calls `set_items`.
 
     Attributes:
         bucket_by_length: texts of a batch are of similar length, as `TextLoader` means it; set before `set_items`.
     """
 
-    context = epoch_batches = 0
     bucket_by_length = True
 
-    def __init__(self, config: Config) -> None:
-        if config.lora.train_tokens:
-            raise UserError(f"--task {config.task} cannot train embeddings of tokens", "--train-tokens", "leave it out")
-        self.config = config
+    def __init__(self, setup: TaskSetup, texts: WholeTextOptions) -> None:
+        refuse_train_tokens(setup, self.name, "leave it out")
+        super().__init__(setup)
+        self.whole_texts, self.head_rate = texts, texts.head_lr
         self.items: list[Item] = []
         self.val: list[Item] = []
         self.targets: np.ndarray | None = None
@@ -81,7 +75,7 @@ class TextTask:
         """Tokens of the examples, each one or several texts, within the context."""
         from yeoul.infer.texts import padding_id
 
-        longest_piece = self.config.texts.piece_length
+        longest_piece = self.whole_texts.piece_length
         tokenizer = tokenizer if longest_piece is None else tokenizer.with_short_pieces(longest_piece)
         self.model, self.tokenizer = model, tokenizer
         self.pad_id = padding_id(tokenizer, model.config)
@@ -89,15 +83,12 @@ class TextTask:
         self.items, self.cut = self._encoded(train, limit)
         self.val = self._encoded(val, limit)[0] if val else []
         longest = max(len(text) for item in self.items for text in item)
-        self.context = self.config.train.context or max(2, longest)
+        self.context = self.training.context or max(2, longest)
         self.epoch_batches = self.loader().epoch_batches
 
     def _limit(self, model: ModelConfig) -> int:
-        given = self.config.train.context
-        if given is None:
-            return min(model.max_position_embeddings, LONGEST)
-        model.check_context(given)
-        return given
+        longest = min(model.max_position_embeddings, LONGEST)
+        return chosen_context(self.training.context, model, longest)
 
     def _encoded(self, examples: Sequence[Sequence[str]], limit: int) -> tuple[list[Item], int]:
         import numpy as np
@@ -113,10 +104,10 @@ class TextTask:
         """From the beginning of the first epoch."""
         from yeoul.data.text_batches import TextLoader
 
-        train = self.config.train
+        train = self.training
         return TextLoader(
             self.items, self.targets, batch_size=train.batch_size, seed=train.seed, pad_id=self.pad_id,
-            drop=self.config.texts.word_dropout, bucket_by_length=self.bucket_by_length, ends=self._ends,
+            drop=self.whole_texts.word_dropout, bucket_by_length=self.bucket_by_length, ends=self._ends,
         )  # fmt: skip
 
     @property
@@ -140,7 +131,7 @@ class TextTask:
         """In which validation multiplies."""
         from yeoul import runtime
 
-        return runtime.resolve_dtype(self.config.train.dtype, self.model.device)
+        return runtime.resolve_dtype(self.training.dtype, self.model.device)
 
     def data_lines(self, what: str, skipped: int, complaint: str) -> list[str]:
         """Sizes, and what was left out or cut."""

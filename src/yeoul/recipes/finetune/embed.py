@@ -1,15 +1,16 @@
-"""`yeoul finetune --task embed`: vectors of texts, from pairs that belong together."""
+"""The task embed: vectors of texts, from pairs that belong together."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from yeoul.commands.finetune_texts import TextTask
 from yeoul.errors import UserError
+from yeoul.recipes.finetune.data import show_loss_mask
+from yeoul.recipes.finetune.task import Outcome, TaskSetup, Validate
+from yeoul.recipes.finetune.texts import TextTask, WholeTextOptions, save_tokenizer
 from yeoul.train.criterion import Criterion
 from yeoul.units import count
 
@@ -17,10 +18,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from yeoul.commands.finetune import Config
-    from yeoul.commands.finetune_tasks import Validate
     from yeoul.data.labelled import Table, TextPair
     from yeoul.data.text_batches import Item
+    from yeoul.infer.texts import TextEmbedder
     from yeoul.model.decoder import Decoder
     from yeoul.model.heads import TextVectors
     from yeoul.text.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedFlags:
+class EmbedOptions:
     """Of --task embed."""
 
     pair_columns: tuple[str, str] | None = None
@@ -58,11 +58,6 @@ class EmbedFlags:
             raise UserError(what, "--freeze-model", "add --whiten")
 
 
-def make(config: Config) -> EmbedTask:
-    """The task."""
-    return EmbedTask(config)
-
-
 def _stripped(texts: Sequence[str]) -> tuple[str, ...]:
     """As they are read later for their vectors."""
     return tuple(text.strip() for text in texts)
@@ -81,29 +76,32 @@ MOST_KNOWN = 2**31
 
 
 class EmbedTask(TextTask):
-    """Pairs of texts, as `Task` asks; with --whiten, `extra` makes vectors of the pooled states."""
+    """Pairs of texts; with --whiten, `extra` makes vectors of the pooled states."""
 
+    name, verb = "embed", "embed"
     extra: TextVectors | None = None
     loss, ways, splits = "hidden", 2, False
 
+    def __init__(self, setup: TaskSetup, texts: WholeTextOptions, options: EmbedOptions) -> None:
+        super().__init__(setup, texts)
+        self.options = options
+
     def check_data(self) -> None:
         """Reads the data and divides it."""
-        from yeoul.commands.finetune_tasks import divide
-
-        config = self.config
-        table = self._read(config.data)
+        how = self.examples
+        table = self._read(self.data)
         train, val = table.records, list["TextPair"]()
-        if config.val_data is not None:
-            val = self._read(config.val_data).records
-        elif config.val_fraction:
-            train, val = divide(train, config.val_fraction, config.val_max, lambda pair: pair.texts)
+        if how.val_data is not None:
+            val = self._read(how.val_data).records
+        elif how.val_fraction:
+            train, val = how.held_out(train, lambda pair: pair.texts)
         self.first, self.scored = train[0], train[0].score is not None
         self._check_kinds(train, val)
         if self.scored:
             known = [pair.score for pair in train if pair.score is not None]
             self.low, self.high = min(known), max(known)
             if self.low == self.high:
-                raise UserError(f"all pairs have the score {self.low:g}", config.data, "give different scores")
+                raise UserError(f"all pairs have the score {self.low:g}", self.data, "give different scores")
         self.pairs = train, val
         self.skipped, self.complaint = table.skipped, next(iter(table.complaints), "")
 
@@ -124,13 +122,13 @@ class EmbedTask(TextTask):
 
     def _freeze(self, model: Decoder) -> None:
         """What the vectors do not depend on, or is not to be trained, gets no gradients."""
-        flags, lora = self.config.embed, self.config.method != "full"
-        if self.config.texts.head_lr is not None and (flags.freeze_model or not flags.whiten):
+        flags, lora = self.options, self.adapter
+        if self.head_rate is not None and (flags.freeze_model or not flags.whiten):
             fix = "give its rate as --lr" if flags.freeze_model else "add --whiten"
             raise UserError("there is no layer that could have its own learning rate", "--head-lr", fix)
-        if lora and flags.freeze_model:
+        if lora is not None and flags.freeze_model:
             raise UserError("a frozen model has no adapter to train", "--freeze-model", "leave out --method")
-        if lora and flags.states == "embeddings" and "embed_tokens" not in self.config.lora.target_modules:
+        if lora is not None and flags.states == "embeddings" and "embed_tokens" not in lora.target_modules:
             fix = "leave out --method, or use --states both"
             raise UserError("the adapter is in the blocks, which the embeddings do not use", "--states", fix)
         for name, parameter in model.named_parameters():
@@ -138,7 +136,7 @@ class EmbedTask(TextTask):
                 parameter.requires_grad_(False)
         if flags.freeze_model:
             self.learned, self.rate = "the layer on its vectors alone", FROZEN_RATE
-        elif flags.states == "embeddings" and not lora:
+        elif flags.states == "embeddings" and lora is None:
             self.learned = "the embeddings" + (" and the layer on them" if flags.whiten else "")
 
     def _make_vectors(self) -> None:
@@ -148,18 +146,18 @@ class EmbedTask(TextTask):
 
         from yeoul.model.heads import TextVectors, Whitening
 
-        flags = self.config.embed
-        self.vectors = TextVectors(self.config.texts.pooling or "mean", flags.states)
+        flags = self.options
+        self.vectors = TextVectors(self.whole_texts.pooling or "mean", flags.states)
         self.known: Tensor | None = None
         self.known_val: Tensor | None = None
         if not flags.whiten:
             return
         ways, width = len(self.items[0]), self.vectors.pooled_width(self.model.config.hidden_size)
-        constant = flags.freeze_model and not self.config.texts.word_dropout
+        constant = flags.freeze_model and not self.whole_texts.word_dropout
         if constant and 4 * len(self.items) * ways * width <= MOST_KNOWN:
             self.known = self._pooled(self.items)
             self.known_val = self._pooled(self.val) if self.val else None
-        draw = np.random.default_rng(self.config.train.seed)
+        draw = np.random.default_rng(self.training.seed)
         count = min(len(self.items), max(1, WHITENED // ways))
         chosen = np.sort(draw.choice(len(self.items), count, replace=False))
         if self.known is None:
@@ -173,21 +171,20 @@ class EmbedTask(TextTask):
         """(N, ways, width): the pooled states of examples."""
         from yeoul.train.texts import pooled_items
 
-        size = self.config.train.batch_size
+        size = self.training.batch_size
         return pooled_items(self.model, self.vectors, items, batch_size=size, dtype=self.compute_dtype())
 
     def _read(self, spec: str) -> Table[TextPair]:
         from yeoul.data.labelled import read_pairs
 
-        config = self.config
         return read_pairs(
-            spec, pair_columns=config.embed.pair_columns, score_column=config.embed.score_column,
-            on_bad_record=config.on_bad_record, reading=config.reading,
+            spec, pair_columns=self.options.pair_columns, score_column=self.options.score_column,
+            on_bad_record=self.examples.on_bad_record, reading=self.examples.reading,
         )  # fmt: skip
 
     def _check_kinds(self, train: Sequence[TextPair], val: Sequence[TextPair]) -> None:
         """Loss, training data and validation data agree about scores."""
-        flags = self.config.embed
+        flags = self.options
         # CoSENT minds the worst pairs most, which pulls a layer that begins as a whitening apart.
         usual = "pearson" if flags.whiten else "cosent"
         self.loss_name = flags.pair_loss or (usual if self.scored else "infonce")
@@ -201,20 +198,18 @@ class EmbedTask(TextTask):
             self.criterion = Criterion(key="spearman", name="Spearman of the validation", higher=True)
         else:
             self.criterion = Criterion(key="partner_found", name="share that finds its partner", higher=True)
-        if self.loss_name == "pearson" and self.config.train.batch_size < LEAST_PEARSON:
+        if self.loss_name == "pearson" and self.training.batch_size < LEAST_PEARSON:
             raise UserError("fewer than three pairs have no correlation", "--batch-size", "give 3 or more")
         if val and (val[0].score is not None) != self.scored:
-            raise UserError("only one of the training and validation data has scores", self.config.val_data)
+            raise UserError("only one of the training and validation data has scores", self.examples.val_data)
 
     def introduce(self) -> list[str]:
         """Sizes, the loss, and the first example."""
-        from yeoul.commands.finetune_tasks import marked
-
         kind = count(len(self.items), "triple" if self.first.negative is not None else "pair")
         scores = f" with scores from {self.low:g} to {self.high:g}" if self.scored else ""
         lines = self.data_lines(f"{kind}{scores}", self.skipped, self.complaint)
         lines.append(f"Loss: {self.loss_name}; a text's vector is the {self._described()}.")
-        shown = [marked(self.tokenizer, list(ids), [True] * len(ids)).split("\n")[-1] for ids in self.items[0]]
+        shown = [show_loss_mask(self.tokenizer, list(ids), [True] * len(ids)).split("\n")[-1] for ids in self.items[0]]
         score = f"\n  score {self.first.score:g}" if self.first.score is not None else ""
         return [*lines, "First example, tokens separated by bars:", "\n".join(shown) + score]
 
@@ -226,7 +221,7 @@ class EmbedTask(TextTask):
     def _loss(self) -> PairLoss:
         from yeoul.train import contrastive
 
-        temperature = self.config.embed.temperature
+        temperature = self.options.temperature
 
         def loss(vectors: tuple[Tensor, ...], scores: Tensor | None) -> Tensor:
             if scores is None:
@@ -273,15 +268,14 @@ class EmbedTask(TextTask):
 
         loss, total = self._loss(), 0.0
         scores = None if self.val_targets is None else torch.from_numpy(self.val_targets)
-        for start in range(0, len(self.val), self.config.train.batch_size):
-            part = slice(start, start + self.config.train.batch_size)
+        for start in range(0, len(self.val), self.training.batch_size):
+            part = slice(start, start + self.training.batch_size)
             here = tuple(way[part] for way in vectors)
             total += float(loss(here, None if scores is None else scores[part])) * len(here[0])
         return total / len(self.val)
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Model, tokenizer, and how vectors are made of its states."""
-        from yeoul.commands.finetune_texts import save_tokenizer
         from yeoul.model.checkpoint import save_model
         from yeoul.model.pooling_folder import save_vectors
         from yeoul.recipes.saving import merged_model
@@ -299,16 +293,21 @@ class EmbedTask(TextTask):
 
     def save_beside(self, folder: Path) -> None:
         """Tokenizer, and how vectors are made of the model's states."""
-        from yeoul.commands.finetune_texts import save_tokenizer
         from yeoul.model.pooling_folder import save_vectors
 
         save_tokenizer(self.tokenizer, folder, self.pad_id)
         save_vectors(folder, self.model.config, self.vectors, modules=False)
 
-    def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
-        """What the vectors are worth, before and after, and how to make some."""
-        lines = []
-        for key, what in (("spearman", "Spearman"), ("partner_found", "Share that finds its partner")):
-            if key in before and key in after:
-                lines.append(f"{what} on the validation data: {before[key]:.4f} before, {after[key]:.4f} after.")
-        return [*lines, f"Next: yeoul embed {shlex.quote(str(out))} --data texts.txt --out vectors.npy"]
+    def embedder(self) -> TextEmbedder:
+        """Model and layers."""
+        from yeoul.infer.texts import TextEmbedder
+
+        return TextEmbedder(self.model, self.tokenizer, self.vectors.eval())
+
+    def outcome(self, before: dict[str, float], after: dict[str, float]) -> Outcome:
+        """What the vectors are worth, before and after."""
+        shown = (("spearman", "Spearman"), ("partner_found", "Share that finds its partner"))
+        return Outcome(lines=tuple(
+            f"{what} on the validation data: {before[key]:.4f} before, {after[key]:.4f} after."
+            for key, what in shown if key in before and key in after
+        ))  # fmt: skip

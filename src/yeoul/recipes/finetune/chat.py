@@ -1,4 +1,4 @@
-"""`yeoul finetune --task chat`: conversations, instructions and plain text, by the next token."""
+"""The task chat: conversations, instructions and plain text, by the next token."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from yeoul.commands.finetune_tasks import Talking, to_open
 from yeoul.errors import UserError
+from yeoul.recipes.finetune.data import chosen_context, show_loss_mask
+from yeoul.recipes.finetune.task import GeneratingTask, Outcome, TaskSetup, Validate
 from yeoul.units import count
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from yeoul.commands.finetune import Config
-    from yeoul.commands.finetune_tasks import Validate
     from yeoul.data.batch import Batch
     from yeoul.data.conversations import Record
     from yeoul.data.examples import Example, ExampleLoader
@@ -36,7 +32,7 @@ ENCODED_TOGETHER = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatFlags:
+class ChatOptions:
     """What --task chat reads and learns."""
 
     train_on: Literal["assistant", "all"] = "assistant"
@@ -56,11 +52,6 @@ class ChatFlags:
             raise UserError("question and answer need a column each", missing, "give this one too")
 
 
-def make(config: Config) -> ChatTask:
-    """The task."""
-    return ChatTask(config)
-
-
 @dataclass
 class Material:
     """What was read.
@@ -78,19 +69,20 @@ class Material:
     complaint: str = ""
 
 
-class ChatTask(Talking):
-    """Conversations and plain texts, as `Task` asks; nothing is trained beside the model."""
+class ChatTask(GeneratingTask):
+    """Conversations and plain texts; nothing is trained beside the model."""
 
-    extra: nn.Module | None = None
-    context = epoch_batches = 0
-    masked = True
+    name = "chat"
+    packed = True
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, setup: TaskSetup, options: ChatOptions) -> None:
+        super().__init__(setup)
+        self.options = options
+        self._known_parts: dict[str, list[tuple[str, bool]]] = {}
 
     def check_data(self) -> None:
         """Every record; of plain text the first document."""
-        for spec in (self.config.data, self.config.val_data):
+        for spec in (self.data, self.examples.val_data):
             for name, plain in self._parts(spec) if spec is not None else ():
                 if plain:
                     next(self._documents(name), None)
@@ -99,22 +91,20 @@ class ChatTask(Talking):
 
     def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Reads the data, renders it, divides it, and fits it into the context."""
-        from yeoul.commands.finetune_tasks import divide
-
-        config = self.config
+        options, val_data = self.examples, self.examples.val_data
         self.model, self.tokenizer = model, tokenizer
         self.given_template = tokenizer.chat_template
-        material = self.material = self._read(config.data)
+        material = self.material = self._read(self.data)
         train, val = material.examples, list["Example"]()
-        if config.val_data is not None:
-            val = self._read(config.val_data).examples
-        elif config.val_fraction:
+        if val_data is not None:
+            val = self._read(val_data).examples
+        elif options.val_fraction:
             key = lambda example: (example.ids.tobytes(), example.trained.tobytes())  # noqa: E731
-            train, val = divide(train, config.val_fraction, config.val_max, key)
-        self.packing = not material.conversations if config.chat.packing is None else config.chat.packing
+            train, val = options.held_out(train, key)
+        self.packing = not material.conversations if self.options.packing is None else self.options.packing
         self.context = self._context(train)
-        self.train, self.cut, self.dropped = self._fitted(train, config.data)
-        self.val = self._fitted(val, config.val_data or config.data)[0] if val else []
+        self.train, self.cut, self.dropped = self._fitted(train, self.data)
+        self.val = self._fitted(val, val_data or self.data)[0] if val else []
         self.epoch_batches = self._batches_of_an_epoch()
         self.tokens = self._template_tokens()
 
@@ -124,8 +114,6 @@ class ChatTask(Talking):
 
     def introduce(self) -> list[str]:
         """Sizes, what was left out, and the first example."""
-        from yeoul.commands.finetune_tasks import marked
-
         material = self.material
         kinds = [count(number, name) for number, name in
                  ((material.conversations, "conversation"), (material.texts, "text")) if number]  # fmt: skip
@@ -143,7 +131,7 @@ class ChatTask(Talking):
         if material.conversations and self.given_template is None:
             lines.append("The model has no chat template; the default one is saved with it.")
         lines.append(self._begins())
-        return [*lines, marked(self.tokenizer, self.train[0].ids.tolist(), self.train[0].trained.tolist())]
+        return [*lines, show_loss_mask(self.tokenizer, self.train[0].ids.tolist(), self.train[0].trained.tolist())]
 
     def _begins(self) -> str:
         """How the sequences begin, which is the chat template's to decide for conversations."""
@@ -158,7 +146,7 @@ class ChatTask(Talking):
         """From the beginning of the first epoch."""
         from yeoul.data.examples import ExampleLoader
 
-        train = self.config.train
+        train = self.training
         return ExampleLoader(
             self.train, batch_size=train.batch_size, context=self.context, seed=train.seed, packing=self.packing,
             pad_id=self._pad_id,
@@ -177,25 +165,28 @@ class ChatTask(Talking):
 
         if not self.val:
             return None
-        dtype = runtime.resolve_dtype(self.config.train.dtype, self.model.device)
+        dtype = runtime.resolve_dtype(self.training.dtype, self.model.device)
         return validation(self.model, self._held_out, self.tokenizer, dtype)
 
     def _held_out(self) -> Iterable[Batch]:
         from yeoul.data.examples import example_batches
 
         return example_batches(
-            self.val, batch_size=self.config.train.rows, context=self.context, packing=self.packing,
+            self.val, batch_size=self.training.rows, context=self.context, packing=self.packing,
             pad_id=self._pad_id,
         )  # fmt: skip
 
-    def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
-        """Perplexity before and after, and how to talk with the model."""
-        lines = []
-        if before and after:
-            whose = "Answer perplexity" if self.material.conversations else "Perplexity"
-            lines.append(f"{whose} {before['perplexity']:.4g} before, {after['perplexity']:.4g} after.")
-        verb = "chat" if self.material.conversations else "generate"
-        return [*lines, f"Next: yeoul {verb} {to_open(self.config, out)}"]
+    @property
+    def verb(self) -> str:
+        """A model that has seen conversations is talked with."""
+        return "chat" if self.material.conversations else "generate"
+
+    def outcome(self, before: dict[str, float], after: dict[str, float]) -> Outcome:
+        """Perplexity before and after."""
+        if not (before and after):
+            return Outcome()
+        whose = "Answer perplexity" if self.material.conversations else "Perplexity"
+        return Outcome(lines=(f"{whose} {before['perplexity']:.4g} before, {after['perplexity']:.4g} after.",))
 
     # -- the data
 
@@ -209,28 +200,31 @@ class ChatTask(Talking):
                 self._read_records(name, material)
         return material
 
-    def _parts(self, spec: str) -> Iterator[tuple[str, bool]]:
+    def _parts(self, spec: str) -> list[tuple[str, bool]]:
         """Each part, and whether it is plain text: where it is nothing else, or by `--text-column`."""
         from yeoul.data.sources import resolve
 
-        for source in resolve(spec, reading=self.config.reading):
-            texts = source.builtin_bytes or all(kind == ".txt" for _, kind in source.files)
-            yield source.name, bool(texts) or self.config.text_column is not None
+        if spec not in self._known_parts:
+            named, parts = self.examples.text_column is not None, []
+            for source in resolve(spec, reading=self.examples.reading):
+                texts = source.builtin_bytes or all(kind == ".txt" for _, kind in source.files)
+                parts.append((source.name, bool(texts) or named))
+            self._known_parts[spec] = parts
+        return self._known_parts[spec]
 
     def _documents(self, spec: str) -> Iterator[str]:
         """Plain texts as `yeoul pretrain` reads them."""
         from yeoul.data.documents import read_documents
 
-        return iter(read_documents([spec], text_column=self.config.text_column, reading=self.config.reading))
+        return iter(read_documents([spec], text_column=self.examples.text_column, reading=self.examples.reading))
 
     def _records(self, spec: str) -> Records[Record]:
         """Conversations, and texts among them."""
         from yeoul.data.conversations import read_conversations
 
-        config = self.config
         return read_conversations(
-            spec, question_column=config.chat.question_column, answer_column=config.chat.answer_column,
-            on_bad_record=config.on_bad_record, reading=config.reading,
+            spec, question_column=self.options.question_column, answer_column=self.options.answer_column,
+            on_bad_record=self.examples.on_bad_record, reading=self.examples.reading,
         )  # fmt: skip
 
     def _read_texts(self, spec: str, material: Material) -> None:
@@ -251,7 +245,7 @@ class ChatTask(Talking):
         from yeoul.data.examples import make_examples
         from yeoul.text.chat import ensure_template, render_chat
 
-        config, texts, talking = self.config, 0, ensure_template(self.tokenizer)
+        texts, talking = 0, ensure_template(self.tokenizer)
 
         def encode(text: str) -> list[int]:
             nonlocal texts
@@ -259,7 +253,7 @@ class ChatTask(Talking):
             return self.tokenizer.framing.document(self.tokenizer.encode(text))
 
         records = self._records(spec)
-        render = partial(render_chat, talking, train_on=config.chat.train_on)
+        render = partial(render_chat, talking, train_on=self.options.train_on)
         material.examples += make_examples(records, render, encode)
         material.texts += texts
         if records.read > texts:  # plain text teaches no template
@@ -270,12 +264,11 @@ class ChatTask(Talking):
 
     def _context(self, examples: list[Example]) -> int:
         """Tokens of a row: those asked for, else of the longest example, within the model's length and `LONGEST`."""
-        given, model = self.config.train.context, self.model.config
-        if given is not None:
-            model.check_context(given)
-            return given
+        model = self.model.config
         most = min(model.max_position_embeddings, LONGEST)
-        return most if self.packing else max(2, min(most, max(len(example.ids) - 1 for example in examples)))
+        if not self.packing:
+            most = max(2, min(most, max((len(example.ids) - 1 for example in examples), default=2)))
+        return chosen_context(self.training.context, model, most)
 
     def _fitted(self, examples: list[Example], where: str) -> tuple[list[Example], int, int]:
         """Examples of at most `context` + 1 tokens, how many were cut, and how many had nothing left to learn."""
@@ -292,7 +285,9 @@ class ChatTask(Talking):
         """Special tokens that the chat template writes into the examples, where their embeddings are to be trained."""
         from yeoul.text.chat import CHAT_TOKENS
 
-        tokenizer, wanted = self.tokenizer, self.config.lora.train_tokens
+        if self.adapter is None:
+            return ()
+        tokenizer, wanted = self.tokenizer, self.adapter.train_tokens
         if wanted is None:
             wanted = all(token in tokenizer.special_tokens for token in CHAT_TOKENS)
         if not wanted or not self.material.conversations:
@@ -308,7 +303,7 @@ class ChatTask(Talking):
         if self.packing:
             pieces = (Piece(number, len(example.ids) - 1) for number, example in enumerate(self.train))
             rows = sum(1 for _ in pack_rows(pieces, self.context))
-        return math.ceil(rows / self.config.train.batch_size)
+        return math.ceil(rows / self.training.batch_size)
 
     @property
     def _pad_id(self) -> int:

@@ -1,27 +1,27 @@
-"""`yeoul finetune --task classify`: texts and their labels."""
+"""The task classify: texts and their labels."""
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yeoul.commands.finetune_texts import TextTask, check_share
 from yeoul.errors import UserError
+from yeoul.recipes.finetune.data import check_share, show_loss_mask
+from yeoul.recipes.finetune.task import Outcome, TaskSetup, Validate
+from yeoul.recipes.finetune.texts import TextTask, WholeTextOptions, save_tokenizer
 from yeoul.units import count
 
 if TYPE_CHECKING:
     import torch
 
-    from yeoul.commands.finetune import Config
-    from yeoul.commands.finetune_tasks import Validate
     from yeoul.data.labelled import LabelledText, Table
     from yeoul.evaluate.classification import ClassificationScores
+    from yeoul.infer.texts import TextClassifier
     from yeoul.model.decoder import Decoder
-    from yeoul.model.heads import Pooling
+    from yeoul.model.heads import ClassificationHead, Pooling
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.train.loss import Objective
 
@@ -37,7 +37,7 @@ SHOWN_LABELS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyFlags:
+class ClassifyOptions:
     """Of --task classify."""
 
     label_column: str | None = None
@@ -56,25 +56,23 @@ class ClassifyFlags:
             raise UserError(f"--lm-weight is {self.lm_weight}, but must be at least 0")
 
 
-def make(config: Config) -> ClassifyTask:
-    """The task."""
-    return ClassifyTask(config)
-
-
 class ClassifyTask(TextTask):
-    """Texts and labels, as `Task` asks; `extra` is the classification head."""
+    """Texts and labels; `extra` is the classification head."""
 
-    @property
-    def loss(self) -> str:
-        """Next tokens are learned too, or not."""
-        return "cross-entropy" if self.config.classify.lm_weight else "hidden"
+    name, verb = "classify", "classify"
+    extra: ClassificationHead
+
+    def __init__(self, setup: TaskSetup, texts: WholeTextOptions, options: ClassifyOptions) -> None:
+        super().__init__(setup, texts)
+        self.options = options
+        self.loss = "cross-entropy" if options.lm_weight else "hidden"  # next tokens are learned too, or not
 
     def check_data(self) -> None:
         """Texts to train and to validate on, and their labels."""
         from yeoul.data.labelled import label_names
 
-        table = self._read(self.config.data)
-        self.texts = self._divided(table)
+        table = self._read(self.data)
+        self.texts = self._split(table)
         self.skipped, self.complaint = table.skipped, next(iter(table.complaints), "")
         self.labels = label_names(text.label for text in self.texts[0])
         self._check_labels(*self.texts)
@@ -94,10 +92,10 @@ class ClassifyTask(TextTask):
         self.counts = Counter(text.label for text in train)
         self.first = train[0]
         self.set_items(model, tokenizer, [(text.text,) for text in train], [(text.text,) for text in val])
-        pooling: Pooling = self.config.texts.pooling or "last"
-        self.extra = ClassificationHead(
-            model.config.hidden_size, self.labels, pooling, self.config.classify.head_dropout
-        ).to(model.device)
+        pooling: Pooling = self.whole_texts.pooling or "last"
+        self.extra = ClassificationHead(model.config.hidden_size, self.labels, pooling, self.options.head_dropout).to(
+            model.device
+        )
         self._measure()
         self.scored: tuple[dict[str, float], ClassificationScores] | None = None
 
@@ -117,41 +115,37 @@ class ClassifyTask(TextTask):
         self.state_sum = float(states.abs().sum(-1).mean())
         with torch.no_grad():  # logits begin near 0, however large the states are
             self.extra.score.weight.div_(max(1.0, float(states.square().mean().sqrt())))
-        self.guess: float | None = None
         if self.val:
             assert self.targets is not None and self.val_targets is not None
             shares = np.bincount(self.targets, minlength=len(self.labels)) / len(self.targets)
             self.guess = float(-np.log(shares[self.val_targets]).mean())
 
-    def extra_rate(self, rate: float) -> float:
+    def extra_rate(self, rate: float) -> float | None:
         """Peak learning rate of the head, where none is given and the model's is this."""
         steady = float(f"{HEAD_STEP / max(self.state_sum, 1e-9):.2g}")
-        return steady if self.config.method != "full" else min(rate, steady)
+        return steady if self.adapter is not None else min(rate, steady)
 
     def _read(self, spec: str) -> Table[LabelledText]:
         from yeoul.data.labelled import read_labelled
 
-        config = self.config
+        how = self.examples
         return read_labelled(
-            spec, text_column=config.text_column, label_column=config.classify.label_column,
-            on_bad_record=config.on_bad_record, reading=config.reading,
+            spec, text_column=how.text_column, label_column=self.options.label_column,
+            on_bad_record=how.on_bad_record, reading=how.reading,
         )  # fmt: skip
 
-    def _divided(self, table: Table[LabelledText]) -> tuple[list[LabelledText], list[LabelledText]]:
+    def _split(self, table: Table[LabelledText]) -> tuple[list[LabelledText], list[LabelledText]]:
         """Texts to train on and to validate on; a label does not go to validation alone."""
-        from yeoul.commands.finetune_tasks import divide
-
-        config = self.config
-        if config.val_data is not None:
-            return table.records, self._read(config.val_data).records
-        if not config.val_fraction:
+        if self.examples.val_data is not None:
+            return table.records, self._read(self.examples.val_data).records
+        if not self.examples.val_fraction:
             return table.records, []
-        train, val = divide(table.records, config.val_fraction, config.val_max, lambda text: text.text)
+        train, val = self.examples.held_out(table.records, lambda text: text.text)
         known = {text.label for text in train}
         return train + [t for t in val if t.label not in known], [t for t in val if t.label in known]
 
     def _check_labels(self, train: Sequence[LabelledText], val: Sequence[LabelledText]) -> None:
-        where, number = self.config.data, len(self.labels)
+        where, number = self.data, len(self.labels)
         if number < 2:
             raise UserError(f'all texts have the label "{self.labels[0]}"', where, "give texts of two labels or more")
         if number > max(FEW_LABELS, len(train) // 2):
@@ -169,16 +163,14 @@ class ClassifyTask(TextTask):
 
     def introduce(self) -> list[str]:
         """Sizes, classes, and the first example."""
-        from yeoul.commands.finetune_tasks import marked
-
         shown = [f"{name} {self.counts[name]:,}" for name in self.labels[:SHOWN_LABELS]]
         if len(self.labels) > SHOWN_LABELS:
             shown.append(f"{len(self.labels) - SHOWN_LABELS} more")
         lines = self.data_lines(count(len(self.items), "text"), self.skipped, self.complaint)
         lines.append(f"Classes: {', '.join(shown)}; from the {self._states()}.")
         ids = list(self.items[0][0])
-        learned = bool(self.config.classify.lm_weight)
-        return [*lines, f"{marked(self.tokenizer, ids, [learned] * len(ids))} → {self.first.label}"]
+        learned = bool(self.options.lm_weight)
+        return [*lines, f"{show_loss_mask(self.tokenizer, ids, [learned] * len(ids))} → {self.first.label}"]
 
     def _states(self) -> str:
         return "last token's state" if self.extra.pooling == "last" else "mean of all tokens' states"
@@ -187,8 +179,8 @@ class ClassifyTask(TextTask):
         """Cross-entropy of the classes."""
         from yeoul.train.texts import classification_objective
 
-        flags = self.config.classify
-        return classification_objective(self.extra, label_smoothing=flags.label_smoothing, lm_weight=flags.lm_weight)
+        how = self.options
+        return classification_objective(self.extra, label_smoothing=how.label_smoothing, lm_weight=how.lm_weight)
 
     def validate(self) -> Validate | None:
         """Loss, accuracy and macro F1 of the texts that were held out."""
@@ -201,7 +193,7 @@ class ClassifyTask(TextTask):
 
         def validate() -> dict[str, float]:
             loss, scores = score_classifier(
-                self.model, self.extra, self.val, targets, batch_size=self.config.train.rows, dtype=dtype
+                self.model, self.extra, self.val, targets, batch_size=self.training.rows, dtype=dtype
             )
             values = {"loss": loss, "accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
             self.scored = values, scores
@@ -211,7 +203,6 @@ class ClassifyTask(TextTask):
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Classifier and tokenizer."""
-        from yeoul.commands.finetune_texts import save_tokenizer
         from yeoul.model.classifier_folder import save_classifier
         from yeoul.model.heads import SequenceClassifier
         from yeoul.recipes.saving import merged_model
@@ -221,25 +212,28 @@ class ClassifyTask(TextTask):
 
     def save_beside(self, folder: Path) -> None:
         """Head and tokenizer."""
-        from yeoul.commands.finetune_texts import save_tokenizer
         from yeoul.model.classifier_folder import save_head
 
         save_head(self.extra, folder)
         save_tokenizer(self.tokenizer, folder, self.pad_id)
 
-    def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
-        """Scores of the validation, also as OUT/classification.json, and how to use the classifier."""
-        from yeoul.files import write_json
+    def classifier(self) -> TextClassifier:
+        """Model and head."""
+        from yeoul.infer.texts import TextClassifier
+        from yeoul.model.heads import SequenceClassifier
 
-        lines = []
-        if after and (validate := self.validate()) is not None:
-            if self.scored is None or self.scored[0] != after:  # the run was finished before
-                validate()
-            assert self.scored is not None
-            scores = self.scored[1]
-            write_json(out / "classification.json", scores.to_dict())
-            lines.append(
-                f"Validation on {count(len(self.val), 'text')}: accuracy {scores.accuracy:.4f}, "
-                f"macro F1 {scores.macro_f1:.4f}.\n{scores.table()}\n"
-            )
-        return [*lines, f'Next: yeoul classify {shlex.quote(str(out))} --text "..."']
+        return TextClassifier(SequenceClassifier(self.model, self.extra).eval(), self.tokenizer)
+
+    def outcome(self, before: dict[str, float], after: dict[str, float]) -> Outcome:
+        """Scores of the validation."""
+        if not after or (validate := self.validate()) is None:
+            return Outcome()
+        if self.scored is None or self.scored[0] != after:  # the run was finished before
+            validate()
+        assert self.scored is not None
+        scores = self.scored[1]
+        line = (
+            f"Validation on {count(len(self.val), 'text')}: accuracy {scores.accuracy:.4f}, "
+            f"macro F1 {scores.macro_f1:.4f}.\n{scores.table()}\n"
+        )
+        return Outcome(lines=(line,), scores=scores)

@@ -1,4 +1,4 @@
-"""`yeoul finetune --task dpo`: of two answers, the better one."""
+"""The task dpo: of two answers, the better one."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yeoul.commands.finetune_tasks import Talking, to_open
 from yeoul.errors import UserError
+from yeoul.recipes.finetune.data import chosen_context, show_loss_mask
+from yeoul.recipes.finetune.task import GeneratingTask, Outcome, TaskSetup, Validate, refuse_train_tokens
 from yeoul.units import count, duration
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
 
-    from yeoul.commands.finetune import Config
-    from yeoul.commands.finetune_tasks import Validate
     from yeoul.data.conversations import Record
     from yeoul.data.preferences import Pair, PairLoader
     from yeoul.data.record_files import Records
@@ -33,7 +30,7 @@ SHOWN = ("loss", "accuracy", "margin")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DpoFlags:
+class DpoOptions:
     """Of --task dpo."""
 
     beta: float = 0.1
@@ -48,59 +45,50 @@ class DpoFlags:
             raise UserError(f"{self.preference_noise} is not a share from 0 to below 0.5", "--preference-noise")
 
 
-def make(config: Config) -> DpoTask:
-    """The task."""
-    if config.text_column is not None:
-        raise UserError("preferences have no text column", "--text-column", "leave it out")
-    if config.lora.train_tokens:
-        raise UserError(
-            "--task dpo cannot train embeddings of tokens", "--train-tokens", "make a chat model first (--task chat)"
-        )
-    return DpoTask(config)
-
-
-class DpoTask(Talking):
-    """Pairs of answers, as `Task` asks; nothing is trained beside the model.
+class DpoTask(GeneratingTask):
+    """Pairs of answers; nothing is trained beside the model.
 
     The reference is the model as it came. Its log-probabilities of all pairs are computed once, before the training and
     before the state of a resumed run is read, so no second copy of the weights is held.
     """
 
-    extra: nn.Module | None = None
-    context = epoch_batches = 0
+    name, verb = "dpo", "chat"
     ways = 2
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, setup: TaskSetup, options: DpoOptions) -> None:
+        if setup.examples.text_column is not None:
+            raise UserError("preferences have no text column", "--text-column", "leave it out")
+        refuse_train_tokens(setup, self.name, "make a chat model first (--task chat)")
+        super().__init__(setup)
+        self.options = options
         self._reference: tuple[np.ndarray, np.ndarray] | None = None
 
     def check_data(self) -> None:
         """Every record."""
-        for spec in (self.config.data, self.config.val_data):
+        for spec in (self.data, self.examples.val_data):
             if spec is not None:
                 deque(self._records(spec), maxlen=0)
 
     def prepare(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Reads the data, renders it, divides it by prompts, and fits it into the context."""
-        from yeoul.commands.finetune_tasks import divide
         from yeoul.infer.texts import padding_id
         from yeoul.text.chat import ensure_template
 
-        config = self.config
+        how = self.examples
         self.given_template = tokenizer.chat_template
         self.model, self.tokenizer = model, ensure_template(tokenizer)
         self.pad_id = padding_id(tokenizer, model.config)
         self.skipped, self.complaint = 0, ""
-        train, val = self._read(config.data), list["Pair"]()
+        train, val = self._read(self.data), list["Pair"]()
         self.count = len(train)
-        if config.val_data is not None:
-            val = self._read(config.val_data)
-        elif config.val_fraction:
-            train, val = divide(train, config.val_fraction, config.val_max, lambda pair: pair.prompt)
+        if how.val_data is not None:
+            val = self._read(how.val_data)
+        elif how.val_fraction:
+            train, val = how.held_out(train, lambda pair: pair.prompt)
         self.context = self._context(train)
-        self.train, self.cut, self.dropped = self._fitted(train, config.data)
-        self.val = self._fitted(val, config.val_data or config.data)[0] if val else []
-        self.epoch_batches = -(-len(self.train) // config.train.batch_size)
+        self.train, self.cut, self.dropped = self._fitted(train, self.data)
+        self.val = self._fitted(val, how.val_data or self.data)[0] if val else []
+        self.epoch_batches = -(-len(self.train) // self.training.batch_size)
 
     def _read(self, spec: str) -> list[Pair]:
         from yeoul.data.preferences import make_pairs
@@ -115,17 +103,15 @@ class DpoTask(Talking):
     def _records(self, spec: str) -> Records[Record]:
         from yeoul.data.conversations import read_conversations
 
-        config = self.config
-        return read_conversations(spec, kind="preference", on_bad_record=config.on_bad_record, reading=config.reading)
+        how = self.examples
+        return read_conversations(spec, kind="preference", on_bad_record=how.on_bad_record, reading=how.reading)
 
     def _context(self, pairs: list[Pair]) -> int:
         """Tokens of the longest row: those asked for, else what the data needs within the model's length."""
-        given, model = self.config.train.context, self.model.config
-        if given is None:
-            longest = max((len(row.ids) for pair in pairs for row in pair[1:]), default=0)
-            return max(2, min(model.max_position_embeddings, LONGEST, longest - 1))
-        model.check_context(given)
-        return given
+        model = self.model.config
+        longest = max((len(row.ids) for pair in pairs for row in pair[1:]), default=0)
+        fitting = max(2, min(model.max_position_embeddings, LONGEST, longest - 1))
+        return chosen_context(self.training.context, model, fitting)
 
     def _fitted(self, pairs: list[Pair], where: str) -> tuple[list[Pair], int, int]:
         from yeoul.data.preferences import fit_pairs
@@ -142,13 +128,9 @@ class DpoTask(Talking):
 
     def introduce(self) -> list[str]:
         """Sizes, what was left out, and the first pair."""
-        from yeoul.commands.finetune_tasks import marked
-
         tokens = sum(len(row.ids) for pair in self.train for row in pair[1:])
         held_out = f"{len(self.val):,} with other prompts for validation" if self.val else "none for validation"
-        lines = [
-            f"Data: {count(len(self.train), 'pair')}, {held_out}; {tokens:,} tokens; beta {self.config.dpo.beta:g}."
-        ]
+        lines = [f"Data: {count(len(self.train), 'pair')}, {held_out}; {tokens:,} tokens; beta {self.options.beta:g}."]
         if self.skipped:
             lines.append(f"Left out: {count(self.skipped, 'unusable record')}. The first: {self.complaint}")
         if self.cut:
@@ -157,8 +139,8 @@ class DpoTask(Talking):
             lines.append(f"Left out, with no two different answers within that length: {count(self.dropped, 'pair')}.")
         if self.given_template is None:
             lines.append("The model has no chat template; the default one is saved with it.")
-        head, *_ = marked(self.tokenizer, [], []).split("\n")
-        shown = (marked(self.tokenizer, row.ids.tolist(), row.trained.tolist()) for row in self.train[0][1:])
+        head, *_ = show_loss_mask(self.tokenizer, [], []).split("\n")
+        shown = (show_loss_mask(self.tokenizer, row.ids.tolist(), row.trained.tolist()) for row in self.train[0][1:])
         better, worse = (text.partition("\n")[2].strip() for text in shown)
         return [*lines, head.replace("example", "pair"), f"  better: {better}", f"  worse:  {worse}"]
 
@@ -171,16 +153,16 @@ class DpoTask(Talking):
         """
         if self._reference is None:
             began, number = time.perf_counter(), len(self.train) + len(self.val)
-            print(f"Reference: {count(number, 'pair')}, scored once by the original model ...", end=" ", flush=True)
+            self.say(f"Reference: {count(number, 'pair')}, scored once by the original model ...")
             self._reference = self._log_probs(self.train), self._log_probs(self.val)
-            print(f"{duration(time.perf_counter() - began)}.", flush=True)
+            self.say(f"Reference: done in {duration(time.perf_counter() - began)}.")
         return self._reference
 
     def _log_probs(self, pairs: list[Pair]) -> np.ndarray:
         from yeoul import runtime
         from yeoul.train.preference import log_probs_of_pairs
 
-        train, device = self.config.train, self.model.device
+        train, device = self.training, self.model.device
         return log_probs_of_pairs(
             self.model, pairs, batch_size=train.rows, pad_id=self.pad_id,
             dtype=runtime.resolve_dtype(train.dtype, device),
@@ -192,7 +174,7 @@ class DpoTask(Talking):
         """From the beginning of the first epoch."""
         from yeoul.data.preferences import PairLoader
 
-        train = self.config.train
+        train = self.training
         return PairLoader(
             self.train, self._references()[0], batch_size=train.batch_size, seed=train.seed, pad_id=self.pad_id
         )
@@ -201,7 +183,7 @@ class DpoTask(Talking):
         """DPO."""
         from yeoul.train.preference import preference_objective
 
-        flags = self.config.dpo
+        flags = self.options
         return preference_objective(beta=flags.beta, noise=flags.preference_noise)
 
     def validate(self) -> Validate | None:
@@ -210,7 +192,7 @@ class DpoTask(Talking):
 
         if not self.val:
             return None
-        reference, flags = self._references()[1], self.config.dpo
+        reference, flags = self._references()[1], self.options
 
         def validate() -> dict[str, float]:
             policy = self._log_probs(self.val)
@@ -219,15 +201,15 @@ class DpoTask(Talking):
 
         return validate
 
-    def finish(self, out: Path, before: dict[str, float], after: dict[str, float]) -> list[str]:
-        """What was learned of the held-out pairs, and how to talk with the model."""
-        lines = []
-        if after:
-            lines.append(
-                f"Validation on {count(len(self.val), 'pair')}: the better answer gained more than the worse one in "
-                f"{after['accuracy']:.1%}, by a margin of {after['margin']:.3f} (beta times nats)."
-            )
-        return [*lines, f"Next: yeoul chat {to_open(self.config, out)}"]
+    def outcome(self, before: dict[str, float], after: dict[str, float]) -> Outcome:
+        """What was learned of the held-out pairs."""
+        if not after:
+            return Outcome()
+        line = (
+            f"Validation on {count(len(self.val), 'pair')}: the better answer gained more than the worse one in "
+            f"{after['accuracy']:.1%}, by a margin of {after['margin']:.3f} (beta times nats)."
+        )
+        return Outcome(lines=(line,))
 
 
 def _digest(pairs: list[Pair]) -> str:

@@ -1,0 +1,1 @@
+"""A model taught further: by conversations, text, labels, pairs or preferences."""
