@@ -394,7 +394,7 @@ def test_the_part_of_the_table_is_multiplied_by_the_same_number() -> None:
         config = flags.config(None)
         assert config.rank("model.embed_tokens") == 8 and config.rank("model.layers.0.mlp.up_proj") == 2
         assert config.scaling("model.embed_tokens") == (6 / 8**0.5 if rslora else 3)
-        assert flags.introduction() == "of rank 2, of the embedding 8"
+        assert flags.described() == "of rank 2, of the embedding 8"
 
 
 def test_finetune_with_the_embedding(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
