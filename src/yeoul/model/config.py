@@ -265,13 +265,20 @@ class ModelConfig:
             return self.max_position_embeddings
         return None
 
-    def check_context(self, context: int, where: object = "--context", fix: str | None = "shorten it") -> None:
+    def check_context(
+        self, context: int, where: object = "--context", fix: str | None = "shorten it", *, training: bool = False
+    ) -> None:
         """Checks that sequences of `context` tokens fit into the model.
+
+        Args:
+            context: tokens.
+            where, fix: of the sentence that refuses.
+            training: no more than the model says that it is made for, whether or not it could be run further.
 
         Raises:
             UserError: it has fewer positions, and cannot pass them.
         """
-        longest = self.bounded_context
+        longest = self.max_position_embeddings if training else self.bounded_context
         if longest is not None and context > longest:
             raise UserError(f"the context of {context:,} is longer than the model's {longest:,} positions", where, fix)
 

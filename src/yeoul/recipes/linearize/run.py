@@ -221,10 +221,9 @@ class _Linearization:
 
     def _context(self) -> int:
         """Tokens of a sequence, by the setting or the model's length."""
-        longest = self.teacher.config.max_position_embeddings
-        context = self.config.habits.context or min(longest, LONGEST)
-        if context > longest:
-            raise UserError(f"the context of {context:,} is longer than the model's {longest:,} positions", "--context")
+        shape = self.teacher.config
+        context = self.config.habits.context or min(shape.max_position_embeddings, LONGEST)
+        shape.check_context(context, fix=None, training=True)
         check_layers(self.config.conversion, self.teacher)
         return context
 

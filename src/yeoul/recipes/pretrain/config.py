@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from yeoul.config import Place, Settings
-from yeoul.errors import UserError
 from yeoul.recipes.options import TextOptions
 from yeoul.train.config import TrainConfig
 
@@ -75,12 +74,6 @@ class ShapeOptions:
         from yeoul.model.config import preset
 
         longest = context if self.max_positions is None else self.max_positions
-        if context > longest:
-            raise UserError(
-                f"the training context of {context:,} is longer than the model's {longest:,} positions",
-                where="--context",
-                fix="shorten it or raise --max-positions",
-            )
         given: dict[str, Any] = {
             "hidden_size": self.hidden_size, "num_layers": self.layers, "num_heads": self.heads,
             "num_kv_heads": self.kv_heads, "intermediate_size": self.intermediate_size, "attention": self.attention,
@@ -93,7 +86,9 @@ class ShapeOptions:
             changes.setdefault("intermediate_size", 0)
         if self.heads is not None:
             changes.setdefault("num_kv_heads", None)
-        return preset(self.preset, max_position_embeddings=longest, **changes, **tokenizer)
+        shape = preset(self.preset, max_position_embeddings=longest, **changes, **tokenizer)
+        shape.check_context(context, fix="shorten it or raise --max-positions", training=True)
+        return shape
 
 
 @dataclass(frozen=True, kw_only=True)

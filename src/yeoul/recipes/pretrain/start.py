@@ -41,10 +41,8 @@ def open_init(config: PretrainConfig, out: Path) -> ModelFolder | None:
     if found.quantization is not None:
         fix = "give the model that it was made from"
         raise UserError("weights of few bits do not learn", f"--init {config.init}", fix)
-    context, longest = config.train.context, found.config.max_position_embeddings
-    if context > longest:
-        what = f"the training context of {context:,} is longer than the model's {longest:,} positions"
-        raise UserError(what, "--context", f"give {longest} or less")
+    fix = f"give {found.config.max_position_embeddings} or less"
+    found.config.check_context(config.train.context, fix=fix, training=True)
     if found.tokenizer is None:
         raise UserError("the model's folder has no tokenizer", found.path, "copy its tokenizer's files there")
     return found
