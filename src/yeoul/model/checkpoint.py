@@ -76,19 +76,21 @@ def stored_dtype(path: Path | str) -> torch.dtype:
     """The type of a folder's weights, those of few bits and their scales aside; of several as `one_dtype` chooses."""
     folder = model_folder(path)
     stored, described = stored_tensors(folder), read_object(folder / "config.json")
-    sizes = _sizes(stored, _kept_in_fp32(stored, described))
+    sizes = _sizes(stored, _kept_in_fp32(stored, described, folder))
     return _chosen(sizes, described) if sizes else torch.float32
 
 
-def _kept_in_fp32(stored: Mapping[str, Stored], described: Mapping[str, Any]) -> frozenset[str]:
+def _kept_in_fp32(stored: Mapping[str, Stored], described: Mapping[str, Any], folder: Path) -> frozenset[str]:
     """The published names of what stays fp32; none where the folder is no model of ours: whoever reads it says so."""
     try:
         family, config = read_config(described, frozenset(stored))
+        if config.num_layers != count_layers(stored, family) or not any(
+            kind in LINEAR_KINDS for kind in config.attention
+        ):
+            return frozenset()
+        return published_in_fp32(_skeleton(config, folder, None), family)
     except UserError:
         return frozenset()
-    if not any(kind in LINEAR_KINDS for kind in config.attention):
-        return frozenset()
-    return published_in_fp32(skeleton(config), family)
 
 
 def published_in_fp32(model: Decoder, family: str) -> frozenset[str]:
