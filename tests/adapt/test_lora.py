@@ -442,7 +442,11 @@ def test_every_key_of_peft_is_decided_upon(tmp_path: Path) -> None:
     """PEFT's default of each of its settings is read; what it writes today has no unknown key."""
     peft = pytest.importorskip("peft")
     written = peft.LoraConfig(target_modules=["q_proj"]).to_dict() | {"peft_type": "LORA", "target_modules": ["q_proj"]}
-    assert LoraConfig.from_dict(written) == LoraConfig(target_modules=("q_proj",))
+    assert LoraConfig.from_dict(written) == LoraConfig(target_modules=("q_proj",), alpha=8)
+    few = {"peft_type": "LORA", "target_modules": ["q_proj"]}  # a file that leaves keys out means PEFT's own values
+    assert LoraConfig.from_dict(few) == LoraConfig(
+        r=written["r"], alpha=written["lora_alpha"], target_modules=("q_proj",)
+    )
     ours = LoraConfig(target_modules=("q_proj",), rank_pattern={"k_proj": 3}, base_model="a/b", alpha=7)
     assert LoraConfig.from_dict(ours.to_dict()) == ours
     read = peft.LoraConfig.from_peft_type(**ours.to_dict())

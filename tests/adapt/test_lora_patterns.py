@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yeoul.adapt.lora.layers import LoraConfig
+from yeoul.adapt.lora.config import LoraConfig
 from yeoul.adapt.lora.patterns import check_expression, matches
 from yeoul.errors import UserError
 
@@ -62,7 +62,7 @@ def test_what_would_take_years_ends(expression: str) -> None:
     for path in PATHS:
         assert not matches(expression, path)
     config = LoraConfig(target_modules=expression, rank_pattern={expression: 4}, alpha_pattern={expression: 2})
-    assert not config.matches(PATHS[0]) and config.rank(PATHS[0]) == config.r and config.scaling(PATHS[0]) == 1
+    assert not config.matches(PATHS[0]) and config.rank(PATHS[0]) == config.r and config.scaling(PATHS[0]) == config.alpha / config.r
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 
 from folders import write_small_folder
 from yeoul.adapt.lora.api import lora_layers
+from yeoul.adapt.lora.config import LoraConfig
 from yeoul.data.labelled import LabelledText
 from yeoul.errors import UserError
 from yeoul.model.decoder import Decoder
@@ -142,3 +143,8 @@ def test_settings_by_the_names_of_flags() -> None:
         FinetuneConfig.of(word_dropout=0.1)
     with pytest.raises(UserError, match="has no adapter"):
         FinetuneConfig.of(rank=4)
+
+
+def test_the_adapter_of_the_command_is_that_of_the_library() -> None:
+    config = FinetuneConfig.of(method="lora")
+    assert config.adapter is not None and config.adapter.config(None) == LoraConfig()

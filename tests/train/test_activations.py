@@ -11,7 +11,7 @@ from torch import Tensor
 from models import KINDS, make
 from yeoul.adapt.linearize import train_only_maps
 from yeoul.adapt.lora.api import add_lora
-from yeoul.adapt.lora.layers import LoraConfig
+from yeoul.adapt.lora.config import LoraConfig
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.train.activations import LiveBytes, block_costs

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from folders import write_small_folder
 from train.toy import untimed
 from yeoul.adapt.lora.api import add_lora, save_adapter
-from yeoul.adapt.lora.layers import LoraConfig
+from yeoul.adapt.lora.config import LoraConfig
 from yeoul.commands.pretrain import Config, run
 from yeoul.data.loader import PackedLoader
 from yeoul.errors import UserError

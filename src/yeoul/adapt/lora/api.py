@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from yeoul.adapt.lora.config import CONFIG, LoraConfig
 from yeoul.adapt.lora.embeddings import TokenTable, attach_tables, new_parts, new_rows, token_tables
-from yeoul.adapt.lora.layers import CONFIG, Adapter, LoraConfig, LoraLinear
+from yeoul.adapt.lora.layers import Adapter, LoraLinear
 from yeoul.adapt.lora.peft_embeddings import tables_to_save, take_parts, take_rows
 from yeoul.adapt.lora.peft_files import (
     LEAVES,

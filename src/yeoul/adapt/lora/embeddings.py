@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yeoul.adapt.lora.layers import Adapter, LoraConfig
+from yeoul.adapt.lora.config import LoraConfig
+from yeoul.adapt.lora.layers import Adapter
 from yeoul.errors import UserError
 from yeoul.model import tensor_names
 from yeoul.model.decoder import Decoder

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yeoul.adapt.lora.config import OUTPUTS, LoraConfig
 from yeoul.adapt.lora.embeddings import (
     TABLES,
     Parts,
@@ -26,7 +27,7 @@ from yeoul.adapt.lora.embeddings import (
     token_tables,
     unchanged,
 )
-from yeoul.adapt.lora.layers import OUTPUTS, Adapter, LoraConfig
+from yeoul.adapt.lora.layers import Adapter
 from yeoul.adapt.lora.peft_files import LEAVES, PREFIX, full_name
 from yeoul.errors import UserError
 from yeoul.model.decoder import Decoder

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from yeoul.adapt.lora.layers import CONFIG, LoraConfig
+from yeoul.adapt.lora.config import CONFIG, LoraConfig
 from yeoul.errors import UserError
 from yeoul.hub import local_folder
 from yeoul.model.tensor_files import unreadable

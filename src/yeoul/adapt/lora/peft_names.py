@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yeoul.adapt.lora.layers import Adapter, LoraConfig, LoraLinear, dense, named
+from yeoul.adapt.lora.config import LoraConfig, named
+from yeoul.adapt.lora.layers import Adapter, LoraLinear, dense
 from yeoul.adapt.lora.peft_files import WEIGHTS, full_name
 from yeoul.errors import UserError
 from yeoul.model import families, tensor_names

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from yeoul.adapt.lora.config import LoraConfig
 from yeoul.errors import UserError
-
-if TYPE_CHECKING:
-    from yeoul.adapt.lora.layers import LoraConfig
 
 TABLES = {"embed_tokens", "lm_head"}
 """What --target-modules calls the embedding and the output layer."""
@@ -20,11 +18,11 @@ BITS = 4
 class LoraOptions:
     """The adapter of --method lora and qlora."""
 
-    rank: int = 8
+    rank: int = LoraConfig.r
     """Rank of the adapter."""
-    alpha: float = 16.0
+    alpha: float = LoraConfig.alpha
     """The low-rank part is multiplied by alpha / rank."""
-    dropout: float = 0.0
+    dropout: float = LoraConfig.dropout
     """Dropout before the low-rank part."""
     target_modules: tuple[str, ...] = ("all-linear",)
     """Layers that get the adapter, by the ends of their names (q_proj k_proj v_proj o_proj gate_proj up_proj
@@ -33,9 +31,9 @@ class LoraOptions:
     embedding_rank: int | None = None
     """Rank of the low-rank part of the embedding and the output layer, if --target-modules has them; --rank when not
     given. The part is scaled as the others, by alpha / rank; with --rslora by alpha / sqrt(embedding rank)."""
-    rslora: bool = False
+    rslora: bool = LoraConfig.rslora
     """Scale by alpha / sqrt(rank) instead, for high ranks."""
-    dora: bool = False
+    dora: bool = LoraConfig.dora
     """Also train the length of each row of the weights (DoRA)."""
     train_tokens: bool | None = None
     """Also train the embeddings of the chat template's special tokens, one row each; when not given, only if the
@@ -60,8 +58,6 @@ class LoraOptions:
         Raises:
             UserError: a value that cannot be; names the flag.
         """
-        from yeoul.adapt.lora.layers import LoraConfig
-
         r = self.embedding_rank
         targets = "all-linear" if self.target_modules == ("all-linear",) else self.target_modules
         if r is not None and not TABLES & set(self.target_modules):

@@ -23,7 +23,8 @@ from yeoul.adapt.linearize import (
     unshare,
 )
 from yeoul.adapt.lora.api import add_lora, lora_layers, merge_and_unload
-from yeoul.adapt.lora.layers import LoraConfig, dense
+from yeoul.adapt.lora.config import LoraConfig
+from yeoul.adapt.lora.layers import dense
 from yeoul.data.loader import PackedLoader
 from yeoul.errors import UserError
 from yeoul.evaluate.energy import Energy, Meter, stretched, total
