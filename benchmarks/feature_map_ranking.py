@@ -31,7 +31,7 @@ MAPS: dict[str, tuple[str, ...]] = {
 """Flags of each entry: the sums of the paper's ablation, then the delta rule with two maps."""
 OWN_FEATURES = ("elu",)
 """Maps that have as many features as they have, whatever is asked."""
-NOTHING_TO_LEARN = "nothing of the feature map"
+NOTHING_TO_LEARN = "has no trained parameters"
 """What `yeoul linearize` says where alignment would train nothing."""
 
 

@@ -34,7 +34,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "embed": "Turn texts into vectors, or find the texts nearest to a query",
         "export": "Write a model for other programs: GGUF for llama.cpp, or safetensors",
     },
-    "Judge it": {
+    "Evaluate it": {
         "evaluate": "Perplexity, bits per byte and recall; a conversion against its teacher",
         "bench": "Tokens per second and cache size at growing context lengths",
         "info": "Architecture, parameters and memory of a model",
@@ -133,7 +133,7 @@ def overview() -> str:
         "",
         folded(
             "`yeoul VERB --help` explains a verb's flags. --config FILE.yaml can hold any of them; flags on the "
-            "command line take precedence. `yeoul --version` prints the version. To begin: `yeoul demo`."
+            "command line take precedence. `yeoul --version` prints the version. To get started: `yeoul demo`."
         ),
     ])  # fmt: skip
 

@@ -166,9 +166,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"the configuration is not YAML: {error.problem}", f"{path}, line {line}") from None
+        raise UserError(f"the configuration is not valid YAML: {error.problem}", f"{path}, line {line}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"the configuration is not YAML: {str(error).splitlines()[0]}", path) from None
+        raise UserError(f"the configuration is not valid YAML: {str(error).splitlines()[0]}", path) from None
     except ValueError as error:  # such as the date 2026-13-45
         raise UserError(f"the configuration has an impossible value: {error}", path) from None
     if values is None:
@@ -367,11 +367,11 @@ def _checked_values(raw: Mapping[Any, Any], arguments: Mapping[str, Argument], p
         if isinstance(value, Mapping) and name not in known:
             inner = next((str(k) for k in value if str(k).replace("-", "_") in known), None)
             fix = f'settings are flat: write "{inner}" without "{key}"' if inner else "settings are flat"
-            raise UserError(f'key "{key}" holds further keys', path, fix)
+            raise UserError(f'key "{key}" contains nested keys', path, fix)
         if name not in known:
             raise UserError(f'unknown key "{key}"', path, suggestion(name, known) or _known_keys(known))
         if isinstance(value, Mapping):
-            raise UserError(f'key "{key}" holds further keys instead of a value', path)
+            raise UserError(f'key "{key}" contains nested keys instead of a value', path)
         if name.replace("_", "-") in values:
             raise UserError(f'key "{key}" occurs twice, with "_" and with "-"', path)
         if _is_integral(known[name].hint) and value is not None and not isinstance(value, bool):

@@ -46,7 +46,7 @@ class CpuFeatures:
 
     @property
     def native_bf16(self) -> bool:
-        """bf16 products run in hardware; elsewhere they are emulated, up to 100 times slower than fp32."""
+        """bf16 matmuls run in hardware; elsewhere they are emulated, up to 100 times slower than fp32."""
         return self.amx_bf16 or self.avx512_bf16 or self.arm_bf16
 
     def names(self) -> list[str]:
@@ -117,7 +117,9 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     seen = torch.cuda.device_count()
     index = int(match[1]) if match[1] is not None else local_rank() % seen
     if index >= seen:
-        raise UserError(f'device "{name}" does not exist: torch sees {count(seen, "GPU")}', where, "count from 0")
+        raise UserError(
+            f'device "{name}" does not exist: torch sees {count(seen, "GPU")}', where, "GPUs are numbered from 0"
+        )
     return torch.device("cuda", index)
 
 
@@ -230,7 +232,7 @@ def cpu_name() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure was measured on, JSON-able: it stands beside every result; memory in bytes."""
+    """The machine that figures were measured on, as JSON values; memory in bytes."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -56,16 +56,14 @@ def test_what_does_not_fit_is_computed_in_parts_and_goes_on_so(
     memory(10**12)
     assert cli.main([*PRETRAIN, "--out", str(tmp_path / "whole")]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"Memory: about [\d.]+ MiB at most, in training \(weights .*\); [\d.]+ GiB free\.", said)
-    assert "So that it fits" not in said
+    assert re.search(r"Memory: peak of about [\d.]+ MiB, in training \(weights .*\); [\d.]+ GiB free\.", said)
+    assert "To fit:" not in said
     whole = chosen(tmp_path / "whole")
     assert whole["micro_batch"] == 8 and not whole["gradient_checkpointing"]
 
     memory(int(0.9 * whole["bytes"]))
     assert cli.main([*PRETRAIN, "--out", str(tmp_path / "parts")]) == 0
-    assert re.search(
-        r"So that it fits: \d of a batch's 8 sequences at a time \(--micro-batch\)", capsys.readouterr().out
-    )
+    assert re.search(r"To fit: micro-batches of \d of 8 sequences \(--micro-batch\)", capsys.readouterr().out)
     parts = chosen(tmp_path / "parts")
     assert parts["micro_batch"] in (1, 2, 4) and parts["bytes"] < whole["bytes"]
     for one, other in zip(trained(tmp_path / "whole"), trained(tmp_path / "parts"), strict=True):
@@ -96,7 +94,7 @@ def test_a_stopped_run_keeps_its_parts_wherever_it_goes_on(
     memory(10**12)  # with more memory than before: whole batches would give other losses
     capsys.readouterr()
     assert cli.main([*PRETRAIN, "--out", str(out)]) == 0
-    assert "As the run began" in capsys.readouterr().out
+    assert "As chosen when the run started" in capsys.readouterr().out
     assert chosen(out)["micro_batch"] == before["micro_batch"] < 8
     assert trained(out) == trained(tmp_path / "undisturbed")
     weights = [load_file(folder / "model" / "model.safetensors") for folder in (out, tmp_path / "undisturbed")]
@@ -113,7 +111,7 @@ def test_nothing_that_was_asked_for_is_changed_and_nothing_fits(
     asked = [*PRETRAIN, "--micro-batch", "8", "--no-gradient-checkpointing", "--out", str(tmp_path / "asked")]
     assert cli.main(asked) == 2
     said = capsys.readouterr().err
-    assert re.search(r"this takes about [\d.]+ MiB of memory at least, most of it for \w+", said)
+    assert re.search(r"this needs at least about [\d.]+ MiB of memory, most of it for \w+", said)
     assert "--preset" in said and "--micro-batch" in said and said.count("\n") == 1
     assert not (tmp_path / "asked").exists()
     memory(1000)
@@ -184,7 +182,7 @@ def test_linearize_takes_smaller_parts_and_then_a_shorter_context(
     memory(10**12)
     assert cli.main(command) == 0
     said = capsys.readouterr().out
-    (amount, unit, phase) = re.search(r"about ([\d.]+) (MiB) at most, in (\w+)", said).groups()  # type: ignore[union-attr]
+    (amount, unit, phase) = re.search(r"peak of about ([\d.]+) (MiB), in (\w+)", said).groups()  # type: ignore[union-attr]
     assert unit == "MiB" and phase in ("align", "distil", "calibration", "the", "validation")
     monkeypatch.setattr(needs, "SHORTEST", 8)
     open_context = [word for word in command if word not in ("--context", "32")]
@@ -195,7 +193,7 @@ def test_linearize_takes_smaller_parts_and_then_a_shorter_context(
             assert "--train-distil maps or low-rank" in said
             break
         said = capsys.readouterr().out
-        assert "So that it fits" in said
+        assert "To fit:" in said
     else:
         pytest.fail("something fitted into a fifth of it")
 
@@ -213,7 +211,7 @@ def test_a_dry_run_says_memory_and_time_and_writes_nothing(
     }[verb]
     assert cli.main([*command, "--out", str(out), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "Memory: about" in said and "Time: about" in said and "nothing was written" in said
+    assert "Memory: peak of about" in said and "Time: about" in said and "nothing was trained or written" in said
     assert re.search(r"\d tokens at [\d.,]+ tokens/s, measured on \d+\)", said)
     assert list(tmp_path.iterdir()) == []
 
@@ -239,7 +237,7 @@ def test_quantizing_says_what_it_takes_or_refuses(
     command = ["quantize", str(home / "softmax"), *flags]
     memory(10**12)
     assert cli.main([*command, "--out", str(tmp_path / "whole")]) == 0
-    (amount,) = re.findall(r"Memory: about ([\d.]+) MiB at most", capsys.readouterr().err)
+    (amount,) = re.findall(r"Memory: peak of about ([\d.]+) MiB", capsys.readouterr().err)
     memory(int(float(amount) * 2**20))
     assert cli.main([*command, "--out", str(tmp_path / "none")]) == 2
     said = capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_a_stopped_run_is_shown_and_goes_on(home, tmp_path, monkeypatch, capsys,
     assert ("adapter" in text) == (verb == "finetune") and "parameters" in text  # of the checkpoint
     assert cli.main(shlex.split(run["command"])[1:]) == 0
     report, text = _info(out, capsys)
-    assert report["run"]["state"] == "finished" and "go on" not in text and f"{verb}, finished" in text
+    assert report["run"]["state"] == "finished" and "resume" not in text and f"{verb}, finished" in text
 
 
 def test_what_has_nothing_yet_and_what_is_running(home, tmp_path, monkeypatch, capsys):
@@ -74,7 +74,7 @@ def test_what_has_nothing_yet_and_what_is_running(home, tmp_path, monkeypatch, c
         with pytest.raises(ZeroDivisionError):
             cli.main(list(map(str, argv)))
     report, text = _info(tmp_path, capsys)
-    assert report["run"]["checkpoint"] is None and "stopped; nothing is saved yet" in text and "go on" in text
+    assert report["run"]["checkpoint"] is None and "stopped; nothing is saved yet" in text and "resume" in text
     with only_run(tmp_path):
         assert find_run(tmp_path).state == "running"
     assert find_run(tmp_path).state == "stopped" and find_run(home / "softmax") is None

@@ -63,7 +63,7 @@ def test_worse_than_before_is_said_first_and_undone(
     assert finetune(home, tables, tmp_path, task, "--method", method, "--val-data", against, "--lr", rate) == 0
     said, done = summary(capsys), report(tmp_path)
     name, key = ("Spearman of the validation", "spearman") if task == "embed" else ("validation loss", "loss")
-    assert said[0].startswith(f"The training made it worse: {name}") and "--lr " in said[1]
+    assert said[0].startswith(f"Training made the model worse: {name}") and "--lr " in said[1]
     assert ("the adapter changes nothing" if method == "lora" else "the model as it came") in said[0]
     assert done["kept"] == 0 and done["after"] == done["before"]
     assert (done["last"][key] > done["before"][key]) == (key == "loss")
@@ -94,9 +94,7 @@ def test_the_best_epoch_is_the_result_however_often_the_run_was_stopped(
     assert len(losses) == 6  # each epoch
     best = min(losses, key=lambda step: losses[step])
     assert best < done["steps"] and done["kept"] == best and done["after"]["loss"] == losses[best]
-    assert any(
-        line.startswith(f"Kept is step {best} of {done['steps']}, where the validation loss was") for line in said
-    )
+    assert any(line.startswith(f"Kept: step {best} of {done['steps']}, where the validation loss was") for line in said)
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "adapter")
     for step in sorted(losses)[sorted(losses).index(best) + 1 :]:
@@ -127,12 +125,12 @@ def test_what_is_said() -> None:
 
     assert said(result_of(2.0, 1.0), 20, 1.0, 3.0) == ""
     assert said(result_of(2.0, 1.0), 20, 1.0, 0.5, guess=1.5) == ""  # what a new head came to by chance is no measure
-    assert said(result_of(1.0, 2.0), 10, 1.0, 3.0).startswith("Kept is step 10 of 20")
+    assert said(result_of(1.0, 2.0), 10, 1.0, 3.0).startswith("Kept: step 10 of 20")
     assert "--lr" not in said(result_of(1.0, 2.0), 10, 1.0, 3.0)
     worse = said(result_of(1.0, 5.0), 10, 1.0, 3.0)
-    assert worse.startswith("The training ended worse than it began") and "Kept is step 10" in worse
+    assert worse.startswith("Training ended worse than it began") and "Kept: step 10" in worse
     assert worse.endswith(advice(1e-3)) and "--lr 0.0002" in worse
-    assert said(result_of(5.0), 0, 3.0, 3.0).startswith("The training made it worse")
+    assert said(result_of(5.0), 0, 3.0, 3.0).startswith("Training made the model worse")
     assert said(result_of(0.8), 10, 0.8, 1.2, guess=0.69).startswith("Nothing useful was learned")
     assert verdict(result_of(), Kept(step=10, validation={}), {}, rate=1e-3) == []
     by_order = Criterion(key="spearman", name="Spearman", higher=True)

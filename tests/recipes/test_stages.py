@@ -434,7 +434,7 @@ def test_what_is_new_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
 
 
 def test_alignment_of_outputs_cannot_train_what_it_does_not_reach() -> None:
-    with pytest.raises(UserError, match="can train nothing but the attention"):
+    with pytest.raises(UserError, match="can only train the attention"):
         Recipe(settings={"align": settings(4)}, trains={"align": "all"})
     Recipe(settings={"align": settings(4)}, trains={"align": "all"}, align_on="hidden")
 

@@ -51,7 +51,9 @@ def test_a_model_goes_on_with_its_tokenizer_and_its_type(model, capsys):
     config = _config(model)
     assert run(config) == 0
     said = capsys.readouterr().out
-    assert "lower learning rate than 0.003" in said and "Validation before: loss" in said and str(model) in said
+    assert (
+        "lower learning rate than 0.003" in said and "Validation before training: loss" in said and str(model) in said
+    )
     before, after = (load_file(folder / "model.safetensors") for folder in (model, config.out / "model"))
     assert before.keys() == after.keys()
     assert all(t.dtype == torch.bfloat16 for name, t in after.items() if "feature_map" not in name)
@@ -61,7 +63,7 @@ def test_a_model_goes_on_with_its_tokenizer_and_its_type(model, capsys):
     assert shapes[0] == shapes[1]
     lines = MetricsLog(config.out / "metrics.jsonl").read()
     val = [line["loss"] for line in lines if line["kind"] == "val"]
-    assert val[-1] < lines[0]["loss"] and "made it worse" not in said
+    assert val[-1] < lines[0]["loss"] and "made the model worse" not in said
     assert run(config) == 0  # the same command again
 
 
@@ -101,7 +103,7 @@ def test_a_run_that_makes_it_worse_keeps_the_model(model, capsys):
     run(_config(model, out=model.parent / "good", train={"tokens": 60 * 4 * 16}))
     good = model.parent / "good" / "model"
     assert run(_config(model, init=str(good), train={"lr": 0.5})) == 0
-    assert "The training made it worse" in capsys.readouterr().out
+    assert "Training made the model worse" in capsys.readouterr().out
     a, b = (load_file(folder / "model.safetensors") for folder in (good, model.parent / "run" / "model"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -118,7 +120,7 @@ def test_what_the_model_decides_is_refused_by_name(model, changes, says):
 
 
 def test_adapters_and_models_in_the_way_are_refused(model):
-    with pytest.raises(UserError, match="the model lies in this folder"):
+    with pytest.raises(UserError, match="the model of --init is inside this folder"):
         run(_config(model, out=model.parent / "base"))
     loaded = load_model(model)
     add_lora(loaded, LoraConfig(r=2))

@@ -1,4 +1,4 @@
-"""How long a training would take, from one example that is computed here."""
+"""How long a training would take, estimated from one example that is computed here."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def time_lines(parts: Iterable[tuple[str, int, float, int]]) -> list[str]:
     lines = [f"  {name}: {duration(tokens * each)} ({tokens:,} tokens at {rate(1 / each)}, measured on {measured:,})"
              for name, tokens, each, measured in found if tokens]  # fmt: skip
     whole = duration(sum(tokens * each for _, tokens, each, _ in found))
-    return [f"Time: about {whole}, from one example computed here:", *lines]
+    return [f"Time: about {whole}, estimated from one example on this machine:", *lines]
 
 
-NOTHING_WRITTEN = "A dry run: nothing was trained and nothing was written."
+NOTHING_WRITTEN = "Dry run: nothing was trained or written."

@@ -1,5 +1,4 @@
-"""Whether a training run fits into memory: estimated before it starts, said in a line, and what is chosen so that it
-does."""
+"""Whether a training run fits into memory: the estimate before it starts, and the settings chosen so that it fits."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 RECORD = "memory.json"
 """In the run's folder: what was chosen, which a run that goes on must have too."""
 TRAINED = 16
-"""Bytes of a number that is trained: itself, its gradient and AdamW's two averages in fp32."""
+"""Bytes per trained parameter: the weight, its gradient and the two AdamW moments in fp32."""
 PROGRAM = "program and text"
 """The part of an estimate that is there before a model is."""
 
@@ -75,7 +74,7 @@ def check_weights(config: ModelConfig, device: torch.device, bytes_each: int, *,
     needed = bytes_each * skeleton(config).num_parameters()
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else runtime.memory_available()
     if needed > free:
-        what = f"the weights alone, with all that belongs to them, take {size(needed)}, and {size(free)} is free"
+        what = f"the model needs at least {size(needed)} of memory, but only {size(free)} is free"
         raise UserError(what, where, fix)
 
 
@@ -250,21 +249,21 @@ class Fitted:
         peak = self.peak
         parts = ", ".join(f"{name} {size(n)}" for name, n in peak.parts.items() if n >= peak.total / 100)
         where = "" if self.place.device.type == "cpu" else f" on {self.place.device}"
-        lines = [f"Memory{where}: about {size(peak.total)} at most, in {peak.phase} ({parts}); "
+        lines = [f"Memory{where}: peak of about {size(peak.total)}, in {peak.phase} ({parts}); "
                  f"{size(self.place.free)} free."]  # fmt: skip
         changes = []
         if self.choice.micro_batch < self.batch:
             micro = self.choice.micro_batch
-            changes.append(f"{micro} of a batch's {count(self.batch, 'sequence')} at a time (--micro-batch)")
+            changes.append(f"micro-batches of {micro} of {count(self.batch, 'sequence')} (--micro-batch)")
         if self.choice.checkpointing and not self.asked.checkpointing:
-            changes.append("activations computed again in the backward pass (--gradient-checkpointing)")
+            changes.append("activations recomputed in the backward pass (--gradient-checkpointing)")
         if self.choice.context != self.asked.context:
             changes.append(f"a context of {self.choice.context:,} instead of {self.asked.context:,} (--context)")
         if changes:
-            why = "As the run began" if self.recorded else "So that it fits"
+            why = "As chosen when the run started" if self.recorded else "To fit"
             lines.append(f"{why}: {', '.join(changes)}.")
         if self.recorded and peak.total > self.place.free:
-            lines.append("That is more than is free now; a run that goes on cannot be computed in smaller parts.")
+            lines.append("That is more than is free now; a resumed run cannot use smaller micro-batches.")
         return lines
 
 
@@ -349,8 +348,8 @@ def check(needs: Sequence[Need], place: Place, *, flags: str) -> str:
 def _refuse(need: Need, place: Place, flags: str) -> NoReturn:
     largest = max((n, name) for name, n in need.parts.items())[1]
     raise UserError(
-        f"this takes about {size(need.total)} of memory at least, most of it for {largest}, and {size(place.free)} is "
-        "free", None, f"give {flags}",
+        f"this needs at least about {size(need.total)} of memory, most of it for {largest}, but only "
+        f"{size(place.free)} is free", None, f"give {flags}",
     )  # fmt: skip
 
 

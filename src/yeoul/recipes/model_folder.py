@@ -1,4 +1,4 @@
-"""A model's folder, opened once: its path, its shape, the type of its weights, its adapter, its tokenizer."""
+"""A model folder, opened once: its path, configuration, dtype, quantization, adapter and tokenizer."""
 
 from __future__ import annotations
 
@@ -74,21 +74,21 @@ class ModelFolder:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The model's shape; headers alone are read."""
+        """Configuration of the model; only headers are read."""
         from yeoul.model.checkpoint import load_config
 
         return load_config(self.path)
 
     @cached_property
     def stored_dtype(self) -> torch.dtype:
-        """Type of the weights in the files."""
+        """Dtype of the weights in the files."""
         from yeoul.model.checkpoint import stored_dtype
 
         return stored_dtype(self.path)
 
     @cached_property
     def quantization(self) -> Quantization | None:
-        """Which weights have few bits; None where none has."""
+        """Which weights are quantized; None if none are."""
         from yeoul.model.checkpoint import load_quantization
 
         return load_quantization(self.path)

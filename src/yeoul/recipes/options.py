@@ -1,4 +1,4 @@
-"""Groups of settings that several recipes have, and how a recipe talks."""
+"""Groups of settings that several recipes share, and progress messages."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from yeoul.train.log import Progress
 
 Say = Callable[[str], None]
-"""Is told sentences about what a recipe is about to do and what it found."""
+"""Called with progress messages."""
 
 
 def silent(text: str) -> None:
-    """A `Say` that tells nobody."""
+    """A `Say` that does nothing."""
 
 
 def progress_line(name: str, steps: int, say: Say) -> Progress | None:
@@ -53,16 +53,16 @@ def changed(group: Any) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How text is read, and what of it validates."""
+    """How text is read, and what is held out for validation."""
 
     text_column: str | None = None
-    """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
+    """Column of tables and JSON objects that holds the text; by default, the usual names are tried."""
     join_by: str | None = None
-    """Column by which records are joined: equal values make one document."""
+    """Column to group records by: records with the same value become one document."""
     reading: Annotated[Reading, Parameter(name="*")] = field(default_factory=Reading)
-    """Files of data."""
+    """How files are read."""
     val_data: Place | None = None
-    """Text for validation; when not given, a share of --data is held out."""
+    """Text for validation; by default, a share of --data is held out."""
     val_fraction: float = 0.01
     """Share of the documents held out for validation; 0 for none."""
 

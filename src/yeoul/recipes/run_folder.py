@@ -79,8 +79,8 @@ class RunFolder:
             if stands is not None and stands.finished:
                 return
             same = " ".join(f"--{key} {before[key]}" for key in longer)
-            fix = f"finish it first ({same}), then lengthen it; or choose another --out"
-            raise UserError("only a finished run can be lengthened", where=out, fix=fix)
+            fix = f"finish it first ({same}), then extend it; or choose another --out"
+            raise UserError("only a finished run can be extended", where=out, fix=fix)
         if changed:
             names = ", ".join("--" + name.replace("_", "-") for name in changed)
             fix = "give the same values, discard the run (--overwrite) or choose another --out"
@@ -128,7 +128,7 @@ class RunFolder:
             values = validate()
         write_json(path, values)
         listed = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
-        say(f"Validation before: {listed}.")
+        say(f"Validation before training: {listed}.")
         return values
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""A model as it is saved: adapters merged, in the number type of its files, its tokenizer beside it."""
+"""Saving a model: adapters merged, in the dtype of its checkpoint, with its tokenizer."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def save_folder(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> No
 
 
 def save(model: Decoder, folder: str | Path, tokenizer: Tokenizer | None = None, *, overwrite: bool = False) -> Path:
-    """Write a model, and its tokenizer where one is given, as a Hugging Face folder that is whole or not there.
+    """Save a model, and its tokenizer if given, as a Hugging Face folder, atomically.
 
     Args:
-        model: with adapters or without; those that are active are merged.
-        folder: the place; what is there is only replaced with `overwrite`.
+        model: with or without adapters; active ones are merged.
+        folder: where to save it.
         tokenizer: of the model.
-        overwrite: replace what is there.
+        overwrite: replace an existing folder.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: there is something already, the disk is full or cannot be written, or weights are not finite.
+        UserError: the folder is not empty, the disk is full or not writable, or weights are not finite.
     """
     folder = Path(folder).expanduser()
     if not overwrite and folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise UserError("there is already something", folder, "choose another folder, or give overwrite=True")
+        raise UserError("the folder already exists", folder, "choose another folder, or give overwrite=True")
     merged = merged_model(model)
     replace_folder(folder, lambda new: save_folder(merged, tokenizer, new))
     return folder

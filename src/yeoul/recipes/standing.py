@@ -1,4 +1,4 @@
-"""Where a run stands: how far it has come, and the command by which it goes on."""
+"""State of a run: how far it is, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Run:
         part: the stage or step that it is in, of verbs that have several; else "".
         step, steps, tokens, budget, seconds: done and to be done, of the part; 0 where nothing is saved yet.
         checkpoint: the newest one, or None.
-        command: goes on; does nothing more to a finished run.
+        command: resumes the run; does nothing to a finished one.
     """
 
     verb: str
@@ -125,7 +125,7 @@ def run_rows(run: Run) -> list[tuple[str, str]]:
             ("run", f"{text}, {run.tokens:,} of {count(run.budget, 'token')}, {duration(run.seconds)}"),
             ("", f"in {run.checkpoint}"),
         ]
-    return rows if run.state != "stopped" else [*rows, ("go on", run.command)]
+    return rows if run.state != "stopped" else [*rows, ("resume", run.command)]
 
 
 def _of(steps: int, tokens: int, seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What is said first of a training that did not do what it was for, and which of its states is kept."""
+"""Warnings about a training that did not improve the model, and which of its checkpoints is kept."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def verdict(
     if not result.validation:
         return []
     if kept.lost:
-        return [f"The best checkpoint cannot be read: step {kept.step:,}, the last, is kept."]
+        return [f"The best checkpoint cannot be read, so the last one, step {kept.step:,}, is kept."]
     first = before if guess is None else {"loss": guess}
-    began = "before the training" if guess is None else "by guessing from how frequent the classes are"
+    began = "before training" if guess is None else "for guessing by class frequency"
     name, try_this = criterion.name, advice(rate, head_rate)
     shown = [f"{values.get(criterion.key, math.nan):.4f}" for values in (first, kept.validation, result.validation)]
     if kept.step == 0:
-        best = "" if result.best is None else f", {result.best.get(criterion.key, math.nan):.4f} at best since"
-        return [f"The training made it worse: {name} {shown[0]} {began}{best}; {unchanged}.", try_this]
+        best = "" if result.best is None else f", {result.best.get(criterion.key, math.nan):.4f} at best afterwards"
+        return [f"Training made the model worse: {name} {shown[0]} {began}{best}; {unchanged}.", try_this]
     start, best_rank, last = (criterion.rank(values) for values in (first, kept.validation, result.validation))
     if math.isfinite(start[0]) and not best_rank < start:
         return [f"Nothing useful was learned: {name} {shown[1]}, but {shown[0]} {began}.", try_this]
     worse = math.isfinite(start[0]) and start < last
-    lines = [f"The training ended worse than it began: {name} {shown[2]}, but {shown[0]} {began}."] if worse else []
+    lines = [f"Training ended worse than it began: {name} {shown[2]}, but {shown[0]} {began}."] if worse else []
     if kept.step != result.step:
         what = f"step {kept.step:,} of {result.step:,}, where the {name} was best"
-        lines.append(f"Kept is {what}: {shown[1]}, against {shown[2]} at the end.")
+        lines.append(f"Kept: {what} ({shown[1]}, against {shown[2]} at the end).")
     return [*lines, try_this] if worse else lines
 
 

@@ -10,7 +10,7 @@ from yeoul.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Settings):
-    """How long a demo takes, and what its chance is."""
+    """Settings of `yeoul.demo`."""
 
     minutes: float = 5.0
     """Minutes for everything; more time gives better models."""

@@ -102,8 +102,10 @@ def _linear_stages(values: Mapping[str, Any]) -> list[Stage]:
             "each layer's linear attention learned to reproduce its softmax attention",
             "층마다 선형 어텐션이 소프트맥스 어텐션의 출력을 따라 하도록 학습",
         ),
-        "distil": Text("the whole model learned the teacher's predictions", "모델 전체가 교사의 예측을 학습"),
-        "finetune": Text("the whole model learned from the text", "모델 전체가 텍스트로 학습"),
+        "distil": Text(
+            "the whole model learned to match the teacher's predictions", "모델 전체가 교사의 예측을 따라 하도록 학습"
+        ),
+        "finetune": Text("the whole model was trained on the text", "모델 전체가 텍스트로 학습"),
     }
     return [
         Stage(
@@ -120,7 +122,7 @@ def _validation_words(line: Mapping[str, Any]) -> Text | None:
     bits = line.get("bits_per_byte")
     if not isinstance(bits, float):
         return None
-    return Text(f"{bits:.3f} bits per byte on held-out text", f"따로 둔 텍스트에서 바이트당 {bits:.3f}비트")
+    return Text(f"{bits:.3f} bits per byte on held-out text", f"따로 떼어 둔 텍스트에서 바이트당 {bits:.3f}비트")
 
 
 def _joined(*parts: Text | None) -> Words:

@@ -45,8 +45,8 @@ STEPS = ("text", "pretrain", "linearize", "write", "report")
 HEADINGS = {
     "text": "text and tokenizer",
     "pretrain": "pretrain a softmax model",
-    "linearize": "linearize it with DiJiang, then score and time both",
-    "write": "let both models write and recall",
+    "linearize": "linearize it with DiJiang, then evaluate and time both",
+    "write": "generate text and answer recall questions with both",
     "report": "report",
 }
 PROMPTS = ("옛날 옛적에", "어느 추운 겨울날", "아이는 강가에서", "오늘 저녁에는")
@@ -59,14 +59,14 @@ QUESTIONS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What a demo leaves.
+    """Result of a demo.
 
     Attributes:
-        report: the page.
-        pretrained, linear: folders of the softmax model's run and of the linear one's.
-        time: what all steps took, in words.
-        was_finished: whether nothing was left to do.
-        next_steps: commands to try, and what for.
+        report: path of the HTML report.
+        pretrained, linear: run folders of the softmax model and of the linear one.
+        time: total time, as text.
+        was_finished: whether there was nothing left to do.
+        next_steps: commands to try, with descriptions.
     """
 
     report: Path
@@ -86,13 +86,13 @@ def demo(
 ) -> DemoResult:
     """Text, tokenizer, pretraining, conversion, scores, speeds, samples and a report with plots.
 
-    Called again with the same `out`, it goes on where it stopped.
+    Called again with the same `out`, it resumes where it stopped.
 
     Args:
-        config: how long; None takes the defaults.
+        config: settings; None for the defaults.
         out: folder of the demo.
         overwrite: discard a demo in `out`.
-        say: is told what is done; None works in silence.
+        say: called with progress messages; None for no output.
 
     Raises:
         UserError: the folder holds something else, or an unfinished demo with other settings.
@@ -256,7 +256,7 @@ class _Demo:
             replace(row, recall=recall[row.role]["accuracy"]) if row.role in recall else row for row in found["models"]
         )
         tokens = state["plan"]["corpus_tokens"]
-        result = Text(f"{VOCAB:,} pieces, {tokens:,} tokens of text", f"조각 {VOCAB:,}개, 텍스트 {tokens:,}토큰")
+        result = Text(f"vocabulary of {VOCAB:,}, {tokens:,} tokens of text", f"어휘 {VOCAB:,}개, 텍스트 {tokens:,}토큰")
         first = Stage(name="text", seconds=state["seconds"]["text"], result=result)
         found["stages"] = (first, *found["stages"])
         again, data = Path(f"{out}-again"), state["plan"]["data"]
@@ -274,7 +274,7 @@ class _Demo:
             reproduce=(
                 Command(
                     line=f"{demo_command(config, out)} --overwrite",
-                    what=Text("All of it, as far as the time allows", "전체를 주어진 시간만큼"),
+                    what=Text("Everything, within the given time", "전체를 주어진 시간 안에"),
                 ),
                 Command(
                     line=command_line("pretrain", data, settings=before, out=again / "pretrain"),
@@ -288,17 +288,17 @@ class _Demo:
             notes=(
                 Text(
                     "Bits per byte are measured on held-out documents; no model was trained on them.",
-                    "바이트당 비트는 따로 둔 문서로 쟀고, 어느 모델도 그 문서로 학습하지 않았습니다.",
+                    "바이트당 비트는 따로 떼어 둔 문서로 측정했고, 어느 모델도 그 문서로 학습하지 않았습니다.",
                 ),
                 Text(
-                    "Speeds are measured after a real prefill of random tokens, the models in turns, with batch 1; "
-                    "contexts beyond the training length measure speed and memory only.",
-                    "속도는 무작위 토큰을 실제로 프리필한 뒤 두 모델을 번갈아 배치 1로 쟀습니다. 학습 길이를 넘는 "
-                    "문맥에서는 속도와 메모리만 뜻이 있습니다.",
+                    "Speeds are measured after a real prefill of random tokens, alternating between the models, with "
+                    "batch size 1; contexts longer than in training only show speed and memory.",
+                    "속도는 무작위 토큰을 실제로 프리필한 뒤 배치 크기 1로 두 모델을 번갈아 측정했습니다. "
+                    "학습할 때보다 긴 문맥의 값은 속도와 메모리만 나타냅니다.",
                 ),
                 Text(
-                    f"Recall ranks the right answer among four, {questions} questions of the built-in kind.",
-                    f"회상은 보기 네 개 가운데 정답을 고르는 방식이고, 내장 질문 {questions}개로 쟀습니다.",
+                    f"Recall is choosing the right answer out of four, on {questions} built-in questions.",
+                    f"회상은 보기 네 개 가운데 정답을 고르는 방식이며, 내장 질문 {questions}개로 측정했습니다.",
                 ),
             ),
         )
@@ -388,26 +388,26 @@ def next_steps(out: Path) -> tuple[tuple[str, Text], ...]:
     return (
         (
             f'yeoul generate {linear} "{PROMPTS[0]}" --temperature 0.7',
-            Text("Let the linear-time model write", "선형 시간 모델로 글쓰기"),
+            Text("Generate text with the linear-time model", "선형 시간 모델로 텍스트 생성하기"),
         ),
         (f"yeoul chat {linear}", Text("Chat with it", "이 모델과 대화하기")),
         (
             f"yeoul bench {pretrained} {linear} --contexts 1024 4096 16384",
-            Text("See the gap at longer contexts", "더 긴 문맥에서 차이 보기"),
+            Text("Compare speed at longer contexts", "더 긴 문맥에서 속도 비교하기"),
         ),
         (
             f"yeoul evaluate {linear} --by-position",
-            Text("Where in the text it predicts well", "텍스트의 어느 위치를 잘 예측하는지"),
+            Text("Compare predictions by position in the text", "텍스트의 위치별 예측 성능 보기"),
         ),
         (
             f"yeoul demo --minutes 30 --out {more}",
-            Text("The same with more time: better Korean", "시간을 더 들여 더 나은 한국어로"),
+            Text("The same with more time, for better Korean", "시간을 더 들여 더 나은 한국어 모델 만들기"),
         ),
         (
             f"yeoul pretrain YOUR_TEXT --out {mine}",
             Text(
                 "Your own text: .txt, .jsonl, .csv, .parquet, a folder",
-                "내 텍스트로: .txt, .jsonl, .csv, .parquet, 폴더",
+                "자신의 텍스트로 학습하기: .txt, .jsonl, .csv, .parquet, 폴더",
             ),
         ),
     )

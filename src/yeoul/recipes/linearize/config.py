@@ -37,7 +37,7 @@ LARGEST_BUDGET, MOST_PASSES = 2_000_000, 4
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionOptions:
-    """What becomes of the softmax layers."""
+    """How the softmax layers are converted."""
 
     attention: Literal["hybrid", "dijiang"] = "hybrid"
     """hybrid: a softmax window and linear attention over what came before it; dijiang: linear attention alone."""
@@ -124,7 +124,7 @@ class ConversionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StageOptions:
-    """What the stages train, how fast, and what share of the budget each has."""
+    """What each stage trains, its learning rate, and its share of the budget."""
 
     stages: tuple[Literal["align", "distil", "finetune"], ...] = ("align", "distil", "finetune")
     """Stages to run; they divide the whole budget in proportion to their shares."""
@@ -222,7 +222,7 @@ class StageOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearizeTraining(TrainHabits):
-    """How the stages are trained: `TrainConfig` without what the budget decides."""
+    """How the stages are trained: `TrainConfig` without the settings that the budget decides."""
 
     context: int | None = None
     """Tokens per sequence; when not given, the model's own length, but at most 2,048, or less if nothing else fits into
@@ -263,7 +263,7 @@ class LinearizeTraining(TrainHabits):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
-    """What is measured meanwhile and at the end."""
+    """What is measured during training and at the end."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"judge_tokens": "compare_tokens"}
 
@@ -274,7 +274,7 @@ class ScoreOptions:
     """Contexts at which tokens per second and cache are measured at the end."""
     compare_tokens: int | None = None
     """Held-out tokens on which the result is compared with the teacher and with the teacher cut to the window (gain
-    from long context, recall, free generation); 0 for no comparison, a quarter of a validation's when not given."""
+    from long context, recall, free generation); 0 for no comparison; by default a quarter of the validation tokens."""
 
     def __post_init__(self) -> None:
         for flag, value, least in (("--compare-tokens", self.compare_tokens, 0), ("--val-tokens", self.val_tokens, 1)):
@@ -295,9 +295,9 @@ class ScoreOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearizeConfig(Settings):
-    """Everything that decides what `yeoul.linearize` makes of a model.
+    """Settings of `yeoul.linearize`.
 
-    `LinearizeConfig.of(window=128, tokens=500_000)` takes settings by the names of the flags.
+    `LinearizeConfig.of(window=128, tokens=500_000)` takes settings by flag name.
     """
 
     tokens: int | None = None

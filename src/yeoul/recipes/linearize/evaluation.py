@@ -1,4 +1,4 @@
-"""What a conversion came to: scores, the comparison with its teacher, speeds and caches."""
+"""Evaluation of a conversion: scores, comparison with its teacher, speed and cache size."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ FULL_COMPARISON = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Of a converted model.
+    """Evaluation of a converted model.
 
     Attributes:
         scores: of the teacher, the model, and the model without its parts, by name.
-        comparison: with the teacher, and with the teacher cut to the window; None where it was not wanted.
-        speeds: of both at each context.
+        comparison: with the teacher, and with the teacher cut to the window; None if it was skipped.
+        speeds: of both models at each context.
     """
 
     scores: dict[str, LMScore]
@@ -47,8 +47,8 @@ class Evaluator:
         student: converted, trained.
         tokenizer: of both.
         batches: makes the same batches of held-out text each time it is called.
-        dtype: of the products.
-        say: is told what is measured.
+        dtype: of the matrix multiplications.
+        say: called with progress messages.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Evaluator:
         )  # fmt: skip
 
     def speeds(self, contexts: tuple[int, ...]) -> list[speed.SpeedRecord]:
-        """Tokens per second and bytes of the cache at each context."""
+        """Tokens per second and cache size in bytes at each context."""
         longest = max(contexts) + 128
         models = {
             "teacher": speed.lengthened(self.teacher, longest),

@@ -1,4 +1,4 @@
-"""What is said before a conversion begins: what is converted, what the budget buys, caches, and how long it takes."""
+"""What is printed before a conversion starts: the converted layers, the budget, cache sizes, and the estimated time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from yeoul.train.loss import language_model_objective
 from yeoul.units import count, size
 
 SCORED = 6
-"""Times that the held-out text is scored at the end: by the teacher, the result, and the result without its parts."""
+"""Passes over the held-out text at the end: the teacher, the result, and the result without its parts."""
 
 
 def choices(
@@ -28,15 +28,15 @@ def choices(
     context: int,
     compute: torch.dtype,
 ) -> list[str]:
-    """What decides the result, whether it was given or chosen, in a few lines.
+    """The settings that decide the result, given or chosen, in a few lines.
 
     Args:
-        options: what becomes of the layers.
+        options: how the layers are converted.
         student: converted.
         recipe: the stages.
-        budget, text: tokens that are trained on, and that there are.
+        budget, text: tokens to train on, and tokens of the text.
         context: tokens of a sequence.
-        compute: type of the products.
+        compute: dtype of the matrix multiplications.
     """
     name, update = options.linear_part
     beside = f"hybrid, window {options.window}, {count(student.config.sinks, 'sink')}"
@@ -44,9 +44,9 @@ def choices(
     step = next(iter(recipe.settings.values()))
     lines = [
         converted_line(student),
-        f"Attention there: {kind}, feature map {name}, decay {options.decay}, state {update}.",
+        f"Attention in them: {kind}, feature map {name}, decay {options.decay}, state {update}.",
         f"Budget: {budget:,} tokens, {budget / text:.2g} passes over {text:,}; steps of {step.batch_size} x "
-        f"{step.accumulate} sequences of {context:,} tokens; products in {str(compute).removeprefix('torch.')}.",
+        f"{step.accumulate} sequences of {context:,} tokens; computing in {str(compute).removeprefix('torch.')}.",
     ]
     return [*lines, *recipe.lines()]
 
@@ -64,47 +64,47 @@ def converted_line(student: Decoder) -> str:
     sliding = kinds.count("sliding")
     if sliding:
         width = student.config.sliding_window or student.config.window
-        parts.append(f"{sliding} {'have' if sliding > 1 else 'has'} a sliding window of {width:,} already and "
+        parts.append(f"{sliding} already {'use' if sliding > 1 else 'uses'} a sliding window of {width:,} and "
                      f"{'stay' if sliding > 1 else 'stays'} as {'they are' if sliding > 1 else 'it is'}")  # fmt: skip
     return "; ".join(parts) + "."
 
 
 def warnings(options: StageOptions, recipe: Recipe, budget: int) -> list[str]:
-    """Where the budget is so small that it shows."""
+    """Warnings about stages for which the budget is too small."""
     lines = []
     step = next(iter(recipe.settings.values())).tokens_per_step
     for stage in options.stages:
         settings = recipe.settings.get(stage)
         if settings is None and options.shares[stage] > 1e-9:
             lines.append(
-                f"Warning: {stage} gets no step: its share of {budget:,} tokens is less than the {step:,} of one step "
+                f"Warning: {stage} gets no steps: its share of {budget:,} tokens is less than one step of {step:,} "
                 "(give more --tokens, or a smaller --batch-size or --context)."
             )
         elif settings is not None and settings.steps < 3:
             lines.append(
-                f"Warning: {stage} has only {count(settings.steps, 'step')} of {step:,} tokens, which teaches next to "
-                "nothing (give more --tokens, or a smaller --batch-size or --context)."
+                f"Warning: {stage} has only {count(settings.steps, 'step')} of {step:,} tokens, too few to train "
+                "anything (give more --tokens, or a smaller --batch-size or --context)."
             )
     return lines
 
 
 def cache_line(teacher: Decoder, student: Decoder) -> str:
-    """From which length on the converted model remembers in less memory than the teacher."""
+    """Cache sizes of both models, and the length from which on the converted model needs less."""
     (fixed, growing), (own, grows) = (cache_bytes(model.config, teacher.dtype) for model in (teacher, student))
     each = growing - grows
     if each <= 0:
-        return f"Caches: {size(own)} for the converted model at any length, {size(fixed)} for the teacher."
+        return f"Cache: {size(own)} for the converted model at any length, {size(fixed)} for the teacher."
     even = max(0, -(-(own - fixed) // each))
-    grown = f" and {grows:,} bytes a token" if grows else " at any length"
+    grown = f" and {grows:,} bytes per token" if grows else " at any length"
     always = f"{size(fixed)} and " if fixed else ""
     return (
-        f"Caches: {size(own)}{grown}, the teacher's {always}{growing:,} bytes a token: below {even:,} tokens the "
-        "converted model's is the larger one."
+        f"Cache: {size(own)}{grown}, the teacher's {always}{growing:,} bytes per token; below {even:,} tokens the "
+        "converted model's cache is the larger one."
     )
 
 
 def time_lines(recipe: Recipe, teacher: Decoder, make: Callable[[], Decoder], batch: Batch, val: int) -> list[str]:
-    """Times of the stages and of what is scored, from one example that is computed here.
+    """Estimated times of the stages and of the evaluation, from one example that is computed here.
 
     Args:
         recipe: the stages.
@@ -123,4 +123,7 @@ def time_lines(recipe: Recipe, teacher: Decoder, make: Callable[[], Decoder], ba
     each, measured = dry_run.seconds_a_token(make(), language_model_objective, batch, settings, gradients=False)
     parts.append(("validation", (1 + len(recipe.settings)) * val, each, measured))
     parts.append(("scores at the end", SCORED * val, each, measured))
-    return [*dry_run.time_lines(parts), "  The comparison and the speeds at the end come to that (--compare-tokens 0)."]
+    return [
+        *dry_run.time_lines(parts),
+        "  Not included: the comparison with the teacher (--compare-tokens 0 skips it) and the speed measurements.",
+    ]

@@ -17,9 +17,9 @@ from yeoul.recipes.linearize.stages import Recipe, set_trainable
 from yeoul.train.memory import Choice, Need, Sizes, Work, scoring
 
 CALIBRATION_CONTEXT = 1024
-"""Longest sequence that is looked at before training."""
+"""Longest sequence that is used for initialisation before training."""
 SHORTEST = 256
-"""Tokens of the shortest context that is chosen where none is given."""
+"""Shortest context, in tokens, that is chosen when none is given."""
 COMPARED_TOGETHER = 8192
 """Positions that the comparison computes at once."""
 

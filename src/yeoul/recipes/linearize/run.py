@@ -1,4 +1,4 @@
-"""`yeoul.linearize`: a softmax model in, the same model in linear time out, with what it cost and gained."""
+"""`yeoul.linearize`: convert a softmax model to linear time, and measure what that costs and gains."""
 
 from __future__ import annotations
 
@@ -50,25 +50,25 @@ from yeoul.text.tokenizer import Tokenizer
 from yeoul.train.config import TrainConfig
 
 RECORD = "linearize.json"
-"""In the run's folder, written behind the model: what the conversion cost and gained."""
+"""In the run's folder, written behind the model: cost and results of the conversion."""
 RANKING_TOKENS = 16_384
-"""Tokens of the text to train on by which layers are compared; the first of them set the start too."""
+"""Training tokens on which layers are ranked; the first of them are also used for initialisation."""
 LONGEST = 2048
-"""Tokens of a sequence when none are given, where the model is made for more."""
+"""Default context length, if the model supports more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearizeResult:
-    """What a conversion came to.
+    """Result of a conversion.
 
     Attributes:
-        model: the converted model, in the type of the teacher's weights.
-        tokenizer: of it.
-        stages: what each came to, by name.
+        model: the converted model, in the dtype of the teacher's weights.
+        tokenizer: of the model.
+        stages: result of each stage, by name.
         scores: on held-out text, of the teacher, the model, and the model without its parts, by name.
-        comparison: with the teacher, and with the teacher cut to the window; None where it was not wanted.
+        comparison: with the teacher, and with the teacher cut to the window; None if it was skipped.
         speeds: of both models at each context.
-        folder: of the model; None where the run was to leave nothing.
+        folder: of the saved model; None without `out`.
     """
 
     model: Decoder
@@ -93,20 +93,20 @@ def linearize(
 ) -> LinearizeResult:
     """Turn the softmax attention of a trained model into DiJiang's linear attention (arXiv 2403.19928).
 
-    Called again with the same `out`, it goes on where it stopped.
+    Called again with the same `out`, it resumes where it stopped.
 
     Args:
-        model: a folder, a run's folder, or an id on the hub; or a model in memory, which stays as it is.
-        data: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas.
-        config: how; None takes the defaults.
+        model: a Hugging Face folder, a run folder or a Hub id; or a model in memory, which is not changed.
+        data: a file, a folder, a Hub dataset "org/name", "builtin" or "builtin:5MB"; several with commas.
+        config: settings; None for the defaults.
         tokenizer: of a model in memory.
-        out: folder of the run, the model in its `model/`; None keeps nothing but what is returned.
+        out: run folder; the model is written to its `model/`. None: nothing is kept but the result.
         overwrite: discard the run in `out`.
         device: "auto", "cpu", "cuda" or "cuda:N"; a model in memory stays where it is.
-        say: is told what is done; None works in silence.
+        say: called with progress messages; None for no output.
 
     Raises:
-        UserError: something that the caller can mend.
+        UserError: the settings, the data or the model cannot be used.
         yeoul.train.interrupt.Interrupted: Ctrl-C or SIGTERM, with everything saved.
     """
     config = config or LinearizeConfig()
@@ -156,7 +156,7 @@ class _Source:
 def _source(model: str | Path | Decoder, tokenizer: Tokenizer | None, device: str) -> _Source:
     if isinstance(model, Decoder):
         if tokenizer is None:
-            raise UserError("a model in memory comes without a tokenizer", fix="give tokenizer=")
+            raise UserError("a model in memory needs a tokenizer", fix="pass tokenizer=")
         return _Source(name="the model", device=model.device, stored=model.dtype, model=model, tokenizer=tokenizer)
     folder = ModelFolder.open_whole(model)
     return _Source(name=folder.name, device=runtime.resolve_device(device), stored=folder.stored_dtype, folder=folder)
@@ -164,7 +164,7 @@ def _source(model: str | Path | Decoder, tokenizer: Tokenizer | None, device: st
 
 @dataclass(frozen=True, kw_only=True)
 class Dtypes:
-    """Types of the products, of weights that are not trained, and of saved weights."""
+    """Dtypes of the computation, of weights that are not trained, and of saved weights."""
 
     compute: torch.dtype
     held: torch.dtype
@@ -182,7 +182,7 @@ def _dtypes(config: LinearizeConfig, source: _Source) -> Dtypes:
         held = getattr(torch, config.teacher_dtype)
     if held == torch.bfloat16 != compute:
         raise UserError(
-            f"matrix products in {str(compute).removeprefix('torch.')} cannot use bfloat16 weights",
+            f"bfloat16 weights cannot be used when computing in {str(compute).removeprefix('torch.')}",
             "--teacher-dtype", "give --dtype bfloat16 too, or --teacher-dtype float32",
         )  # fmt: skip
     saved = source.stored if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
@@ -253,8 +253,8 @@ class _Linearization:
         fix = "give --align-share 0" if stage == "align" else f"choose another --train-{stage}"
         name, _ = self.config.conversion.linear_part
         raise UserError(
-            f"nothing of the feature map {name!r} is trained, so there is nothing to {stage}",
-            "--map", f"{fix}, or give --learn if the map has parts to train",
+            f"the feature map {name!r} has no trained parameters, so there is nothing to {stage}",
+            "--map", f"{fix}, or give --learn if the map has parameters that can be trained",
         )  # fmt: skip
 
     def prepare(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The stages of a conversion: what each trains, whose memory its weights are in, and whether its result is kept."""
+"""The stages of a conversion: what each trains, which weights share memory, and whether its result is kept."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ class Recipe:
     Attributes:
         settings: of each stage, in order.
         trains: what each trains: "maps" (feature maps, decays and gates), "attention" (the whole attention of the
-            converted layers), "all" weights, or the maps and a low-rank part beside the frozen weights, merged into
+            converted layers), "all" weights, or the maps and a low-rank update of the frozen weights, merged into
             them when the stage ends: "low-rank" of the converted layers' attention, "low-rank-all" of their MLPs too.
         align_on: "outputs" or "hidden": `Alignment` or `HiddenAlignment`.
-        rank: of the low-rank parts.
+        rank: of the low-rank updates.
         map_lr: peak learning rate of what linear attention adds to the model (feature maps, gates, convolutions) in the
-            stages after alignment; None: as the rest. What is new has far to go, what was taken over has not.
+            stages after alignment; None: as the rest. New parameters have further to go than the teacher's weights.
         kl_weight: of the distillation.
         temperature: of the distillation.
 
     Raises:
-        UserError: the alignment cannot reach what it is to train.
+        UserError: the alignment loss does not depend on what the stage is to train.
     """
 
     settings: Mapping[Stage, TrainConfig]
@@ -81,8 +81,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if "align" in self.settings and self.align_on == "outputs" and self.trains["align"] in ("all", "low-rank-all"):
             raise UserError(
-                "aligning the attention's outputs can train nothing but the attention", "--train-align",
-                "give --align-on hidden, or train the maps, the attention, or a low-rank part of it",
+                "aligning attention outputs can only train the attention", "--train-align",
+                "give --align-on hidden, or train the maps, the attention, or a low-rank update of it",
             )  # fmt: skip
 
     def objective(self, stage: Stage, teacher: Decoder) -> Objective:
@@ -106,7 +106,7 @@ class Recipe:
         return self.map_lr is not None and stage != "align"
 
     def lines(self) -> list[str]:
-        """What each stage does, for people."""
+        """What each stage does, as text."""
         result = []
         for stage, settings in self.settings.items():
             how = {
@@ -120,7 +120,7 @@ class Recipe:
         return result
 
     def identity(self, stage: Stage) -> dict[str, object]:
-        """What a stage that is resumed must have in common with its beginning, beside its settings."""
+        """What must be the same when a stage is resumed, in addition to its settings."""
         own: dict[str, object] = {
             "train": self.trains[stage],
             "map_lr": self.map_lr if self.has_map_lr(stage) else None,
@@ -136,7 +136,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What a stage came to.
+    """Result of a stage.
 
     Attributes:
         tokens: tokens it was trained on.
@@ -145,8 +145,8 @@ class StageResult:
         before: validation loss before it.
         after: validation loss of its best state.
         kept: whether that is better than before; otherwise the stage changed nothing.
-        ended_early: whether it stopped paying (`yeoul.train.plateau`).
-        validation: all values of the state that the model is in now.
+        ended_early: whether it ended because it stopped improving (`yeoul.train.plateau`).
+        validation: all values for the model's current weights.
         energy: of its training, validations and checkpoints included, over all sessions that it took.
     """
 
@@ -179,11 +179,11 @@ def run_stages(
     identity: Mapping[str, object],
     say: Say = print,
 ) -> dict[str, StageResult]:
-    """Runs each stage, or passes it where it is finished; called again after any stop it goes on.
+    """Run each stage, or skip it if it is finished; called again after any interruption, it resumes.
 
-    A finished conversion whose budget has grown goes on with its last stage. The tokens that a stage leaves unspent,
-    because it no longer pays, are added to the next one. A stage whose best
-    validation is worse than the one before it is taken back.
+    A finished conversion whose budget has grown continues with its last stage. The tokens that a stage leaves unspent,
+    because it no longer improves, are added to the next one. A stage whose best validation is worse than the one before
+    is rolled back.
 
     Args:
         recipe: what to do.
@@ -234,7 +234,7 @@ def run_stages(
 
 
 def _as_long_as_it_was(settings: TrainConfig, spare: int, last: bool, run_dir: Path) -> tuple[TrainConfig, int]:
-    """Settings of a stage where a finished conversion is lengthened: what is added goes to the last stage.
+    """Settings of a stage where a finished conversion is lengthened: the added tokens go to the last stage.
 
     Args:
         spare: tokens that earlier stages would have got of the longer budget.

@@ -1,4 +1,4 @@
-"""What a conversion cost and gained, as plain text."""
+"""Cost and results of a conversion, as plain text."""
 
 from __future__ import annotations
 

@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerOptions:
-    """The tokenizer: one that is there, or one to train."""
+    """An existing tokenizer, or the settings of one to train."""
 
     tokenizer: Path | None = None
-    """Folder of a tokenizer; when not given, one is trained on the data."""
+    """Folder of a tokenizer; by default, one is trained on the data."""
     vocab_size: int = 8000
     """Vocabulary size of the tokenizer to train."""
     model_type: Literal["bpe", "unigram"] = "bpe"
-    """Kind of the tokenizer to train."""
+    """Algorithm of the tokenizer to train."""
     character_coverage: float = 0.9995
-    """Share of the text's characters that become pieces of that tokenizer; the rest are spelled as bytes."""
+    """Share of the text's characters that the vocabulary covers; the rest are encoded as bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeOptions:
-    """The model's shape: a preset, and what is different from it."""
+    """Architecture of the model: a preset, and changes to it."""
 
     preset: str = "10m"
     """Size of the model by name: 1m, 3m, 5m, 10m, 15m, 30m, 125m, 350m, 1b or gpt-classic."""
@@ -49,7 +49,7 @@ class ShapeOptions:
     attention: tuple[str, ...] | None = None
     """Attention of all layers, or one kind per layer: softmax, sliding, dijiang or hybrid."""
     window: int | None = None
-    """Positions that sliding and hybrid attention see, including the current one."""
+    """Window of sliding and hybrid attention in tokens, including the current one."""
     positions: Literal["rotary", "sinusoidal", "learned", "none"] | None = None
     """Position encoding."""
     norm: Literal["rmsnorm", "layernorm"] | None = None
@@ -59,7 +59,7 @@ class ShapeOptions:
     tie_embeddings: bool | None = None
     """Share the embedding with the output projection."""
     max_positions: int | None = None
-    """Longest text that the model is made for, in tokens; the training context when not given."""
+    """Maximum sequence length of the model, in tokens; by default the training context."""
 
     def model_config(self, context: int, **tokenizer: Any) -> ModelConfig:
         """The preset, changed by what is given.
@@ -93,9 +93,9 @@ class ShapeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(Settings):
-    """Everything that decides what `yeoul.pretrain` makes of a text.
+    """Settings of `yeoul.pretrain`.
 
-    `PretrainConfig.of(preset="3m", tokens=1_000_000)` takes settings by the names of the flags.
+    `PretrainConfig.of(preset="3m", tokens=1_000_000)` takes settings by flag name.
     """
 
     text: Annotated[TextOptions, Parameter(name="*")] = field(default_factory=TextOptions)
@@ -103,10 +103,10 @@ class PretrainConfig(Settings):
     val_tokens: int = 200_000
     """Score at most this many tokens in one validation."""
     isolate_documents: bool = False
-    """Pack documents so that none sees another; otherwise they follow one another in a row."""
+    """Pack whole documents that cannot attend to each other; otherwise documents are concatenated and split."""
     init: Place | None = None
-    """Model to start from, with its tokenizer and its shape: a folder, a run, or an id on the hub; a new one is made
-    when not given. A model that is trained already usually wants a lower --lr, such as 1e-4."""
+    """Model to continue training, with its architecture and tokenizer: a folder, a run, or a Hub id; by default,
+    training starts from scratch. A pretrained model usually needs a lower --lr, such as 1e-4."""
     vocabulary: Annotated[TokenizerOptions, Parameter(name="*")] = field(default_factory=TokenizerOptions)
     """The tokenizer."""
     shape: Annotated[ShapeOptions, Parameter(name="*")] = field(default_factory=ShapeOptions)

@@ -34,26 +34,26 @@ if TYPE_CHECKING:
     from yeoul.model.config import ModelConfig
 
 RECORD = "pretrain.json"
-"""In the run's folder, written behind the model: what the run came to."""
+"""In the run folder, written after the model: results of the run."""
 SMALLER = "a smaller model (--preset, --vocab-size)"
 LOWER_RATE = 5e-4
-"""Above it, what a trained model knows is soon lost; it is said."""
+"""Above it, a pretrained model soon forgets; a notice is printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainResult:
-    """What a pretraining came to.
+    """Result of a pretraining run.
 
     Attributes:
-        model: in the state with the lowest validation loss.
-        tokenizer: of it.
-        tokens: that it was trained on.
+        model: with the weights of the lowest validation loss.
+        tokenizer: of the model.
+        tokens: number of training tokens.
         seconds: of training, over all sessions.
-        loss: training loss a token at the end, nats.
+        loss: training loss at the end, nats per token.
         validation: loss, perplexity and bits per byte of the model; empty where nothing was held out.
-        before: the same of the model that it started from; empty for a new one.
-        notes: what should be known of the training first; nothing where it went well.
-        folder: of the model; None where the run was to leave nothing.
+        before: the same for the model given by `init`; empty when trained from scratch.
+        notes: warnings about the training; empty if it went well.
+        folder: of the saved model; None without `out`.
     """
 
     model: Decoder
@@ -77,19 +77,19 @@ def pretrain(
     device: str = "auto",
     say: Say | None = None,
 ) -> PretrainResult:
-    """Pretrain a language model on text; called again with the same `out`, it goes on where it stopped.
+    """Pretrain a language model on text; called again with the same `out`, it resumes where it stopped.
 
     Args:
-        data: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas.
-        config: how; None takes the defaults.
-        out: folder of the run, the model in its `model/`; None keeps nothing but what is returned.
+        data: a file, a folder, a Hub dataset "org/name", "builtin" or "builtin:5MB"; several with commas.
+        config: settings; None for the defaults.
+        out: run folder; the model is written to its `model/`. None: nothing is kept but the result.
         resume: continue the run in `out`, if there is one.
         overwrite: discard the run in `out`.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        say: is told what is done; None works in silence.
+        say: called with progress messages; None for no output.
 
     Raises:
-        UserError: something that the caller can mend.
+        UserError: the settings, the data or the model cannot be used.
         yeoul.train.interrupt.Interrupted: Ctrl-C or SIGTERM, with everything saved.
     """
     with given_or_temporary(out) as folder:
@@ -254,7 +254,7 @@ class _Pretraining:
         return Decoder(self._shape(tokenizer.vocab_size, **ids)).to(self.device)
 
     def _as_saved(self, model: Decoder) -> Decoder:
-        """The model in the number type of the files that --init names; itself without --init."""
+        """The model in the dtype of the checkpoint that --init names; unchanged without --init."""
         return model if self.init is None else merged_model(model, self.init.stored_dtype)
 
     def _introduce(
@@ -266,7 +266,7 @@ class _Pretraining:
         say(f"Data: {count(shards.num_documents, 'document')}, {count(shards.num_tokens, 'token')}{validation}.")
         say(f"Model: {model.num_parameters():,} parameters ({self.name}), on {place}.")
         if self.init is not None and train.lr > LOWER_RATE:
-            say(f"A trained model usually wants a lower learning rate than {train.lr:g}, such as --lr 1e-4.")
+            say(f"A pretrained model usually needs a lower learning rate than {train.lr:g}, such as --lr 1e-4.")
         say(
             f"Training: {tokens:,} tokens ({tokens / max(1, shards.num_tokens):.2f} epochs) in "
             f"{count(train.steps, 'step')} of {train.tokens_per_step:,} tokens, context {train.context:,}."
@@ -293,7 +293,7 @@ class _Pretraining:
 
 
 def example_line(batch: Batch, tokenizer: Tokenizer, length: int = 40) -> str:
-    """The first `length` labels of a batch, token by token; what is not trained stands in brackets."""
+    """The first `length` labels of a batch, token by token; tokens without a loss are in brackets."""
     inputs, labels = batch.input_ids[0].tolist(), batch.labels[0, :length].tolist()
     shown = lambda token: tokenizer.decode([token], skip_special=False)  # noqa: E731
     pieces = [f"[{shown(token)}]" for token in inputs[:1] if token in tokenizer.framing.begin]
@@ -305,4 +305,4 @@ def example_line(batch: Batch, tokenizer: Tokenizer, length: int = 40) -> str:
         else:  # padding
             pieces.append(f"[{tokenizer.decode([inputs[place]])}]")
     line = "│".join(piece.replace("\n", "⏎") for piece in pieces)
-    return f"First example, tokens separated by bars, untrained ones in brackets:\n  {line} …"
+    return f"First example (tokens in brackets are not trained on):\n  {line} …"

@@ -1,4 +1,4 @@
-"""What pretraining starts from: a new model and its tokenizer, or a model that goes on learning from plain text."""
+"""What pretraining starts from: a new model and its tokenizer, or a pretrained model."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
     from yeoul.text.tokenizer import Tokenizer
 
 MADE_FROM = "made_from.json"
-"""Beside a tokenizer: what it was trained on and how."""
+"""Next to a tokenizer: what it was trained on and how."""
 
 
 def open_init(config: PretrainConfig, out: Path) -> ModelFolder | None:
     """The model that --init names, None without one.
 
     Raises:
-        UserError: no such model, an adapter, one in --out, weights of few bits; a flag that the model decides; a
-            training context that it is not made for.
+        UserError: no such model, an adapter, a model inside --out, quantized weights; a flag that the model decides; a
+            training context longer than the model supports.
     """
     from yeoul.recipes.model_folder import ModelFolder
 
     if config.init is None:
         return None
     if given := changed(config.vocabulary) + changed(config.shape):
-        raise UserError("--init brings its own shape and its own tokenizer", given[0], "leave this flag out")
+        raise UserError("--init already decides the architecture and the tokenizer", given[0], "leave this flag out")
     found = ModelFolder.open_whole(config.init, "--init")
     if found.path.resolve().is_relative_to(out.resolve()):
-        raise UserError("the model lies in this folder", f"--out {out}", "choose another --out")
+        raise UserError("the model of --init is inside this folder", f"--out {out}", "choose another --out")
     if found.quantization is not None:
         fix = "give the model that it was made from"
-        raise UserError("weights of few bits do not learn", f"--init {config.init}", fix)
+        raise UserError("quantized weights cannot be trained", f"--init {config.init}", fix)
     fix = f"give {found.config.max_position_embeddings} or less"
     found.config.check_context(config.train.context, fix=fix, training=True)
     if found.tokenizer is None:
-        raise UserError("the model's folder has no tokenizer", found.path, "copy its tokenizer's files there")
+        raise UserError("the model's folder has no tokenizer", found.path, "copy the tokenizer files into it")
     return found
 
 
 def init_weights(init: ModelFolder, device: torch.device) -> Decoder:
-    """The model to go on with, all weights trained and in float32."""
+    """The model to continue training, with all weights trainable and in float32."""
     import torch
 
     from yeoul.adapt.linearize import train_everything
@@ -83,7 +83,7 @@ def tokenizer_of(
     }  # fmt: skip
     if read_record(folder / MADE_FROM) == origin and Tokenizer.exists(folder):
         return Tokenizer.load(folder)
-    say(f"Training a tokenizer of {options.vocab_size:,} pieces ...")
+    say(f"Training a tokenizer with a vocabulary of {options.vocab_size:,} ...")
     texts = read_documents(data, text_column=text.text_column, join_by=text.join_by, reading=text.reading)
 
     def write(target: Path) -> None:
