@@ -3,11 +3,11 @@
     python examples/audio.py --json audio.json
 
 A recording is 16,384 samples of noise (4 kHz, four seconds) with two notes: a call, a sine somewhere in the first
-quarter, and a reply, with its octave, somewhere in the last. The class is how many steps the reply lies above the call,
-counted around. Neither note says anything of it alone, and at least half of the recording lies between them: the
-frames of one have to see those of the other. Frames are the magnitudes of a short-time Fourier transform, 1,024 of
-them, without positions. Every seed trains one model of each kind with the same recordings and steps. At the end the
-trained models are timed on longer recordings.
+quarter, and a reply, with its octave, somewhere in the last. The class is how many steps the reply is above the call,
+modulo the number of pitches. Neither note alone decides it, and at least half of the recording is between them: the
+frames of one have to attend to those of the other. Frames are the magnitudes of a short-time Fourier transform, 1,024
+of them, without positions. For every seed, one model of each kind is trained with the same recordings and steps. At the
+end, the trained models are timed on longer recordings.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Recordings:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parses the command line, trains, times and reports."""
+    """Parse the command line, train, measure speed and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4, help="of 256 new recordings each")

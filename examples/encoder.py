@@ -1,7 +1,7 @@
-"""What the examples share: a small bidirectional encoder with a choice of attention, its training and its speed.
+"""Shared by the examples: a small bidirectional encoder with a choice of attention, its training and its speed.
 
-Attention layers are called in the same way, (B, T, width) -> (B, T, width), and name their projections alike, so that
-one takes over the weights of the other. Seconds are those of the processor, which other programs disturb least.
+All attention layers map (B, T, width) -> (B, T, width) and use the same names for their projections, so that weights
+can be copied from one to another. Seconds are CPU time, which other programs disturb least.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import yeoul
 
 
 class Batches(Protocol):
-    """Inputs and labels (B,) of one pass over the data; its length is the number of batches."""
+    """Inputs and labels (B,) of one epoch; its length is the number of batches."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 class SoftmaxAttention(nn.Module):
-    """What is to be replaced: every position attends to every position by softmax."""
+    """Full softmax attention, which DiJiang replaces."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class SoftmaxAttention(nn.Module):
 
 
 def attention(kind: str, width: int, heads: int) -> nn.Module | None:
-    """The layer of a kind; none for "none", which shows what the task asks of attention at all."""
+    """The attention layer of a kind; None for "none", which shows how much the task needs attention."""
     if kind == "none":
         return None
     return SoftmaxAttention(width, heads) if kind == "softmax" else yeoul.DiJiangAttention(width, heads, causal=False)
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
 
 
 def train(model: nn.Module, batches: Batches, epochs: int, lr: float) -> float:
-    """Cross-entropy with AdamW and a one-cycle learning rate; processor seconds."""
+    """Train with cross-entropy, AdamW and a one-cycle learning rate; returns CPU seconds."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * len(batches) + 1)
     model.train()
@@ -114,7 +114,7 @@ def train(model: nn.Module, batches: Batches, epochs: int, lr: float) -> float:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of right answers."""
+    """Share of correct answers."""
     model.eval()
     right = [
         int((model(part).argmax(-1) == labels).sum()) for part, labels in zip(x.split(32), y.split(32), strict=True)
@@ -124,7 +124,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 @torch.inference_mode()
 def speed(layers: dict[str, nn.Module], inputs: dict[int, Tensor], turns: int) -> list[dict[str, Any]]:
-    """Forward time of "softmax" and "dijiang" in turns: for each length of input the medians and their ratio."""
+    """Forward time of "softmax" and "dijiang", measured alternately: medians and their ratio for each input length."""
     rows = []
     for length, x in inputs.items():
         taken: dict[str, list[float]] = {kind: [] for kind in layers}
@@ -140,7 +140,7 @@ def speed(layers: dict[str, nn.Module], inputs: dict[int, Tensor], turns: int) -
 
 
 def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean, least and greatest accuracy and mean seconds of each model over its seeds."""
+    """Mean, minimum and maximum accuracy and mean seconds of each model over its seeds."""
     rows = []
     for name in dict.fromkeys(r["model"] for r in results):
         scores = [r["accuracy"] for r in results if r["model"] == name]
@@ -151,7 +151,7 @@ def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def report(title: str, results: list[dict[str, Any]], times: list[dict[str, Any]], options: dict[str, Any]) -> None:
-    """Prints both tables, and writes everything to the file `options["json"]` where one is named."""
+    """Print both tables, and write everything to the file `options["json"]` if given."""
     print(f"\n{title}\n{'model':34} {'accuracy':>8}  {'least to greatest':17} {'seconds':>8}")
     rows = summary(results)
     for r in rows:

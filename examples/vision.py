@@ -2,12 +2,12 @@
 
     python examples/vision.py --json vision.json
 
-Each 8 x 8 digit lies at a random place of a 16 x 16 field, anew in every epoch, so that where a stroke is says
-nothing: without attention, strokes that are merely counted do not tell the digits apart. A convolution makes 64
-tokens of a field. Every seed trains one model of each kind from nothing with the same data and steps; then the
-softmax model is converted, as one would convert a model that is there already: the projections are taken over,
-feature maps are aligned with the softmax layers, and the whole is finetuned. A softmax model that is trained on for
-just as long stands beside it. At the end, the attention layer alone is timed at growing numbers of tokens.
+Each 8 x 8 digit is at a random position in a 16 x 16 field, different in every epoch, so that the position of a stroke
+says nothing: without attention, counting strokes does not tell the digits apart. A convolution turns a field into 64
+tokens. For every seed, one model of each kind is trained from scratch with the same data and steps; then the softmax
+model is converted, as one would convert an existing model: the projections are copied, the feature maps are aligned
+with the softmax layers, and the whole model is fine-tuned. For comparison, the softmax model is trained for just as
+long. At the end, the attention layer alone is timed at growing numbers of tokens.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Patches(nn.Module):
 
 
 def scattered(digits: Tensor, generator: torch.Generator) -> Tensor:
-    """Digits (N, 8, 8), each at a random place of an empty field: (N, 1, 16, 16)."""
+    """Digits (N, 8, 8), each at a random position in an empty field: (N, 1, 16, 16)."""
     fields = torch.full((len(digits), 1, FIELD, FIELD), -1.0)
     corners = torch.randint(0, FIELD - 7, (len(digits), 2), generator=generator).tolist()
     for field, digit, (top, left) in zip(fields, digits, corners, strict=True):
@@ -50,7 +50,7 @@ def scattered(digits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Digits:
-    """Training digits in batches, in another order and at other places in every epoch."""
+    """Training digits in batches, in a new order and at new positions in every epoch."""
 
     def __init__(self, x: Tensor, y: Tensor, size: int, seed: int) -> None:
         self.x, self.y, self.size = x, y, size
@@ -79,7 +79,7 @@ def converted(teacher: Encoder) -> Encoder:
 
 
 def align(model: Encoder, teacher: Encoder, batches: Digits, epochs: int, lr: float) -> float:
-    """Trains the feature maps alone: each layer gives what the teacher's gives for the teacher's inputs; seconds."""
+    """Train only the feature maps, to match the teacher's layers on the teacher's inputs; returns seconds."""
     maps = [p for name, p in model.named_parameters() if "feature_map" in name]
     optimizer = torch.optim.AdamW(maps, lr=lr, weight_decay=0.0)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -104,7 +104,7 @@ def align(model: Encoder, teacher: Encoder, batches: Digits, epochs: int, lr: fl
 
 
 def one_seed(seed: int, count: int, epochs: int, more: int, lr: float) -> list[dict[str, Any]]:
-    """All models of a seed, which also says which 500 digits are tested on, and which `count` are learned from."""
+    """All models of a seed, which also decides the 500 test digits and the `count` training digits."""
     digits = load_digits()
     order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(seed))
     x, y = torch.tensor(digits.images, dtype=torch.float32)[order] / 8 - 1, torch.tensor(digits.target)[order]
@@ -135,7 +135,7 @@ def one_seed(seed: int, count: int, epochs: int, more: int, lr: float) -> list[d
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parses the command line, trains, times and reports."""
+    """Parse the command line, train, measure speed and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--digits", type=int, default=1297, help="trained on")
