@@ -23,7 +23,7 @@ from yeoul.recipes.saving import save_folder
 from yeoul.text.chat import PLAIN_TEMPLATE
 from yeoul.text.tokenizer import Tokenizer
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).resolve().parents[3] / "configs").glob("*.yaml"))
 # -- what is learned and kept
 
 
