@@ -85,7 +85,10 @@ def main() -> None:
     for name, settings in MAPS.items():
         start = time.perf_counter()
         feature_map = FeatureMapConfig(**settings)
-        student = convert(teacher, Conversion(window=arguments.window, feature_map=feature_map))
+        conversion = Conversion(
+            window=arguments.window, feature_map=feature_map, sinks=0, state_update="additive", short_conv=0
+        )
+        student = convert(teacher, conversion)
         loader = PackedLoader(shards, batch_size=arguments.batch_size, context=context, seed=1)
         errors = align(teacher, student, loader, arguments.steps, arguments.lr)
         whole = score(student, batches(), None).loss

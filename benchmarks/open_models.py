@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from yeoul.adapt.linearize import Alignment, Conversion, train_everything, train_only_maps
 from yeoul.data.batch import Batch
-from yeoul.model.config import ModelConfig
+from yeoul.model.config import FeatureMapConfig, ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config
 from yeoul.ops import blocks
@@ -38,6 +38,8 @@ FP32_PEAK = 67e12
 """The same in float32, where linear attention computes, from the same data sheets."""
 UTILISATION = 0.35
 """Share of the peak that is reached: an assumption."""
+ADDITIVE = Conversion(sinks=0, feature_map=FeatureMapConfig(), state_update="additive", short_conv=0)
+"""What the operations are counted for: sums of features beside a window (--map dijiang --sinks 0)."""
 GPUS = {"80 GB": 80e9, "141 GB": 141e9}
 """Memory of the H100 SXM and of the H200."""
 RESERVE = 4e9
@@ -160,7 +162,7 @@ def compute(name: str, published: dict[str, Any]) -> dict[str, Any]:
     }
     if "softmax" not in teacher.attention:
         return row
-    student = Conversion().apply(teacher)
+    student = ADDITIVE.apply(teacher)
     context = min(teacher.max_position_embeddings, CONTEXT)
     row |= {"cache_hybrid": caches(student), "context": context, "tokens": TOKENS, **hours(teacher, student, context)}
     kept = {kind: kept_bytes(teacher, kind, context) for kind in dict.fromkeys(student.attention)}
@@ -266,7 +268,7 @@ def kept_bytes(teacher: ModelConfig, kind: str, context: int) -> tuple[Kept, Kep
 def kept_of_layer(teacher: ModelConfig, batch: int, context: int) -> tuple[int, int]:
     """Bytes that a block and its alignment keep for so many sequences; the latter 0 where no layer is converted."""
     convertible = "softmax" in teacher.attention
-    student = on_cpu(skeleton(Conversion().apply(teacher) if convertible else teacher))
+    student = on_cpu(skeleton(ADDITIVE.apply(teacher) if convertible else teacher))
     train_everything(student)
     ids = torch.zeros(batch, context, dtype=torch.int64)
     block = saved_for_backward(lambda: student.train().hidden(ids), student)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yeoul.model.config import ModelConfig
+from yeoul.adapt.linearize import Conversion
+from yeoul.model.config import FeatureMapConfig, ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.model.feature_maps.frequencies import FrequencyFeatureMap
 from yeoul.model.gates import Gate
@@ -118,3 +119,11 @@ def make(kind: str) -> Decoder:
             torch.nn.init.uniform_(module.temper, 0, 0.5)
             torch.nn.init.normal_(module.log_weights)
     return model
+
+
+def bare_conversion(**changes: Any) -> Conversion:
+    """A conversion to sums of features, without sinks and short convolution, unless `changes` say otherwise."""
+    plain: dict[str, Any] = {
+        "sinks": 0, "feature_map": FeatureMapConfig(), "state_update": "additive", "short_conv": 0,
+    }  # fmt: skip
+    return Conversion(**(plain | changes))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import VOCAB
+from models import VOCAB, bare_conversion
 from yeoul.adapt.linear_init import _balance, _covariance, calibrate, head_statistics
-from yeoul.adapt.linearize import Alignment, Conversion, convert
+from yeoul.adapt.linearize import Alignment, convert
 from yeoul.data.batch import Batch
 from yeoul.model.config import FeatureMapConfig, ModelConfig
 from yeoul.model.decoder import Decoder
@@ -83,7 +83,7 @@ def test_with_very_many_features_the_calibrated_kernel_is_the_softmax_kernel() -
 @pytest.mark.parametrize("attention", ["hybrid", "dijiang"])
 def test_a_calibrated_student_begins_closer_to_its_teacher(attention: str) -> None:
     model = teacher()
-    plain, calibrated = (convert(model, Conversion(attention=attention, window=8, sinks=2, feature_map=SEPARATE))
+    plain, calibrated = (convert(model, bare_conversion(attention=attention, window=8, sinks=2, feature_map=SEPARATE))
                          for _ in range(2))  # fmt: skip
     calibrate(model, calibrated, batches())
     held_out = batches(3)[2]
@@ -94,7 +94,7 @@ def test_a_calibrated_student_begins_closer_to_its_teacher(attention: str) -> No
 @torch.no_grad()
 def test_the_far_positions_weigh_on_average_what_softmax_gives_them() -> None:
     model = teacher()
-    student = convert(model, Conversion(window=8, sinks=2, feature_map=SEPARATE))
+    student = convert(model, bare_conversion(window=8, sinks=2, feature_map=SEPARATE))
     data = batches()
     calibrate(model, student, data)
     inputs = model.embed(data[0].input_ids, None)
@@ -123,7 +123,7 @@ def test_statistics_and_decay_of_a_head_that_looks_a_known_distance_back() -> No
     assert found.distance.item() == pytest.approx(1.0, abs=0.1)
     assert found.far_share.item() == pytest.approx(0.25, abs=0.02)
     model = teacher()
-    student = convert(model, Conversion(attention="dijiang", feature_map=FeatureMapConfig(decay="learned")))
+    student = convert(model, bare_conversion(attention="dijiang", feature_map=FeatureMapConfig(decay="learned")))
     found_layers = calibrate(model, student, batches())
     for block, heads in zip(student.layers, found_layers, strict=True):
         layer = block.self_attn
@@ -135,6 +135,6 @@ def test_statistics_and_decay_of_a_head_that_looks_a_known_distance_back() -> No
 def test_calibration_leaves_the_teachers_weights_alone() -> None:
     model = teacher()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    student = convert(model, Conversion(feature_map=SEPARATE), share=True)
+    student = convert(model, bare_conversion(feature_map=SEPARATE), share=True)
     calibrate(model, student, batches())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import VOCAB, make, rms_ratio
+from models import VOCAB, bare_conversion, make, rms_ratio
 from yeoul.adapt.linearize import Alignment, Conversion, convert, converted_layers, train_everything, train_only_maps
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
@@ -24,38 +24,38 @@ def batch(rows: int = 2, length: int = 30) -> Batch:
 
 def test_the_teachers_weights_are_kept_and_its_softmax_layers_change() -> None:
     teacher = make("softmax")
-    student = convert(teacher, Conversion(window=8))
+    student = convert(teacher, bare_conversion(window=8))
     assert set(student.config.attention) == {"hybrid"} and converted_layers(student) == [0, 1]
     for name, value in teacher.state_dict().items():
         assert torch.equal(student.state_dict()[name], value)
         assert student.state_dict()[name].data_ptr() != value.data_ptr()
-    kept = convert(teacher, Conversion(attention="dijiang", keep_softmax=(1,)))
+    kept = convert(teacher, bare_conversion(attention="dijiang", keep_softmax=(1,)))
     assert kept.config.attention == ("dijiang", "softmax")
 
 
 @torch.no_grad()
 def test_a_window_over_the_whole_text_is_the_teacher() -> None:
     teacher = make("softmax")
-    student, ids = convert(teacher, Conversion(window=30)), batch().input_ids
+    student, ids = convert(teacher, bare_conversion(window=30)), batch().input_ids
     assert rms_ratio(student(ids), teacher(ids)) < 1e-5
     assert float(Alignment(teacher)(student, batch()).max()) < 1e-9
 
 
 @pytest.mark.parametrize(
     ("conversion", "said"),
-    [(Conversion(keep_softmax=(0, 1)), "no softmax layer"), (Conversion(keep_softmax=(5,)), "no layer 5")],
+    [(bare_conversion(keep_softmax=(0, 1)), "no softmax layer"), (bare_conversion(keep_softmax=(5,)), "no layer 5")],
 )
 def test_impossible_conversions_are_named(conversion: Conversion, said: str) -> None:
     with pytest.raises(UserError, match=said):
         convert(make("softmax"), conversion)
     with pytest.raises(UserError, match="no softmax layer"):
-        convert(make("dijiang"), Conversion())
+        convert(make("dijiang"), bare_conversion())
 
 
 def test_alignment_error_is_the_layers_own_on_the_teachers_inputs() -> None:
     """Checked against hooks on a plain run of the teacher: inputs and outputs of its attention layers."""
     teacher, data = make("softmax"), batch()
-    student = convert(teacher, Conversion(window=4))
+    student = convert(teacher, bare_conversion(window=4))
     seen = []
     hooks = [
         block.self_attn.register_forward_hook(lambda module, args, out: seen.append((args, out)))
@@ -76,7 +76,7 @@ def test_alignment_error_is_the_layers_own_on_the_teachers_inputs() -> None:
 def test_alignment_learns_only_the_maps_and_lowers_the_error(kernel: str) -> None:
     teacher, data = make("softmax"), batch(4, 48)
     feature_map = FeatureMapConfig(kernel=kernel, decay="learned")
-    student = convert(teacher, Conversion(window=4, feature_map=feature_map))
+    student = convert(teacher, bare_conversion(window=4, feature_map=feature_map))
     train_only_maps(student)
     trained = {name for name, p in student.named_parameters() if p.requires_grad}
     assert trained and all(".feature_map." in name or "decay" in name for name in trained)
@@ -97,7 +97,7 @@ def test_alignment_learns_only_the_maps_and_lowers_the_error(kernel: str) -> Non
 
 
 def test_everything_is_trained_but_what_the_configuration_freezes() -> None:
-    student = convert(make("softmax"), Conversion(feature_map=FeatureMapConfig(learn=("weights",), decay="fixed")))
+    student = convert(make("softmax"), bare_conversion(feature_map=FeatureMapConfig(learn=("weights",), decay="fixed")))
     train_everything(student)
     frozen = {name.split(".")[-1] for name, p in student.named_parameters() if not p.requires_grad}
     assert frozen == {"frequencies", "decay_logit"}
@@ -117,7 +117,7 @@ def test_distillation_towards_itself_is_free_and_towards_another_is_not() -> Non
 @torch.no_grad()
 def test_parts_removed_are_what_they_say() -> None:
     teacher = make("softmax")
-    student, data = convert(teacher, Conversion(window=5)), batch()
+    student, data = convert(teacher, bare_conversion(window=5)), batch()
     scores = ablations(student, lambda: [data], None)
     assert list(scores) == ["converted", "without the linear part", "without the window", "without attention"]
     sliding = make("sliding")  # the same seed gives the same weights, and a window of 5

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import yeoul
-from models import make, rms_ratio
+from models import bare_conversion, make, rms_ratio
 from yeoul import cli
-from yeoul.adapt.linearize import Conversion, convert
+from yeoul.adapt.linearize import convert
 from yeoul.adapt.lora.api import (
     LoraConfig,
     LoraLinear,
@@ -320,7 +320,7 @@ def test_the_linearized_form_of_the_base_takes_its_adapter(name: str, folders: A
     """A layer's projections are those of the softmax model, so that they give what they give there."""
     peft_adapter(folders(name), tmp_path / "adapter")
     softmax = load_model(folders(name))
-    save_model(convert(softmax, Conversion(window=4)), tmp_path / "linear")
+    save_model(convert(softmax, bare_conversion(window=4)), tmp_path / "linear")
     linear = load_model(tmp_path / "linear")
     load_adapter(softmax, tmp_path / "adapter")
     load_adapter(linear, tmp_path / "adapter")

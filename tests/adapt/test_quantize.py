@@ -11,10 +11,10 @@ from torch import Tensor
 
 import yeoul
 from folders import write_small_folder
-from models import KINDS, VOCAB, make, rms_ratio
+from models import KINDS, VOCAB, bare_conversion, make, rms_ratio
 from yeoul import cli
 from yeoul.adapt.gptq import gptq
-from yeoul.adapt.linearize import Conversion, convert
+from yeoul.adapt.linearize import convert
 from yeoul.adapt.lora.layers import dense
 from yeoul.adapt.quantize import QuantizationConfig, quantize_model
 from yeoul.adapt.rounding import limits, round_to_nearest
@@ -160,7 +160,7 @@ def test_what_cannot_be_is_said_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="again"):
         quantize_model(model, BOTH[0])
     with pytest.raises(UserError):
-        convert(model, Conversion(window=4))
+        convert(model, bare_conversion(window=4))
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])

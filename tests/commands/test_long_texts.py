@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from models import bare_conversion
 from yeoul import cli, load
-from yeoul.adapt.linearize import Conversion, convert
+from yeoul.adapt.linearize import convert
 from yeoul.commands.conversation import TerminalChat
 from yeoul.infer.cost import beyond_training
 from yeoul.infer.params import SamplingParams
@@ -19,7 +20,7 @@ from yeoul.recipes.saving import save_folder
 
 def test_the_length_of_the_training_is_kept_in_the_folder(home: Path, tmp_path: Path) -> None:
     teacher, tokenizer = load(home / "softmax", device="cpu")
-    student = convert(teacher, Conversion(window=8, trained_context=24))
+    student = convert(teacher, bare_conversion(window=8, trained_context=24))
     save_folder(student, tokenizer, tmp_path)
     read = load_model(tmp_path).config
     assert (read.trained_context, read.linear_context) == (24, 24)

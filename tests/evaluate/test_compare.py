@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from yeoul.adapt.linearize import Conversion, convert
+from models import bare_conversion
+from yeoul.adapt.linearize import convert
 from yeoul.data.batch import Batch
 from yeoul.evaluate import compare as comparing
 from yeoul.evaluate.ablations import views
@@ -61,7 +62,7 @@ def compared(teacher, converted, tokenizer, **more):
 
 
 def test_everything_about_a_hybrid(teacher, tokenizer):
-    student = convert(teacher, Conversion(window=8))
+    student = convert(teacher, bare_conversion(window=8))
     said: list[str] = []
     energy = Energy(seconds=60, joules=None, source="", estimated_joules=1200.0, assumed_watts=20.0, assumption="20 W")
     cost = TrainingCost(tokens=1000, seconds=60, teacher_tokens=16_000, energy=energy)
@@ -107,7 +108,7 @@ def test_the_teacher_against_itself_retains_everything(teacher, tokenizer):
 
 
 def test_columns_stand_apart_in_the_widest_table(teacher, tokenizer):
-    student = convert(teacher, Conversion(window=8))
+    student = convert(teacher, bare_conversion(window=8))
     found = compared(teacher, student, tokenizer, budget=replace(SMALL, prompts=0), training_length=50)
     lines = comparison_table(found).split("\n")
     head = next(line for line in lines if line.startswith("perplexity at position"))
@@ -116,11 +117,13 @@ def test_columns_stand_apart_in_the_widest_table(teacher, tokenizer):
 
 
 def test_views_of_a_model_without_a_window(teacher):
-    assert list(views(convert(teacher, Conversion(attention="dijiang")))) == ["converted", "no attention"]
+    assert list(views(convert(teacher, bare_conversion(attention="dijiang")))) == ["converted", "no attention"]
 
 
 def test_a_window_as_long_as_the_text_has_no_long_context_gain(teacher, tokenizer):
-    found = compared(teacher, convert(teacher, Conversion()), tokenizer, window=100, budget=replace(SMALL, prompts=0))
+    found = compared(
+        teacher, convert(teacher, bare_conversion()), tokenizer, window=100, budget=replace(SMALL, prompts=0)
+    )
     assert not found.long_context.measurable and found.agreement is None
     assert "long-context gain is not measurable" in comparison_table(found)
 
@@ -139,7 +142,7 @@ def test_what_cannot_be_measured_is_said(teacher, tokenizer, monkeypatch):
     assert "Not measured, needle: only 0 pieces" in comparison_table(found) and found.long_context is not None
 
     monkeypatch.undo()
-    linear = convert(teacher, Conversion(attention="dijiang"))
+    linear = convert(teacher, bare_conversion(attention="dijiang"))
     found = compared(linear, linear, tokenizer)
     assert CUT in found.not_measured and found.long_context.gain.value is None
     assert "could not be cut" in comparison_table(found) and max(map(len, comparison_table(found).split("\n"))) <= 100

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import KINDS, make, rms_ratio
-from yeoul.adapt.linearize import Alignment, Conversion, convert
+from models import KINDS, bare_conversion, make, rms_ratio
+from yeoul.adapt.linearize import Alignment, convert
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
 from yeoul.model.checkpoint import load_config, load_model, load_weights, save_model
@@ -175,9 +175,9 @@ def test_what_is_saved_opens_in_transformers_unchanged(name: str, tmp_path: Path
 def test_a_linearized_form_is_the_teacher_within_its_window_and_survives_its_folder(name: str, tmp_path: Path) -> None:
     published(name, tmp_path / "in")
     teacher = load_model(tmp_path / "in")
-    exact = convert(teacher, Conversion(window=IDS.shape[1]))
+    exact = convert(teacher, bare_conversion(window=IDS.shape[1]))
     assert rms_ratio(exact(IDS), teacher(IDS)) < 1e-5
-    student = convert(teacher, Conversion(window=8))
+    student = convert(teacher, bare_conversion(window=8))
     wanted = student(IDS)
     assert rms_ratio(wanted[:, :8], teacher(IDS)[:, :8]) < 1e-5
     assert rms_ratio(wanted, teacher(IDS)) > 1e-3

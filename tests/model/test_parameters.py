@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from models import KINDS, make, rms_ratio
-from yeoul.adapt.linearize import Conversion, convert, learned_parameters
+from models import KINDS, bare_conversion, make, rms_ratio
+from yeoul.adapt.linearize import convert, learned_parameters
 from yeoul.model.attention import AttentionContext
 from yeoul.model.checkpoint import load_model, save_model
 from yeoul.model.config import FeatureMapConfig
@@ -34,7 +34,7 @@ def test_what_stands_in_exponents_stays_fp32(kind: str) -> None:
 @pytest.mark.parametrize("state_update", ["additive", "delta"])
 def test_a_conversion_adds_what_the_teacher_lacks(state_update: str) -> None:
     teacher = make("softmax")
-    student = convert(teacher, Conversion(window=4, state_update=state_update, short_conv=3))
+    student = convert(teacher, bare_conversion(window=4, state_update=state_update, short_conv=3))
     names = set(student.state_dict())
     assert added_parameters(student) == names - set(teacher.state_dict())
     assert added_parameters(teacher) == frozenset()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import make, rms_ratio
-from yeoul.adapt.linearize import Alignment, Conversion, convert, train_only_maps
+from models import bare_conversion, make, rms_ratio
+from yeoul.adapt.linearize import Alignment, convert, train_only_maps
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
 from yeoul.model.cache import StateCache
@@ -57,7 +57,7 @@ def test_its_memory_is_the_last_columns() -> None:
 def test_a_layer_begins_as_one_without_and_learns_it_in_alignment() -> None:
     teacher = make("softmax")
     with_it, without = (
-        convert(teacher, Conversion(attention="dijiang", state_update="delta", short_conv=n)) for n in (4, 0)
+        convert(teacher, bare_conversion(attention="dijiang", state_update="delta", short_conv=n)) for n in (4, 0)
     )
     ids = torch.randint(0, 101, (2, 20))
     assert torch.equal(with_it(ids), without(ids))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import yeoul
+from models import bare_conversion
 from yeoul.commands import bench, evaluate
 from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
@@ -102,7 +103,7 @@ def test_bench_names_what_is_wrong():
 @pytest.fixture(scope="module")
 def word_folder(tmp_path_factory) -> Path:
     """A model whose tokenizer has whole words, and the same linearized in OUT/linear."""
-    from yeoul.adapt.linearize import Conversion, convert
+    from yeoul.adapt.linearize import convert
     from yeoul.text.tokenizer import Tokenizer
     from yeoul.text.training import TokenizerConfig, train_tokenizer
 
@@ -113,7 +114,7 @@ def word_folder(tmp_path_factory) -> Path:
     tokenizer = Tokenizer.load(out / "tokenizer")
     shape = dict(hidden_size=16, num_layers=1, num_heads=2, max_position_embeddings=128)
     model = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, **shape))
-    for name, saved in (("softmax", model), ("linear", convert(model, Conversion(window=16)))):
+    for name, saved in (("softmax", model), ("linear", convert(model, bare_conversion(window=16)))):
         (out / name).mkdir()
         save_folder(saved, tokenizer, out / name)
     (out / "text.txt").write_text("".join(lines[:60]), encoding="utf-8")

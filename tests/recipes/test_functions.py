@@ -104,3 +104,11 @@ def test_the_command_has_the_librarys_defaults(verb: str) -> None:
     config = parse_flags(command.Config, ["x"], program=f"yeoul {verb}")
     assert config is not None
     assert flat_values(config.settings) == flat_values(getattr(yeoul, f"{verb.capitalize()}Config")())
+
+
+def test_a_conversion_by_itself_is_the_commands() -> None:
+    from yeoul.adapt.linearize import Conversion
+    from yeoul.recipes.linearize.config import ConversionOptions
+
+    assert ConversionOptions().conversion() == Conversion()
+    assert ConversionOptions(attention="dijiang").conversion() == Conversion(attention="dijiang")

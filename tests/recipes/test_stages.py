@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import VOCAB, make, rms_ratio
+from models import VOCAB, bare_conversion, make, rms_ratio
 from yeoul.adapt.linearize import (
     Alignment,
     Conversion,
@@ -37,7 +37,7 @@ from yeoul.train.config import TrainConfig
 from yeoul.train.distill import alignment_objective, distillation_objective
 from yeoul.train.loop import train
 
-CONVERSION = Conversion(window=4, feature_map=FeatureMapConfig(decay="learned"))
+CONVERSION = bare_conversion(window=4, feature_map=FeatureMapConfig(decay="learned"))
 
 
 def batch(rows: int = 2, length: int = 24, seed: int = 3) -> Batch:
@@ -100,7 +100,7 @@ def gradients(model: Decoder) -> dict[str, Tensor]:
 @pytest.mark.parametrize("state_update", ["additive", "delta"])
 def test_gradients_layer_by_layer_are_those_of_the_whole(what: str, state_update: str) -> None:
     feature_map = FeatureMapConfig(decay="learned" if state_update == "additive" else "none")
-    teacher, student = pair(conversion=Conversion(window=4, state_update=state_update, feature_map=feature_map))
+    teacher, student = pair(conversion=bare_conversion(window=4, state_update=state_update, feature_map=feature_map))
     begin_stage(student, teacher, what)  # type: ignore[arg-type]
     with torch.no_grad():
         for name, p in student.named_parameters():

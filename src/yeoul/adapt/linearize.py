@@ -21,12 +21,12 @@ from yeoul.model.quantized import refuse_quantized
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What a softmax layer is turned into.
+    """What a softmax layer is turned into; the defaults are those of `yeoul linearize`.
 
     Attributes:
         attention: "hybrid" (a softmax window, linear attention before it) or "dijiang" (linear attention alone).
         window: of the hybrid, in positions.
-        sinks: first positions of every text that the hybrid's softmax sees for ever; a model with sliding layers,
+        sinks: first positions of every text that the hybrid's softmax always sees; a model with sliding layers,
             which would see them too, gets none.
         feature_map: of the linear part.
         keep_softmax: layers that stay as they are, counted from 0.
@@ -37,11 +37,11 @@ class Conversion:
 
     attention: str = "hybrid"
     window: int = 64
-    sinks: int = 0
-    feature_map: FeatureMapConfig = field(default_factory=FeatureMapConfig)
+    sinks: int = 4
+    feature_map: FeatureMapConfig = field(default_factory=lambda: FeatureMapConfig(name="fourier", separate=True))
     keep_softmax: tuple[int, ...] = ()
-    state_update: str = "additive"
-    short_conv: int = 0
+    state_update: str = "delta"
+    short_conv: int = 4
     trained_context: int | None = None
 
     def __post_init__(self) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import VOCAB, make, rms_ratio
-from yeoul.adapt.linearize import Alignment, Conversion, convert, train_only_maps
+from models import VOCAB, bare_conversion, make, rms_ratio
+from yeoul.adapt.linearize import Alignment, convert, train_only_maps
 from yeoul.commands import linearize
 from yeoul.config import load_config, parse_flags, save_config
 from yeoul.data.batch import Batch
@@ -185,7 +185,7 @@ def test_token_by_token_equals_the_whole_and_the_definition(kind: str, window: i
 @pytest.mark.parametrize("name", POSITIVE)
 def test_a_model_converts_aligns_and_comes_back_from_its_folder(name: str, tmp_path: Path) -> None:
     teacher = make("softmax")
-    student = convert(teacher, Conversion(window=4, feature_map=FeatureMapConfig(name=name)))
+    student = convert(teacher, bare_conversion(window=4, feature_map=FeatureMapConfig(name=name)))
     train_only_maps(student)
     learned = {n.rsplit(".", 1)[1] for n, p in student.named_parameters() if p.requires_grad}
     parts = {"weights": "log_weights", "frequencies": "frequencies", "directions": "directions"}

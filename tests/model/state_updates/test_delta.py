@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import yeoul
-from models import VOCAB, make, rms_ratio
-from yeoul.adapt.linearize import Alignment, Conversion, convert, train_everything, train_only_maps
+from models import VOCAB, bare_conversion, make, rms_ratio
+from yeoul.adapt.linearize import Alignment, convert, train_everything, train_only_maps
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
 from yeoul.evaluate.ablations import parts
@@ -180,7 +180,7 @@ def test_folder_keeps_the_model_and_its_decay_in_fp32(kind: str, tmp_path: Path)
 @pytest.mark.parametrize("attention", ["dijiang", "hybrid"])
 def test_alignment_trains_features_and_gates(attention: str) -> None:
     teacher, data = make("softmax"), batch(4, 48)
-    student = convert(teacher, Conversion(attention=attention, window=4, state_update="delta"))
+    student = convert(teacher, bare_conversion(attention=attention, window=4, state_update="delta"))
     assert student.config.state_update == "delta"
     train_only_maps(student)
     trained = {name for name, p in student.named_parameters() if p.requires_grad}
@@ -206,7 +206,7 @@ def test_alignment_trains_features_and_gates(attention: str) -> None:
 @torch.no_grad()
 def test_alignment_error_is_the_layers_own_on_the_teachers_inputs() -> None:
     teacher, data = make("softmax"), batch()
-    student = convert(teacher, Conversion(window=4, state_update="delta"))
+    student = convert(teacher, bare_conversion(window=4, state_update="delta"))
     seen: list[tuple[tuple[Tensor, ...], Tensor]] = []
     hooks = [
         block.self_attn.register_forward_hook(lambda module, args, out: seen.append((args, out)))
@@ -225,7 +225,7 @@ def test_alignment_error_is_the_layers_own_on_the_teachers_inputs() -> None:
 @torch.no_grad()
 def test_parts_removed_are_what_they_say() -> None:
     teacher, ids = make("softmax"), batch().input_ids
-    student = convert(teacher, Conversion(window=5, state_update="delta"))
+    student = convert(teacher, bare_conversion(window=5, state_update="delta"))
     whole = student(ids)
     with parts(student, linear=False):  # the same seed gives the same weights, and a window of 5
         assert rms_ratio(student(ids), make("sliding")(ids)) < 1e-5

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from models import VOCAB, rms_ratio
-from yeoul.adapt.linearize import Conversion, convert, train_only_maps
+from models import VOCAB, bare_conversion, rms_ratio
+from yeoul.adapt.linearize import convert, train_only_maps
 from yeoul.errors import UserError
 from yeoul.model.attention import AttentionContext
 from yeoul.model.checkpoint import load_model, save_model
@@ -43,7 +43,7 @@ def test_a_converted_model_decodes_as_it_reads_and_comes_back_from_its_folder(at
     teacher = Decoder(ModelConfig(
         vocab_size=VOCAB, hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, initializer_range=0.15
     )).eval()  # fmt: skip
-    student = convert(teacher, Conversion(attention=attention, window=5, state_update="retention"))
+    student = convert(teacher, bare_conversion(attention=attention, window=5, state_update="retention"))
     train_only_maps(student)
     assert all(".feature_map." in name for name, p in student.named_parameters() if p.requires_grad)
     ids = torch.randint(0, VOCAB, (2, 20))
