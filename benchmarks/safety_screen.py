@@ -17,12 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from yeoul import runtime
+from yeoul import load_screen, runtime
 from yeoul.data.labelled import LabelledText, read_labelled
 from yeoul.errors import UserError
 from yeoul.evaluate.screening import Rate, screen_errors
 from yeoul.infer.screen import Screen
-from yeoul.recipes.screen import load_screen
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 TIMED = 100

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from yeoul import cli, runtime
+from yeoul import cli, load_embedder, runtime
 from yeoul.data.labelled import TextPair, read_pairs
 from yeoul.evaluate.similarity import cosines, spearman
-from yeoul.recipes.embed import load_embedder
 
 VECTORIZERS: dict[str, dict[str, Any]] = {
     "words": dict(token_pattern=r"\S+"),

@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from yeoul import cli, runtime
+from yeoul import cli, load_classifier, runtime
 from yeoul.data.labelled import read_labelled
 from yeoul.evaluate.classification import ClassificationScores, classification_scores
-from yeoul.recipes.classify import load_classifier
 
 LABELS = ("negative", "positive")
 LONGEST = 140

@@ -42,8 +42,6 @@ NEIGHBOURS = {
     ("safe_json", "units"),
     ("hub", "files"),
 }
-BEING_MOVED = {"commands"}
-"""Rooms whose circles are still allowed: what `finetune` does is on its way from `commands` to `recipes`."""
 LAZY = {
     "gguf", "huggingface_hub", "jinja2", "matplotlib", "pyarrow", "sentencepiece", "tensorboard", "tokenizers",
     "torch.utils.tensorboard", "transformers", "zstandard",
@@ -163,12 +161,33 @@ def test_no_circle_of_imports() -> None:
     for found in all_imports():
         if found.module in imports:
             imports[module_of(found.file)].add(found.module)
-    wrong = [circle for circle in circles(imports) if not {room_of(module) for module in circle} <= BEING_MOVED]
+    wrong = [circle for circle in circles(imports)]
     assert not wrong, "\n".join(", ".join(sorted(circle)) for circle in wrong)
 
 
 def test_circles_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a", "e"}, "e": set()}) == [{"a", "b", "c"}]
+
+
+def test_only_the_command_line_imports_commands() -> None:
+    inside = {f.where for f in all_imports() if f.module.startswith("yeoul.commands") and f.file.name != "cli.py"}
+    assert not {where for where in inside if "/commands/" not in where}, inside
+    root = SOURCE.parent
+    outside = [
+        str(file.relative_to(root))
+        for folder in ("benchmarks", "examples")
+        for file in (root / folder).rglob("*.py")
+        if "yeoul.commands" in file.read_text(encoding="utf-8")
+    ]
+    assert not outside, "these have the public face"
+
+
+def test_commands_are_short() -> None:
+    """They parse, call and print; what they do is a recipe."""
+    lengths = {
+        file.name: len(file.read_text(encoding="utf-8").splitlines()) for file in FILES if "commands" in file.parts
+    }
+    assert max(lengths.values()) <= 130 and sum(lengths.values()) <= 3300, lengths
 
 
 def test_scheduler_and_server_know_no_tensors() -> None:

@@ -9,6 +9,7 @@ import torch
 
 import yeoul
 from yeoul import hub, runtime
+from yeoul.cli import VERBS
 from yeoul.errors import UserError
 from yeoul.model.checkpoint import save_model
 from yeoul.model.config import ModelConfig
@@ -29,7 +30,20 @@ def test_every_public_name_is_there(name: str) -> None:
 
 
 def test_every_name_has_its_home() -> None:
-    assert sorted(yeoul.__all__) == sorted({"__version__", "load", *yeoul._HOMES}), "what type checkers see"
+    assert sorted(yeoul.__all__) == sorted({"__version__", *yeoul._HOMES}), "what type checkers see"
+
+
+OF_A_VERB = {
+    "tokenizer": ("train_tokenizer", "inspect_tokenizer"), "chat": ("Chat",), "classify": ("load_classifier",),
+    "embed": ("load_embedder",), "evaluate": ("evaluate_model", "compare"),
+}  # fmt: skip
+"""Names of what a verb does in Python, where they are not the verb's own."""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_function(verb: str) -> None:
+    for name in OF_A_VERB.get(verb, (verb,)):
+        assert name in yeoul.__all__ and callable(getattr(yeoul, name))
 
 
 def test_no_other_name() -> None:

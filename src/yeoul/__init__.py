@@ -2,7 +2,8 @@
 
 The public face. Names are imported on first use (PEP 562), so `import yeoul` costs nothing:
 
-    model, tokenizer = yeoul.load("path-or-hub-id")
+    result = yeoul.linearize("path-or-hub-id", "text.txt", out="runs/linear", say=print)
+    model, tokenizer = yeoul.load("runs/linear")
     text = yeoul.generate(model, tokenizer, "옛날 옛적에", max_tokens=64, temperature=0.8, seed=0)
 """
 
@@ -13,71 +14,147 @@ from typing import TYPE_CHECKING, Any
 from yeoul.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from yeoul.adapt.lora.config import LoraConfig
     from yeoul.errors import UserError
     from yeoul.infer.engine import generate, stream
+    from yeoul.infer.params import SamplingParams
     from yeoul.model.config import FeatureMapConfig, ModelConfig
     from yeoul.model.decoder import Decoder
     from yeoul.model.state_updates.additive import DiJiangAttention
     from yeoul.ops.linear_attention import linear_attention
+    from yeoul.recipes.bench import BenchConfig, BenchResult, bench
+    from yeoul.recipes.chat import Chat
+    from yeoul.recipes.classify import load_classifier
     from yeoul.recipes.demo.config import DemoConfig
     from yeoul.recipes.demo.run import DemoResult, demo
+    from yeoul.recipes.doctor import examine as doctor
+    from yeoul.recipes.embed import load_embedder
+    from yeoul.recipes.evaluate import EvaluateConfig, EvaluateResult, compare
+    from yeoul.recipes.evaluate import evaluate as evaluate_model
+    from yeoul.recipes.export import ExportConfig, ExportResult, export
+    from yeoul.recipes.finetune.config import FinetuneConfig
+    from yeoul.recipes.finetune.run import FinetuneResult, finetune, plan_finetune
+    from yeoul.recipes.info.examine import ModelInfo, info
     from yeoul.recipes.linearize.config import LinearizeConfig
     from yeoul.recipes.linearize.run import LinearizeResult, linearize, plan_linearize
     from yeoul.recipes.loading import load
     from yeoul.recipes.pretrain.config import PretrainConfig
     from yeoul.recipes.pretrain.run import PretrainResult, plan_pretrain, pretrain
+    from yeoul.recipes.quantize.config import QuantizeConfig
+    from yeoul.recipes.quantize.run import QuantizeResult, quantize
     from yeoul.recipes.saving import save
+    from yeoul.recipes.screen import load_screen
+    from yeoul.recipes.tokenizer import TrainTokenizerConfig, inspect_tokenizer, train_tokenizer
     from yeoul.text.tokenizer import Tokenizer
 
 _HOMES = {
-    "load": "yeoul.recipes.loading",
     "generate": "yeoul.infer.engine",
     "stream": "yeoul.infer.engine",
-    "linear_attention": "yeoul.ops.linear_attention",
-    "DiJiangAttention": "yeoul.model.state_updates.additive",
-    "FeatureMapConfig": "yeoul.model.config",
-    "ModelConfig": "yeoul.model.config",
+    "SamplingParams": "yeoul.infer.params",
     "Decoder": "yeoul.model.decoder",
+    "ModelConfig": "yeoul.model.config",
+    "FeatureMapConfig": "yeoul.model.config",
+    "DiJiangAttention": "yeoul.model.state_updates.additive",
+    "linear_attention": "yeoul.ops.linear_attention",
     "Tokenizer": "yeoul.text.tokenizer",
     "UserError": "yeoul.errors",
-    "DemoConfig": "yeoul.recipes.demo.config",
-    "DemoResult": "yeoul.recipes.demo.run",
-    "LinearizeConfig": "yeoul.recipes.linearize.config",
-    "LinearizeResult": "yeoul.recipes.linearize.run",
-    "PretrainConfig": "yeoul.recipes.pretrain.config",
+    "load": "yeoul.recipes.loading",
+    "save": "yeoul.recipes.saving",
+    "load_classifier": "yeoul.recipes.classify",
+    "load_embedder": "yeoul.recipes.embed",
+    "load_screen": "yeoul.recipes.screen",
+    "LoraConfig": "yeoul.adapt.lora.config",
+    "Chat": "yeoul.recipes.chat",
+    "pretrain": "yeoul.recipes.pretrain.run",
+    "plan_pretrain": "yeoul.recipes.pretrain.run",
     "PretrainResult": "yeoul.recipes.pretrain.run",
-    "demo": "yeoul.recipes.demo.run",
+    "PretrainConfig": "yeoul.recipes.pretrain.config",
     "linearize": "yeoul.recipes.linearize.run",
     "plan_linearize": "yeoul.recipes.linearize.run",
-    "plan_pretrain": "yeoul.recipes.pretrain.run",
-    "pretrain": "yeoul.recipes.pretrain.run",
-    "save": "yeoul.recipes.saving",
+    "LinearizeResult": "yeoul.recipes.linearize.run",
+    "LinearizeConfig": "yeoul.recipes.linearize.config",
+    "finetune": "yeoul.recipes.finetune.run",
+    "plan_finetune": "yeoul.recipes.finetune.run",
+    "FinetuneResult": "yeoul.recipes.finetune.run",
+    "FinetuneConfig": "yeoul.recipes.finetune.config",
+    "quantize": "yeoul.recipes.quantize.run",
+    "QuantizeResult": "yeoul.recipes.quantize.run",
+    "QuantizeConfig": "yeoul.recipes.quantize.config",
+    "export": "yeoul.recipes.export",
+    "ExportConfig": "yeoul.recipes.export",
+    "ExportResult": "yeoul.recipes.export",
+    "train_tokenizer": "yeoul.recipes.tokenizer",
+    "inspect_tokenizer": "yeoul.recipes.tokenizer",
+    "TrainTokenizerConfig": "yeoul.recipes.tokenizer",
+    "evaluate_model": "yeoul.recipes.evaluate:evaluate",
+    "compare": "yeoul.recipes.evaluate",
+    "EvaluateConfig": "yeoul.recipes.evaluate",
+    "EvaluateResult": "yeoul.recipes.evaluate",
+    "bench": "yeoul.recipes.bench",
+    "BenchConfig": "yeoul.recipes.bench",
+    "BenchResult": "yeoul.recipes.bench",
+    "info": "yeoul.recipes.info.examine",
+    "ModelInfo": "yeoul.recipes.info.examine",
+    "demo": "yeoul.recipes.demo.run",
+    "DemoConfig": "yeoul.recipes.demo.config",
+    "DemoResult": "yeoul.recipes.demo.run",
+    "doctor": "yeoul.recipes.doctor:examine",
 }
+"""Public name -> its module, with `:NAME` where it is called otherwise there."""
 
 __all__ = [
+    "BenchConfig",
+    "BenchResult",
+    "Chat",
     "Decoder",
     "DemoConfig",
     "DemoResult",
     "DiJiangAttention",
+    "EvaluateConfig",
+    "EvaluateResult",
+    "ExportConfig",
+    "ExportResult",
     "FeatureMapConfig",
+    "FinetuneConfig",
+    "FinetuneResult",
     "LinearizeConfig",
     "LinearizeResult",
+    "LoraConfig",
     "ModelConfig",
+    "ModelInfo",
     "PretrainConfig",
     "PretrainResult",
+    "QuantizeConfig",
+    "QuantizeResult",
+    "SamplingParams",
     "Tokenizer",
+    "TrainTokenizerConfig",
     "UserError",
     "__version__",
+    "bench",
+    "compare",
     "demo",
+    "doctor",
+    "evaluate_model",
+    "export",
+    "finetune",
     "generate",
+    "info",
+    "inspect_tokenizer",
     "linear_attention",
     "linearize",
     "load",
+    "load_classifier",
+    "load_embedder",
+    "load_screen",
+    "plan_finetune",
     "plan_linearize",
     "plan_pretrain",
     "pretrain",
+    "quantize",
     "save",
     "stream",
+    "train_tokenizer",
 ]
 
 
@@ -86,7 +163,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'yeoul' has no attribute {name!r}")
     import importlib
 
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    module, _, own = _HOMES[name].partition(":")
+    value = getattr(importlib.import_module(module), own or name)
     globals()[name] = value
     return value
 
