@@ -34,7 +34,7 @@ class Config:
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     dtype: str = "auto"
-    """Number type of the weights: auto, float32, bfloat16 or float16."""
+    """Dtype of the weights: auto, float32, bfloat16 or float16."""
     config: Path | None = None
     """YAML file with any of these settings; flags take precedence."""
 

@@ -65,7 +65,7 @@ class Config:
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
     dtype: str = "auto"
-    """Number type of the weights: auto, float32, bfloat16 or float16."""
+    """Dtype of the weights: auto, float32, bfloat16 or float16."""
 
     def __post_init__(self) -> None:
         if not self.data:

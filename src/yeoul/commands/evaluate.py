@@ -27,7 +27,7 @@ class Config:
     """Model: a Hugging Face folder, a run's folder, or an id on the hub."""
     _: KW_ONLY
     data: Place | None = None
-    """Text: a file, a folder, a hub data set or "builtin"; when not given, the text that the run held out."""
+    """Text: a file, a folder, a Hub dataset or "builtin"; when not given, the text that the run held out."""
     teacher: Place | None = None
     """Softmax model that MODEL was converted from; measures what MODEL kept, including --mqar and --needle."""
     settings: Annotated[EvaluateConfig, Parameter(name="*")] = field(default_factory=EvaluateConfig)

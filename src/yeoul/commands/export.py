@@ -20,7 +20,7 @@ class Config:
     gguf: one file for llama.cpp and programs built on it. Works for softmax models of the Llama, Mistral, Qwen 2 and
     3, Gemma 1 to 3, EXAONE 4, GPT-2 and GPT-NeoX families, whoever made them; a model that llama.cpp would compute
     differently is refused with the reason. hf: a Hugging Face folder of safetensors, with an adapter merged, in
-    another number type, or made from a pickle.
+    another dtype, or made from a pickle.
     """
 
     model: Place

@@ -35,7 +35,7 @@ class Config:
     an adapter, to be trained further."""
     _: KW_ONLY
     data: Place = ""
-    """Conversations, instructions or text: a file, a folder or a hub data set "org/name"; several with commas."""
+    """Conversations, instructions or text: a file, a folder or a Hub dataset "org/name"; several with commas."""
     out: Path = Path("runs/finetune")
     """Folder of the run."""
     config: Path | None = None

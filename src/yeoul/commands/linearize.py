@@ -30,7 +30,7 @@ class Config:
     """Softmax model: a Hugging Face folder, a finished run, or a hub id."""
     _: KW_ONLY
     data: Place = "builtin"
-    """Text: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas."""
+    """Text: a file, a folder, a Hub dataset "org/name", "builtin" or "builtin:5MB"; several with commas."""
     out: Path = Path("runs/linearize")
     """Folder of the run; the model is written to OUT/model."""
     config: Path | None = None

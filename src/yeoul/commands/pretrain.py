@@ -27,7 +27,7 @@ class Config:
     """
 
     data: Place = "builtin"
-    """Text: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas."""
+    """Text: a file, a folder, a Hub dataset "org/name", "builtin" or "builtin:5MB"; several with commas."""
     _: KW_ONLY
     out: Path = Path("runs/pretrain")
     """Folder of the run."""

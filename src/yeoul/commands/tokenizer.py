@@ -28,7 +28,7 @@ class TrainConfig:
     """
 
     data: Place = "builtin"
-    """Text: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas."""
+    """Text: a file, a folder, a Hub dataset "org/name", "builtin" or "builtin:5MB"; several with commas."""
     _: KW_ONLY
     out: Path = Path("runs/tokenizer")
     """Folder for the tokenizer."""

@@ -40,11 +40,11 @@ def read_documents(
     (never quoted) and .parquet; each also compressed as .xz, .gz or .zst.
 
     Args:
-        spec: file, folder (read recursively, sorted), "builtin", "builtin:5MB", hub data set "org/name"; several
+        spec: file, folder (read recursively, sorted), "builtin", "builtin:5MB", Hub dataset "org/name"; several
             separated by commas or as a sequence.
         text_column: column of tables and JSON objects that holds the text; None finds it by its usual names.
         join_by: column whose equal values make one document of several records, joined by newlines.
-        revision: branch, tag or commit of hub data sets.
+        revision: branch, tag or commit of Hub datasets.
         reading: encoding and bounds of the files.
 
     Returns:

@@ -122,7 +122,7 @@ def _hub_source(name: str, revision: str | None) -> Source:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise UserError(
-            f'there is no file "{name}", and hub data sets need huggingface_hub', None, "pip install huggingface_hub"
+            f'there is no file "{name}", and Hub datasets need huggingface_hub', None, "pip install huggingface_hub"
         ) from error
     repo, _, inline = name.partition("@")
     patterns = [f"*{kind}{packed}" for kind in FORMATS for packed in ("", *COMPRESSED)]
@@ -166,9 +166,9 @@ def resolve(spec: Spec, revision: str | None = None, reading: Reading = DEFAULT)
     """The parts of a data specification, files found but not opened.
 
     Args:
-        spec: a file, a folder, "builtin", "builtin:5MB" or a hub data set "org/name" (or "org/name@revision"); several
+        spec: a file, a folder, "builtin", "builtin:5MB" or a Hub dataset "org/name" (or "org/name@revision"); several
             separated by commas or as a sequence.
-        revision: branch, tag or commit of hub data sets.
+        revision: branch, tag or commit of Hub datasets.
         reading: the encoding in which a file with an unknown suffix may be text.
 
     Raises:

@@ -38,7 +38,7 @@ class BenchConfig(Settings):
     threads: int | None = None
     """CPU threads; when not given, as many as the machine offers."""
     dtype: str = "auto"
-    """Number type of the weights: auto, float32, bfloat16 or float16."""
+    """Dtype of the weights: auto, float32, bfloat16 or float16."""
 
     def __post_init__(self) -> None:
         if not self.contexts:

@@ -72,7 +72,7 @@ class EvaluateConfig(Settings):
     new_tokens: int = 64
     """Tokens generated for each of these prompts."""
     dtype: str = "auto"
-    """Number type of matrix products: auto, float32, bfloat16 or float16."""
+    """Dtype of matrix products: auto, float32, bfloat16 or float16."""
 
     def __post_init__(self) -> None:
         for flag, value, least in (
@@ -144,7 +144,7 @@ def evaluate(
 
     Args:
         model: a folder, a run, or an id on the hub; or what `yeoul.load` gave.
-        data: a file, a folder, a hub data set or "builtin"; None is the text that the run held out.
+        data: a file, a folder, a Hub dataset or "builtin"; None is the text that the run held out.
         config: what is measured; None takes the defaults.
         teacher: the softmax model that `model` was converted from.
         device: "auto", "cpu", "cuda" or "cuda:N"; models that are loaded are scored where they are.

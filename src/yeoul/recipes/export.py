@@ -26,7 +26,7 @@ class ExportConfig(Settings):
     format: Literal["gguf", "hf"] = "gguf"
     """gguf: one file for llama.cpp; hf: a folder for transformers and Yeoul."""
     dtype: Literal["f32", "f16", "bf16", "q8_0"] | None = None
-    """Number type of the weights; when not given, f16 for gguf and unchanged for hf. q8_0 (gguf only) is 8 bits with a
+    """Dtype of the weights; when not given, f16 for gguf and unchanged for hf. q8_0 (gguf only) is 8 bits with a
     scale for every 32 numbers. Norms and biases stay f32 in gguf."""
     adapter: Place | None = None
     """LoRA adapter to merge into the weights: a folder or hub id."""
@@ -35,7 +35,7 @@ class ExportConfig(Settings):
 
     @property
     def gguf_dtype(self) -> str:
-        """Number type of the weights in a GGUF file."""
+        """Dtype of the weights in a GGUF file."""
         return self.dtype or "f16"
 
 
@@ -76,7 +76,7 @@ def export(
     Args:
         model: a folder, a run, or an id on the hub; or an adapter, which is merged into its model.
         out: the file (gguf) or folder (hf).
-        config: in which format and number type; None takes the defaults.
+        config: format and dtype; None for the defaults.
         overwrite: replace what is there.
 
     Raises:

@@ -64,12 +64,12 @@ def train_tokenizer(
     """Train a tokenizer on text and save it as a Hugging Face folder.
 
     Args:
-        data: a file, a folder, a hub data set "org/name", "builtin" or "builtin:5MB"; several with commas.
+        data: a file, a folder, a Hub dataset "org/name", "builtin" or "builtin:5MB"; several with commas.
         out: folder for `tokenizer.model`, an equivalent `tokenizer.json` and `tokenizer_config.json` with a chat
             template.
         config: what is trained; None takes the defaults.
         overwrite: replace the tokenizer in `out`.
-        say: is told what is done; None works in silence.
+        say: called with progress messages; None for no output.
 
     Raises:
         UserError: no text, a vocabulary too large or too small for it, or a tokenizer that is there already.

@@ -1,6 +1,6 @@
 """What one block of a model keeps in memory for its gradient, counted on the block itself.
 
-Which tensors autograd keeps differs with the kind of attention, the feature map, the norms, the number type, what is
+Which tensors autograd keeps differs with the kind of attention, the feature map, the norms, the dtype, what is
 trained, and the version of torch, so that a formula would hold for one of them. A block is run once instead, forward
 and backward, over one row of the length that training will have, and every tensor that comes and goes is counted. That
 takes the memory of one row in one block, and as many blocks as there are different ones.

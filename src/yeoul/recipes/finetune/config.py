@@ -47,7 +47,7 @@ class FinetuneConfig(Settings):
     method: Method = "full"
     """full trains all weights, lora an adapter, qlora an adapter on weights of 4 or 8 bits."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the weights that --method full saves; auto keeps that of the model's files."""
+    """Dtype of the weights that --method full saves; auto keeps that of the model's files."""
     examples: Annotated[ExampleOptions, Parameter(name="*")] = field(default_factory=ExampleOptions)
     """The data."""
     chat: Annotated[ChatOptions, Parameter(name="*")] = field(default_factory=ChatOptions)
@@ -89,7 +89,7 @@ class FinetuneConfig(Settings):
         """The task, with what it uses of these settings.
 
         Args:
-            data: what is learned from: a file, a folder or a hub data set; several with commas.
+            data: what is learned from: a file, a folder or a Hub dataset; several with commas.
             say: is told what takes time.
 
         Raises:

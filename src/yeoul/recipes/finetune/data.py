@@ -101,7 +101,7 @@ def show_loss_mask(tokenizer: Tokenizer, ids: Sequence[int], trained: Sequence[b
         text = "│".join(tokenizer.decode([int(token)], skip_special=False) for token, _ in run).replace("\n", "⏎")
         parts.append(text if is_trained else f"[{text}]")
     more = " …" if len(ids) > SHOWN else ""
-    return f"First example, tokens separated by bars, untrained ones in brackets:\n  {'│'.join(parts)}{more}"
+    return f"First example (tokens in brackets are not trained on):\n  {'│'.join(parts)}{more}"
 
 
 def chosen_context(given: int | None, model: ModelConfig, otherwise: int) -> int:

@@ -107,16 +107,16 @@ def finetune(
         model: a Hugging Face folder, a run's folder, or an id on the hub; with the methods lora and qlora also an
             adapter, to be trained further.
         data: conversations, instructions, text, labels, pairs or preferences, as the task needs them: a file, a folder
-            or a hub data set "org/name"; several with commas.
+            or a Hub dataset "org/name"; several with commas.
         config: what is learned and how; None takes the defaults.
         out: folder of the run, the result in its `model/` or `adapter/`; None keeps nothing but what is returned.
         resume: continue the run in `out`, if there is one.
         overwrite: discard the run in `out`.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        say: is told what is done; None works in silence.
+        say: called with progress messages; None for no output.
 
     Raises:
-        UserError: something that the caller can mend.
+        UserError: the settings, the data or the model cannot be used.
         yeoul.train.interrupt.Interrupted: Ctrl-C or SIGTERM, with everything saved.
     """
     with given_or_temporary(out) as folder:

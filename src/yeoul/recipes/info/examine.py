@@ -18,7 +18,7 @@ class ModelInfo:
     """What is known of a model and of the run that made it.
 
     Attributes:
-        values: JSON-able, sizes in bytes: `config`, `parameters` by part, `memory` by number type, `tokenizer`,
+        values: JSON-able, sizes in bytes: `config`, `parameters` by part, `memory` by dtype, `tokenizer`,
             `card`, `adapter`, `quantization`, `commands` that can be given next, and more; of a run that has saved
             nothing yet only `model`, its name.
         run: the run; None of a model alone.

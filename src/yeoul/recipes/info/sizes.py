@@ -38,7 +38,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def weight_bytes(config: ModelConfig) -> dict[str, int]:
-    """Bytes of the weights in each number type of `FLOATS` and `BLOCKS`; feature maps are always float32."""
+    """Bytes of the weights in each dtype of `FLOATS` and `BLOCKS`; feature maps are always float32."""
     sizes: Counter[str] = Counter()
     for part, parameter in _parts(config):
         count = parameter.numel()

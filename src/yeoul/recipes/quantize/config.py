@@ -23,7 +23,7 @@ class QuantizeConfig(Settings):
     weights: Annotated[QuantizationConfig, Parameter(name="*")] = field(default_factory=QuantizationConfig)
     """How the weights are rounded."""
     data: Place | None = None
-    """Calibration text: a file, a folder, a hub data set or "builtin"; when not given, the training text of MODEL's
+    """Calibration text: a file, a folder, a Hub dataset or "builtin"; when not given, the training text of MODEL's
     run, or else "builtin"."""
     text_column: str | None = None
     """Column of tables and JSON objects that holds the text; when not given, it is looked up by its usual names."""
@@ -39,7 +39,7 @@ class QuantizeConfig(Settings):
     speed: bool = True
     """Compare the decoding speed of both."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number type of the unquantized parts, in which the model will compute; auto is bfloat16."""
+    """Dtype of the unquantized parts, in which the model will compute; auto is bfloat16."""
 
     def __post_init__(self) -> None:
         if self.calibration_tokens < 1:

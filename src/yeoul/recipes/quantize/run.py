@@ -82,14 +82,14 @@ def quantize(
 
     Args:
         model: a folder, a run, or an id on the hub; softmax or linearized.
-        config: how; None takes the defaults.
+        config: settings; None for the defaults.
         out: folder of the result; None keeps nothing but what is returned.
         overwrite: replace the folder if it exists.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        say: is told what is done; None works in silence.
+        say: called with progress messages; None for no output.
 
     Raises:
-        UserError: something that the caller can mend.
+        UserError: the settings, the data or the model cannot be used.
     """
     config, say, source = config or QuantizeConfig(), say or silent, ModelFolder.open_whole(model)
     with given_or_temporary(out) as folder:
