@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yeoul import runtime
+from yeoul.recipes.model_folder import ModelFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,28 +44,25 @@ def load(
     import torch
 
     from yeoul.adapt.lora.api import load_adapters
-    from yeoul.adapt.lora.peft_files import adapter_folder, base_folder, tokenizer_beside
-    from yeoul.hub import local_folder
-    from yeoul.model.checkpoint import load_model, load_quantization, model_folder, stored_dtype
+    from yeoul.adapt.lora.peft_files import tokenizer_beside
     from yeoul.text.tokenizer import Tokenizer
 
-    adapters = [] if adapter is None else [adapter] if isinstance(adapter, str | PathLike) else list(adapter)
-    folder = local_folder(path)
-    if (given := adapter_folder(folder)) is not None:
-        adapters, folder = [given, *adapters], base_folder(given)
-    folder = model_folder(folder)
+    found = ModelFolder.open(path)
+    adapters: list[str | Path] = [] if found.adapter is None else [found.adapter]
+    if adapter is not None:
+        adapters += [adapter] if isinstance(adapter, str | PathLike) else adapter
     target = runtime.resolve_device(device)
     wanted = runtime.requested_dtype(dtype)
-    low_bit = target.type == "cpu" and load_quantization(folder) is not None  # its kernels take bf16, native or not
-    if wanted is None and not low_bit and not runtime.computes_natively(stored_dtype(folder), target):
+    low_bit = target.type == "cpu" and found.quantization is not None  # its kernels take bf16, native or not
+    if wanted is None and not low_bit and not runtime.computes_natively(found.stored_dtype, target):
         wanted = torch.float32
-    model = load_model(folder, target, wanted)
-    if adapters:
-        load_adapters(model, adapters)
-
-    if adapters and (own := tokenizer_beside(adapters[0])) is not None:
-        folder = own
-    tokenizer = Tokenizer.load(folder) if Tokenizer.exists(folder) else None
-    if tokenizer is not None:
-        tokenizer.check_fits(model.config.vocab_size)
+    model = found.load(target, wanted)
+    if not adapters:
+        return model, found.tokenizer
+    load_adapters(model, adapters)
+    own = tokenizer_beside(adapters[0])
+    if own is None:
+        return model, found.tokenizer
+    tokenizer = Tokenizer.load(own)
+    tokenizer.check_fits(model.config.vocab_size)
     return model, tokenizer

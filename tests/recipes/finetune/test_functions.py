@@ -110,7 +110,7 @@ def test_an_adapter_and_a_plan(home: Path, tmp_path: Path) -> None:
     config = FinetuneConfig.of(task="classify", method="lora", rank=2, **QUICK)
     data = home / "classify.jsonl"
     lines = plan_finetune(home / "model", data, config, out=tmp_path / "run", device="cpu")
-    assert any("LoRA of rank 2" in line for line in lines) and "nothing was written" in lines[-1]
+    assert any("LoRA of rank 2" in line for line in lines) and "nothing was trained or written" in lines[-1]
     assert not (tmp_path / "run").exists()
     result = finetune(home / "model", data, config, out=tmp_path / "run", device="cpu")
     assert result.mergeable and not result.continued and lora_layers(result.model)
