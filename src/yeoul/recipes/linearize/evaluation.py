@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from yeoul.adapt.linearize import Conversion, convert
 from yeoul.data.batch import Batch
 from yeoul.evaluate import speed
 from yeoul.evaluate.ablations import ablations, parts
+from yeoul.evaluate.associative import LENGTHS, PAIRS
 from yeoul.evaluate.compare import Budget, Comparison, TrainingCost, compare
 from yeoul.evaluate.perplexity import LMScore, score
 from yeoul.model.decoder import Decoder
@@ -22,6 +23,8 @@ from yeoul.text.tokenizer import Tokenizer
 
 FULL_COMPARISON = 50_000
 """Tokens of a comparison with all questions and continuations; one of fewer tokens has fewer."""
+SMALL_SHARE = 0.1
+"""Of that; below it a few cells of each grid of questions are asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +88,7 @@ class Evaluator:
             tokens=sum(stage.tokens for stage in stages.values()),
             seconds=sum(stage.seconds for stage in stages.values()), energy=total_energy(plain),
         )  # fmt: skip
-        # Questions and continuations cost as much as text does: fewer of them where little text is scored.
-        share = min(1.0, tokens / FULL_COMPARISON)
-        budget = Budget(
-            tokens=tokens, questions=max(16, round(64 * share)), needles=max(2, round(16 * share)),
-            prompts=max(2, round(16 * share)), speed_seconds=max(15.0, 60 * share),
-        )  # fmt: skip
+        budget = comparison_budget(tokens)
         return compare(
             self.teacher, self.student, self.tokenizer, self.batches, context=context, window=conversion.window,
             sinks=conversion.sinks, cost=cost, training_length=context, budget=budget, dtype=self.dtype,
@@ -105,6 +103,22 @@ class Evaluator:
             "converted": speed.lengthened(self.student, longest),
         }
         return speed.compare(models, contexts, dtype=self.dtype, progress=lambda what: self.say(f"  {what}"))
+
+
+def comparison_budget(tokens: int) -> Budget:
+    """How much is asked beside so many tokens of text: a comparison should not take longer than a short training.
+
+    Questions and continuations cost as much as text does, so little text has fewer of them, and very little has only
+    the first cells of each grid.
+    """
+    share = min(1.0, tokens / FULL_COMPARISON)
+    budget = Budget(
+        tokens=tokens, questions=max(16, round(64 * share)), needles=max(2, round(16 * share)),
+        prompts=max(2, round(16 * share)), speed_seconds=max(15.0, 60 * share),
+    )  # fmt: skip
+    if share >= SMALL_SHARE:
+        return budget
+    return replace(budget, pairs=PAIRS[:1], distances=(0, 512), lengths=LENGTHS[:1], depths=(0.5,))
 
 
 def record_of(stages: Mapping[str, StageResult], found: Evaluation) -> dict[str, Any]:
