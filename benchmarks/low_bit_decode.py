@@ -22,8 +22,9 @@ from yeoul import runtime
 from yeoul.evaluate import speed
 from yeoul.model.config import PRESETS, ModelConfig, preset
 from yeoul.model.decoder import Decoder, skeleton
+from yeoul.model.quantization import Quantization, Scheme
 from yeoul.model.quantized import QuantizedEmbedding, quantized_modules
-from yeoul.model.quantized_folder import Quantization, Scheme, prepare
+from yeoul.model.quantized_folder import prepare
 
 TABLE = "re:.*embed_tokens$"
 SCHEMES = {

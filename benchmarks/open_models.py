@@ -177,7 +177,7 @@ def compute(name: str, published: dict[str, Any]) -> dict[str, Any]:
 
 def caches(config: ModelConfig) -> dict[str, int]:
     """Cache bytes of one sequence at 8,192 and 32,768 tokens, keys and values in bfloat16."""
-    fixed, growing = cache_bytes(config, torch.bfloat16)
+    fixed, growing = cache_bytes(config, 2)
     return {str(tokens): fixed + growing * tokens for tokens in (8192, 32768)}
 
 

@@ -1,4 +1,4 @@
-"""A folder with a small random model and a tokenizer trained on the spot."""
+"""A folder with a small random model and a tokenizer trained on the spot; and what headers say of a folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from yeoul.model.checkpoint import save_model
+from yeoul.model.checkpoint import load_config, save_model
 from yeoul.model.config import ModelConfig
-from yeoul.model.decoder import Decoder
+from yeoul.model.decoder import Decoder, skeleton
+from yeoul.model.folder import describe
 from yeoul.text.tokenizer import Tokenizer
 from yeoul.text.training import TokenizerConfig, train_tokenizer
 
@@ -42,3 +43,11 @@ def with_ends(folder: Path, *, before: str = "", after: str = "") -> Path:
     )
     backend.save(file)
     return folder
+
+
+def assert_headers_say_enough(folder: Path) -> None:
+    """Headers alone and the model without its weights say the same of a folder."""
+    described, config = describe(folder), load_config(folder)
+    assert described is not None and described.config == config
+    model = skeleton(config)
+    assert dict(described.shapes) == {name: tuple(p.shape) for name, p in model.named_parameters()}

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from folders import assert_headers_say_enough
 from models import KINDS, bare_conversion, make, rms_ratio
 from yeoul.adapt.linearize import Alignment, convert
 from yeoul.data.batch import Batch
@@ -121,6 +122,7 @@ def published(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> An
 @torch.no_grad()
 def test_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     theirs, ours = published(name, tmp_path), load_model(tmp_path)
+    assert_headers_say_enough(tmp_path)
     assert rms_ratio(ours(IDS), theirs(IDS).logits) < 1e-5
 
 

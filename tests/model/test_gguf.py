@@ -17,8 +17,8 @@ from yeoul.errors import UserError
 from yeoul.model.checkpoint import load_model, save_model
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
-from yeoul.model.gguf import plan
 from yeoul.model.gguf_file import FILE_TYPES, write_gguf
+from yeoul.model.gguf_plan import plan
 
 gguf = pytest.importorskip("gguf", reason="the extra [gguf] is not installed")
 

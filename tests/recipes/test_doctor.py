@@ -17,7 +17,7 @@ from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.recipes import doctor
 from yeoul.recipes.caches import cache_bytes
-from yeoul.recipes.info.sizes import count_parameters
+from yeoul.recipes.info.sizes import count_parameters, skeleton_shapes
 
 KINDS = ("softmax", "sliding", "dijiang", "hybrid")
 
@@ -79,7 +79,7 @@ def test_install_hint() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cache_bytes_are_those_of_the_model(kind: str, dtype: torch.dtype) -> None:
     config = small(kind)
-    fixed, growing = cache_bytes(config, dtype)
+    fixed, growing = cache_bytes(config, dtype.itemsize)
     model = Decoder(config).to(dtype).eval()
     cache = model.new_cache(1)
     with torch.inference_mode():
@@ -96,7 +96,7 @@ def test_parameters_by_part() -> None:
         small("dijiang"),
         small("hybrid", norm="layernorm"),
     ):
-        counts = count_parameters(config)
+        counts = count_parameters(skeleton_shapes(config))
         assert sum(counts.values()) == Decoder(config).num_parameters()
         assert counts["embeddings"] == 50 * 32
         assert ("output" in counts) == (not config.tie_embeddings)

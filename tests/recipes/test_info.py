@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,17 @@ from typing import Any
 import pytest
 import torch
 
+from commands.finetuning import ATTENTION, finetune, low_bit_folder
 from text.published import SHAPES, edit
 from yeoul import cli
 from yeoul.config import parse_flags
 from yeoul.model.checkpoint import save_model
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.model.state_updates.registry import STATE_UPDATES
 from yeoul.recipes.caches import cache_bytes
 from yeoul.recipes.info.examine import info
-from yeoul.recipes.info.sizes import weight_bytes
+from yeoul.recipes.info.sizes import skeleton_shapes, weight_bytes
 from yeoul.text.model_card import read_card
 
 CARD = """---
@@ -77,12 +81,14 @@ def config(**changes: Any) -> ModelConfig:
             "state_update": "retention",
             "feature_map": {"name": "cosformer"},
         },
+        {"attention": "dijiang-official", "num_kv_heads": 4},
+        *({"attention": ("hybrid", "dijiang", "hybrid"), "state_update": name} for name in STATE_UPDATES.names),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cache_bytes_are_those_of_the_model(changes: dict[str, Any], dtype: torch.dtype) -> None:
     description = config(**changes)
-    fixed, growing = cache_bytes(description, dtype)
+    fixed, growing = cache_bytes(description, dtype.itemsize)
     model = Decoder(description).to(dtype).eval()
     cache = model.new_cache(1)
     with torch.inference_mode():
@@ -92,7 +98,7 @@ def test_cache_bytes_are_those_of_the_model(changes: dict[str, Any], dtype: torc
 
 def test_cache_of_a_large_window_is_counted_without_making_it() -> None:
     large = config(num_kv_heads=2, head_dim=128, attention=("sliding",), sliding_window=2**20, num_layers=32)
-    fixed, growing = cache_bytes(large, torch.bfloat16)
+    fixed, growing = cache_bytes(large, 2)
     assert growing == 0 and fixed == 32 * (2**20 * (2 * 2 * 128 * 2 + 1))  # K and V, and which slots are taken
 
 
@@ -102,7 +108,7 @@ def test_weight_bytes() -> None:
     own = {name: parameter for name, parameter in model.named_parameters() if "feature_map" in name}
     numbers, maps = model.num_parameters(), sum(parameter.numel() for parameter in own.values())
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name not in own)
-    sizes = weight_bytes(description)
+    sizes = weight_bytes(skeleton_shapes(description))
     assert maps > 0 and sizes["float32"] == 4 * numbers
     assert sizes["bfloat16"] == sizes["float16"] == 2 * numbers + 2 * maps
     assert sizes["8-bit"] == matrices * 34 // 32 + 4 * (numbers - matrices)
@@ -226,3 +232,17 @@ def test_no_card(tmp_path: Path) -> None:
     assert read_card(tmp_path) is None
     (tmp_path / "README.md").mkdir()
     assert read_card(tmp_path) is None
+
+
+def test_no_torch(home: Path, tmp_path: Path) -> None:
+    """It would take most of the time; also not for adapters, quantized models and runs."""
+    low_bit_folder(home)
+    for out, *flags in ((tmp_path / "lora", "--method", "lora"), (tmp_path / "full",)):
+        assert finetune(home, out, "--epochs", "1", "--val-fraction", "0", *flags) == 0
+    folders = [*(home / name for name in (*ATTENTION, "low-bit")), tmp_path / "lora", tmp_path / "full"]
+    program = (
+        "import sys\nfrom yeoul import cli\n"
+        "codes = [cli.main(['info', folder]) for folder in sys.argv[1:]]\nprint(codes, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *folders], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == f"{[0] * len(folders)} False", done.stderr

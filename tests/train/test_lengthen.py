@@ -13,7 +13,7 @@ from yeoul.train.log import MetricsLog
 from yeoul.train.loop import TrainResult, train
 from yeoul.train.loss import language_model_objective
 from yeoul.train.optim import learning_rate
-from yeoul.train.runstate import standing
+from yeoul.train.progress import standing
 
 TOKENS = 24  # of a step
 

@@ -16,14 +16,9 @@ from yeoul.adapt.rounding import round_to_nearest
 from yeoul.errors import UserError
 from yeoul.model.decoder import Decoder
 from yeoul.model.finite import check_finite
-from yeoul.model.quantized import (
-    QuantizedEmbedding,
-    QuantizedLinear,
-    check_shape,
-    refuse_quantized,
-    replace_module,
-)
-from yeoul.model.quantized_folder import EMBEDDING, HEAD, candidates
+from yeoul.model.quantization import EMBEDDING, HEAD, check_shape
+from yeoul.model.quantized import QuantizedEmbedding, QuantizedLinear, refuse_quantized, replace_module
+from yeoul.model.quantized_folder import candidates
 
 FISHER_TOKENS = 8192
 """Of the text that says what a tied table's rows mean as embeddings: gradients cost three times what outputs do."""

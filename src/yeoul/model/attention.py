@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yeoul.model.cache import Gates, KVCache, LayerCache, WindowCache
-from yeoul.model.rope import rotate
+from yeoul.model.rotary import rotate
 from yeoul.ops.softmax import softmax_attention
 from yeoul.ops.window import Sinks, sinks_of, sliding_attention
 

@@ -18,16 +18,15 @@ from yeoul.model.config import LINEAR_KINDS, ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import read_config, write_config
 from yeoul.model.finite import check_to_save
+from yeoul.model.folder import load_quantization, model_folder
 from yeoul.model.parameters import fp32_parameters
+from yeoul.model.quantization import FIELD, Quantization
 from yeoul.model.quantized import QuantizedEmbedding, QuantizedLinear, quantized_modules
 from yeoul.model.quantized_folder import (
-    FIELD,
-    Quantization,
     families_for,
     from_stored,
     prepare,
     quantization_of,
-    read_quantization,
     stored_layout,
     to_stored,
 )
@@ -51,25 +50,9 @@ SHARD_BYTES = 5 * 10**9
 """Largest file of a saved model, as in transformers."""
 
 
-def model_folder(path: Path | str) -> Path:
-    """The folder that holds config.json: the one given, or `model/` inside a run's folder."""
-    path = Path(path)
-    if not path.exists():
-        raise UserError("no such model folder", path)
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    raise UserError("no config.json in this folder", path, "give a Hugging Face model folder or a finished run")
-
-
 def load_config(path: Path | str) -> ModelConfig:
     """The description of a model without its weights; only headers are read."""
     return _examine(model_folder(path)).config
-
-
-def load_quantization(path: Path | str) -> Quantization | None:
-    """Which weights of a folder have few bits; None where none has."""
-    return _read_quantization(model_folder(path))
 
 
 def stored_dtype(path: Path | str) -> torch.dtype:
@@ -138,13 +121,6 @@ class _Folder(NamedTuple):
     mixed: torch.dtype | None  # what weights of several types are brought to
 
 
-def _read_quantization(folder: Path) -> Quantization | None:
-    try:
-        return read_quantization(read_object(folder / "config.json").get(FIELD))
-    except UserError as error:
-        raise UserError(error.what, folder / "config.json", error.fix) from None
-
-
 def _examine(folder: Path) -> _Folder:
     """A folder whose parts agree with one another; nothing is allocated. A head that differs from the embeddings to
     which config.json ties it is a head of its own, as in transformers."""
@@ -156,7 +132,7 @@ def _examine(folder: Path) -> _Folder:
         raise UserError(error.what, folder / "config.json", error.fix) from None
     if config.tie_embeddings and not _is_tied(stored, family):
         config = config.with_(tie_embeddings=False)
-    quantization = _read_quantization(folder)
+    quantization = load_quantization(folder)
     layers = count_layers(stored, family)
     if config.num_layers != layers:  # told apart from wrong shapes, and before a list of so many layers is made
         raise UserError(f"config.json asks for {config.num_layers} layers, the weights have {layers}", folder)

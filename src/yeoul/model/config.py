@@ -152,7 +152,8 @@ class ModelConfig:
         for kind in self.attention:
             check_choice("attention", kind, ("softmax", "sliding", *LINEAR_KINDS))
         STATE_UPDATES.check(self.state_update)
-        update, feature_map = STATE_UPDATES[self.state_update], FEATURE_MAPS[self.feature_map.name]
+        update = STATE_UPDATES.declared(self.state_update)
+        feature_map = FEATURE_MAPS.declared(self.feature_map.name)
         if self.feature_map.decay != "none" and not update.takes_decay:
             raise UserError(
                 f"the state update {self.state_update!r} has its own decay, so that the feature map has none",

@@ -18,7 +18,7 @@ from yeoul.model.config import ModelConfig
 from yeoul.model.layers import make_mlp, make_norm, sinusoidal_table
 from yeoul.model.official import OfficialDiJiangAttention
 from yeoul.model.quantized import QuantizedLinear
-from yeoul.model.rope import rotary_columns
+from yeoul.model.rotary import rotary_columns
 from yeoul.model.state_updates.registry import STATE_UPDATES
 from yeoul.ops.window import soft_cap
 

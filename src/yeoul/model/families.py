@@ -10,9 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError, shown
 from yeoul.model.config import LINEAR_KINDS, FeatureMapConfig, ModelConfig, is_whole
@@ -34,6 +32,9 @@ from yeoul.model.config_fields import (
     write_shape,
     write_special_ids,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from yeoul.errors import UserError
 from yeoul.files import new_file
 from yeoul.model.decoder import Decoder
 from yeoul.model.finite import is_finite
-from yeoul.model.gguf import Entry, Plan, entries, plan
+from yeoul.model.gguf import Entry, entries
+from yeoul.model.gguf_plan import Plan, plan
 
 if TYPE_CHECKING:
     import numpy as np

@@ -77,6 +77,18 @@ class LinearAttention(ProjectedAttention):
     """Whether features may have both signs."""
     takes_decay: ClassVar[bool] = True
     """Whether the decay of `FeatureMapConfig` is this state's; False where it has a gate of its own, or none."""
+
+    @classmethod
+    def state_numbers(cls, features: int, head_dim: int) -> int:
+        """How many numbers (fp32) the state of a key-value head has."""
+        raise TypeError(f"{cls.__name__} has no state_numbers()")
+
+    @classmethod
+    def gate_numbers(cls, decay: str) -> int:
+        """How many numbers (fp32) of a key-value head `gates` gives to each token, with this decay of
+        `FeatureMapConfig`; positions do not count."""
+        return 0
+
     linear_enabled = True
     """False computes the window alone: what the linear part is worth is measured so."""
     window_enabled = True

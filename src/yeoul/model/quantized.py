@@ -12,13 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from yeoul.errors import UserError
+from yeoul.model.quantization import check_shape
 from yeoul.ops.low_bit import dequantize, low_bit_linear, make_tiles, pack, suits_kernel
 from yeoul.ops.native import Tiles, aligned
-
-BITS = (8, 6, 4)
-GROUP_SIZES = (32, 64, 128)
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The modules of a layer that are quantized."""
 
 
 class QuantizedLinear(nn.Module):
@@ -129,19 +125,6 @@ class QuantizedEmbedding(QuantizedLinear):
         """As of the class above; the type that is asked for becomes that of the rows."""
         self.dtype = fn(torch.zeros((), dtype=self.dtype, device=self.weight_scale.device)).dtype
         return super()._apply(fn, recurse)
-
-
-def check_shape(in_features: int, bits: int, group_size: int) -> None:
-    """A UserError where a weight cannot be quantized so."""
-    if bits not in BITS:
-        raise UserError(f"weights of {bits} bits are not supported", fix="use 8 or 4")
-    if group_size and in_features % group_size:
-        raise UserError(
-            f"groups of {group_size} do not divide the {in_features} inputs of a layer",
-            fix="use a smaller group size",
-        )
-    if bits == 4 and in_features % 8:
-        raise UserError(f"4 bits need a multiple of 8 inputs, and a layer has {in_features}", fix="use 8 bits")
 
 
 def quantized_modules(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:

@@ -1,7 +1,8 @@
-"""Folders with low-bit weights: `quantization_config` of config.json, and what the tensors are called.
+"""Models with low-bit weights from and to folders: what the tensors are called.
 
-Both are as the library compressed-tensors has them (its formats "int-quantized" for 8 bits and "pack-quantized" for
-fewer), so that what reads its folders reads these. In the place of `weight` a quantized module has
+They are as the library compressed-tensors has them, and so is what config.json says of them
+(`yeoul.model.quantization`), so that what reads its folders reads these. In the place of `weight` a quantized module
+has
 
 | bits | tensors |
 |---|---|
@@ -9,19 +10,12 @@ fewer), so that what reads its folders reads these. In the place of `weight` a q
 | 6, 4 | `weight_packed` (out, in bits / 32) int32, `weight_scale` as before, `weight_shape` (2) int64: out, in |
 
 A weight is its whole number times the scale of its group of inputs; there is one group with 8 bits unless the folder
-says otherwise. `quantization_config` names a scheme for classes of modules ("Linear") or for paths, and what has none:
-
-    {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
-     "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true,
-       "strategy": "group", "group_size": 64, "dynamic": false}, "input_activations": null}},
-     "ignore": ["lm_head"]}
+says otherwise.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,171 +24,10 @@ from torch import Tensor, nn
 from yeoul.errors import UserError, shown
 from yeoul.model.decoder import Decoder
 from yeoul.model.families import FAMILIES
-from yeoul.model.quantized import (
-    BITS,
-    LINEARS,
-    QuantizedEmbedding,
-    QuantizedLinear,
-    check_shape,
-    quantized_modules,
-    replace_module,
-)
+from yeoul.model.quantization import EMBEDDING, FIELD, HEAD, LINEARS, Quantization, Scheme, check_shape
+from yeoul.model.quantized import QuantizedEmbedding, QuantizedLinear, quantized_modules, replace_module
 from yeoul.model.tensor_names import names_of
 from yeoul.ops.low_bit import pack, unpack
-
-FIELD = "quantization_config"
-MOST_EXPRESSIONS = 200
-SLOW = re.compile(r"\)[*+?{]|\{|\(\?|\\[1-9]")
-"""What expressions of module names do without: repeated groups, counts, look-around, references."""
-FORMATS = {8: "int-quantized", 6: "pack-quantized", 4: "pack-quantized"}
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-_NEUTRAL = frozenset(
-    """
-    quant_method format quantization_status config_groups ignore version global_compression_ratio sparsity_config
-    transform_config kv_cache_scheme
-    """.split()
-)
-_WEIGHTS: dict[str, tuple[Any, ...]] = {
-    "type": ("int",), "symmetric": (True,), "dynamic": (False, None), "actorder": (None, False, "static", "weight"),
-    "block_structure": (None,), "zp_dtype": (None, "torch.int8"),
-}  # fmt: skip
-"""Fields of a scheme's weights and the values that change nothing of what its numbers mean."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scheme:
-    """How the modules of some names are quantized.
-
-    Attributes:
-        bits: 8, 6 or 4.
-        group_size: inputs that share a scale; 0 means all.
-        targets: "Linear" or "Embedding", paths, or regular expressions after "re:".
-    """
-
-    bits: int
-    group_size: int
-    targets: tuple[str, ...] = ("Linear",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantization:
-    """Which modules of a model have low-bit weights.
-
-    Attributes:
-        schemes: the first one that names a module is its own.
-        ignore: paths, classes or regular expressions of modules that stay as they are.
-    """
-
-    schemes: tuple[Scheme, ...]
-    ignore: tuple[str, ...] = ()
-
-    def scheme(self, path: str, kind: str) -> Scheme | None:
-        """The scheme of the module at a path; its class is called `kind`. None where it stays as it is."""
-        if _named(self.ignore, path, kind):
-            return None
-        return next((scheme for scheme in self.schemes if _named(scheme.targets, path, kind)), None)
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of `quantization_config`."""
-        kinds = {FORMATS[scheme.bits] for scheme in self.schemes}
-        groups = {}
-        for number, scheme in enumerate(self.schemes):
-            weights: dict[str, Any] = {"num_bits": scheme.bits, "type": "int", "symmetric": True, "dynamic": False}
-            weights |= {"strategy": "group" if scheme.group_size else "channel"}
-            weights |= {"group_size": scheme.group_size or None}
-            groups[f"group_{number}"] = {
-                "targets": list(scheme.targets), "weights": weights, "input_activations": None,
-                "output_activations": None, "format": FORMATS[scheme.bits],
-            }  # fmt: skip
-        return {
-            "quant_method": "compressed-tensors",
-            "format": kinds.pop() if len(kinds) == 1 else "mixed-precision",
-            "quantization_status": "compressed",
-            "config_groups": groups,
-            "ignore": list(self.ignore),
-        }
-
-
-def _named(words: tuple[str, ...], path: str, kind: str) -> bool:
-    return path in words or kind in words or any(re.match(word[3:], path) for word in words if word.startswith("re:"))
-
-
-def read_quantization(values: object) -> Quantization | None:
-    """What `quantization_config` of a config.json says; None where there is none.
-
-    Raises:
-        UserError: another method, or something in it that changes what the numbers mean.
-    """
-    if not values:
-        return None
-    method = values.get("quant_method") if isinstance(values, Mapping) else values
-    if not isinstance(values, Mapping) or method != "compressed-tensors":
-        raise UserError(
-            f"the weights are quantized by {shown(method)} ({FIELD} of config.json), which is not read",
-            fix="give the folder of the full weights, and quantize it: yeoul quantize FOLDER",
-        )
-    for name, value in values.items():
-        if name in ("kv_cache_scheme", "sparsity_config", "transform_config") and value:
-            raise UserError(f"{name} in {FIELD} of config.json is not supported")
-        if name not in _NEUTRAL:
-            raise UserError(f"{FIELD} of config.json has a field {shown(name)} that is not known")
-    if values.get("quantization_status", "compressed") != "compressed":
-        raise UserError(f"quantization_status in {FIELD} of config.json is not 'compressed'")
-    groups, ignore = values.get("config_groups"), values.get("ignore") or []
-    if not isinstance(groups, Mapping) or not groups:
-        raise UserError(f"{FIELD} of config.json has no config_groups")
-    _check_words("ignore", ignore)
-    schemes = tuple(_read_scheme(shown(name), group, values.get("format")) for name, group in groups.items())
-    return Quantization(schemes=schemes, ignore=tuple(ignore))
-
-
-def _read_scheme(name: str, group: object, form: object) -> Scheme:
-    where = f"{name} of {FIELD} in config.json"
-    weights = group.get("weights") if isinstance(group, Mapping) else None
-    if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
-        raise UserError(f"{where} does not say how weights are quantized")
-    for part in ("input_activations", "output_activations"):
-        if group.get(part):
-            raise UserError(f"{part} of {where} are quantized, which is not supported: only weights may be")
-    bits = weights.get("num_bits")
-    if bits not in BITS or isinstance(bits, bool):
-        raise UserError(f"num_bits of {where} is {shown(bits)}, but only 8, 6 and 4 are read")
-    form = group.get("format") or form
-    if form != FORMATS[bits]:
-        raise UserError(f"the format of {where} is {shown(form)}; with {bits} bits only {FORMATS[bits]!r} is read")
-    for field, allowed in _WEIGHTS.items():
-        if weights.get(field, allowed[0]) not in allowed:
-            raise UserError(f"{field} of {where} is {shown(weights[field])}, which is not supported")
-    strategy, size = weights.get("strategy"), weights.get("group_size")
-    if strategy not in ("group", "channel"):
-        raise UserError(f"strategy of {where} is {shown(strategy)}, but only 'group' and 'channel' are read")
-    if strategy == "channel":
-        size = 0
-    elif type(size) is not int or not 1 <= size <= 2**24:
-        raise UserError(f"group_size of {where} must be a positive whole number, not {shown(size)}")
-    targets = group.get("targets")
-    _check_words(f"targets of {name}", targets)
-    assert isinstance(targets, list)
-    return Scheme(bits=bits, group_size=size, targets=tuple(targets))
-
-
-def _check_words(name: str, words: object) -> None:
-    """A UserError where a list of targets is none, or has an expression that cannot be used."""
-    if not isinstance(words, list) or not all(isinstance(word, str) and len(word) < 1000 for word in words):
-        raise UserError(f"{name} in {FIELD} of config.json must be a list of names, not {shown(words)}")
-    expressions = [word for word in words if word.startswith("re:")]
-    if len(expressions) > MOST_EXPRESSIONS:
-        raise UserError(f"{name} in {FIELD} of config.json has more than {MOST_EXPRESSIONS} regular expressions")
-    for word in expressions:
-        try:
-            re.compile(word[3:])
-        except (re.error, RecursionError, OverflowError):
-            raise UserError(f"{shown(word)} in {FIELD} of config.json is not a regular expression") from None
-        if SLOW.search(word) or len(re.findall(r"[*+]", word)) > 3:  # could take years on a short path
-            raise UserError(f"{shown(word)} in {FIELD} of config.json is more than a name of modules needs")
-
-
-# -- models
 
 
 def candidates(model: Decoder) -> Iterator[tuple[str, nn.Module, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from yeoul.errors import UserError, shown
+from yeoul.model.declarations import declared_class
 
 T = TypeVar("T")
 
@@ -15,7 +16,7 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """The classes of a package by the names of their files, with hyphens for underscores.
 
-    A file is imported when its class is first asked for.
+    A file is imported when its class is first asked for; what the class declares can be read without that.
 
     Args:
         package: dotted name of the package.
@@ -42,6 +43,16 @@ class Registry(Generic[T]):
         near = difflib.get_close_matches(shown(name).strip("'"), self.names, n=1)
         hint = f"did you mean {shown(near[0])}" if near else f"choose one of {', '.join(self.names)}"
         raise UserError(f"{self.what} cannot be {shown(name)}", fix=hint)
+
+    def declared(self, name: str) -> type[T]:
+        """The class of a name, or as long as that is not imported its constants and class methods alone.
+
+        Raises:
+            UserError: nothing is called so.
+        """
+        if self.check(name) in self._classes:
+            return self._classes[name]
+        return declared_class(f"{self.package}.{name.replace('-', '_')}", "")
 
     def __getitem__(self, name: str) -> type[T]:
         """The class of a name.

@@ -10,37 +10,52 @@ import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from yeoul.errors import UserError, shown
 from yeoul.safe_json import DAMAGED, MOST_VALUES, JSONError, parse_object, read_object
 from yeoul.safe_json import LARGEST as LARGEST_JSON
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types in a header -> what torch calls them."""
 INTEGERS = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
-    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64,
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
+    "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64",
 }  # fmt: skip
 """Types of tensors that are recomputed, such as masks; no weight is of one."""
+WIDTHS = {
+    "bool": 1, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float16": 2, "bfloat16": 2,
+    "uint32": 4, "int32": 4, "float32": 4, "uint64": 8, "int64": 8, "float64": 8,
+}  # fmt: skip
+"""Bytes of a number of each."""
 LARGEST = 2**50
 """No tensor has so many numbers."""
 
 
 class Stored(NamedTuple):
-    """One tensor of a file: where its bytes lie and what they are."""
+    """One tensor of a file: where its bytes lie and what they are; `dtype_name` is without "torch."."""
 
     file: Path
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype_name: str
     start: int
     nbytes: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its numbers."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype_name)
+        return dtype
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -80,17 +95,21 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return listed
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
+def stored_tensors(folder: Path, *, twice: bool = True) -> dict[str, Stored]:
     """Every tensor of a folder by its published name, from the headers alone.
 
     Lengths, types, shapes and offsets are compared with one another, with the size of the file and with the index.
+
+    Args:
+        folder: with safetensors files.
+        twice: let the library of safetensors check each header too, by its own rules; it imports NumPy for that.
 
     Raises:
         UserError: a damaged file, a tensor in two files, or an index that says something else.
     """
     found: dict[str, Stored] = {}
     for file in weight_files(folder):
-        for name, stored in _header(file).items():
+        for name, stored in _header(file, twice).items():
             if name in found:
                 raise UserError(f"tensor {shown(name)} is in two files", file, DAMAGED)
             found[name] = stored
@@ -106,7 +125,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     return found
 
 
-def _header(file: Path) -> dict[str, Stored]:
+def _header(file: Path, twice: bool) -> dict[str, Stored]:
     """The tensors of one file; nothing else of it is read (https://github.com/huggingface/safetensors#format)."""
     try:
         size = file.stat().st_size
@@ -139,8 +158,10 @@ def _header(file: Path) -> dict[str, Stored]:
     if end != size:
         what = f"the file should be {end:,} bytes long, but has {size:,}"
         raise UserError(f"damaged or truncated weights: {what}", file, DAMAGED)
+    if not twice:
+        return found
     try:
-        with safe_open(file, framework="np"):  # reads the same header once more, and by its own rules
+        with safe_open(file, framework="np"):  # reads the same header once more
             pass
     except OSError as error:
         raise unreadable(error, file) from None
@@ -167,15 +188,15 @@ def _entry(name: str, entry: Any, base: int, file: Path) -> Stored:
         raise wrong(f"has the shape {shown(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(place, 2**63) for place in offsets):
         raise wrong(f"has the offsets {shown(offsets)}")
-    dtype = (DTYPES | INTEGERS).get(kind) if isinstance(kind, str) else None
-    if dtype is None:
+    dtype_name = (FLOATS | INTEGERS).get(kind) if isinstance(kind, str) else None
+    if dtype_name is None:
         raise UserError(f"tensor {shown(name)} is of type {shown(kind)}, which is not read", file)
     start, end = offsets
     if start > end:
         raise wrong(f"has the offsets {shown(offsets)}")
-    if end - start != (nbytes := math.prod(shape) * dtype.itemsize):
+    if end - start != (nbytes := math.prod(shape) * WIDTHS[dtype_name]):
         raise wrong(f"of shape {shown(shape)} and type {kind} takes {nbytes:,} bytes, not {end - start:,}")
-    return Stored(file, tuple(shape), dtype, base + start, nbytes)
+    return Stored(file, tuple(shape), dtype_name, base + start, nbytes)
 
 
 def _is_count(value: object, limit: int) -> bool:
@@ -188,6 +209,8 @@ def read_tensors(stored: dict[str, Stored]) -> Iterator[tuple[str, Tensor]]:
     Each is a private view of the mapped file: its pages come when they are used and go with the tensor, and writing to
     it changes no file. Where numbers do not lie as the processor wants those of their type, they are copied.
     """
+    import torch
+
     ordered = sorted(stored.items(), key=lambda item: (item[1].file, item[1].start))
     for file, places in itertools.groupby(ordered, key=lambda item: item[1].file):
         mapped = None
@@ -200,6 +223,9 @@ def read_tensors(stored: dict[str, Stored]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _view(mapped: mmap.mmap, place: Stored) -> Tensor:
+    import numpy as np
+    import torch
+
     octets = np.frombuffer(mapped, dtype=np.uint8, count=place.nbytes, offset=place.start)
     if octets.ctypes.data % place.dtype.itemsize:
         octets = octets.copy()

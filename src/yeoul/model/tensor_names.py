@@ -5,14 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from yeoul.errors import UserError, shown
 from yeoul.model.config import ModelConfig
 
-Tensors = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Tensors = dict[str, Tensor]
+
+
+class Cut(Protocol):
+    """What is asked of a tensor to bring it under our names."""
+
+    @property
+    def shape(self) -> Any: ...
+    @property
+    def T(self) -> Self: ...
+    def dim(self) -> int: ...
+    def reshape(self, *shape: int) -> Self: ...
+    def unbind(self, dim: int) -> Any: ...
+
+
+T = TypeVar("T", bound=Cut)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +106,12 @@ def count_layers(tensors: Iterable[str], family: str) -> int:
     return len({int(found[1]) for name in tensors if (found := block.search(name))})
 
 
-def to_ours(name: str, tensor: Tensor, config: ModelConfig, family: str) -> Iterator[tuple[str, Tensor]]:
+def to_ours(name: str, tensor: T, config: ModelConfig, family: str) -> Iterator[tuple[str, T]]:
     """One published tensor -> ours: (name, tensor) pairs; none for tensors that are recomputed.
 
     Args:
         name: as published.
-        tensor: any dtype, perhaps on the meta device.
+        tensor: any dtype, perhaps on the meta device; or a shape alone that is cut as a tensor is.
         config: of the model.
         family: a key of `FAMILIES`.
 
@@ -148,6 +164,8 @@ def to_published(tensors: Mapping[str, Tensor], config: ModelConfig, family: str
         config: of the model.
         family: a key of `FAMILIES`.
     """
+    import torch
+
     names = names_of(family)
     out: Tensors = {}
     for name, tensor in tensors.items():

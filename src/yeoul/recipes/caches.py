@@ -4,44 +4,57 @@ from __future__ import annotations
 
 from collections import Counter
 
-import torch
+from yeoul.model.config import ModelConfig
+from yeoul.model.feature_maps.registry import FEATURE_MAPS
+from yeoul.model.state_updates.registry import STATE_UPDATES
 
-from yeoul.model.config import LINEAR_KINDS, ModelConfig
-from yeoul.model.decoder import Decoder
+STATE_WIDTH = 4
+"""Bytes of a number of a linear state: always fp32."""
+POSITION_WIDTH = 8
+"""Bytes of a position that travels with a token, int64."""
 
 
-def cache_bytes(config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
+def cache_bytes(config: ModelConfig, width: int) -> tuple[int, int]:
     """Bytes of the cache of one sequence: what stands from the first token on, and what each token adds.
 
-    Asked of the caches of one small layer of each kind, with windows of one and of two positions: what a window
-    holds grows evenly with its length. Windows count as full.
+    Windows count as full.
+
+    Args:
+        config: of the model.
+        width: bytes of a number of the model's type.
     """
     fixed = growing = 0
+    _, G, D = config.heads
+    pair = 2 * G * D * width  # the key and the value of a token
     for kind, layers in Counter(config.attention).items():
-        window = (config.sliding_window or config.window) if kind == "sliding" else config.window
-        one, growth = _layer_cache(config, kind, 1, dtype)
-        two, _ = _layer_cache(config, kind, 2, dtype)
-        fixed += layers * (one + (window - 1) * (two - one))
-        growing += layers * growth
+        if kind == "softmax":
+            growing += layers * pair
+        elif kind == "sliding":
+            fixed += layers * _slots(config, config.sliding_window or config.window, pair)
+        elif kind == "dijiang-official":
+            fixed += layers * G * (D * D + D) * STATE_WIDTH
+        else:
+            ring = _slots(config, config.window, pair) + config.window * _gates(config) if kind == "hybrid" else 0
+            fixed += layers * (ring + _state(config, width))
     return fixed, growing
 
 
-def _layer_cache(config: ModelConfig, kind: str, window: int, dtype: torch.dtype) -> tuple[int, int]:
-    """The same for one layer of a kind, with the model's heads and convolution and next to nothing else."""
-    heads, groups, size = config.heads
-    linear = kind in LINEAR_KINDS
-    small = ModelConfig(
-        vocab_size=2, hidden_size=2 * size, num_layers=1, num_heads=heads, num_kv_heads=groups, head_dim=size,
-        intermediate_size=2, attention=(kind,), window=window, feature_map=config.feature_map, positions="none",
-        state_update=config.state_update, max_position_embeddings=config.max_position_embeddings,
-        sinks=config.sinks, short_conv=config.short_conv if linear else 0,
-    )  # fmt: skip
-    model = Decoder(small).to(dtype).eval()
-    sizes = []
-    with torch.inference_mode():
-        cache = model.new_cache(1)
-        for columns in (window + config.sinks + 1, 1):
-            model(torch.zeros(1, columns, dtype=torch.int64), cache=cache, logits_to_keep=1)
-            sizes.append(cache.nbytes())
-    growing = sizes[1] - sizes[0]
-    return sizes[0] - (window + config.sinks + 1) * growing, growing
+def _slots(config: ModelConfig, window: int, pair: int) -> int:
+    """A window and its sinks: keys, values, and whether the place is taken."""
+    return (window + config.sinks) * (pair + 1)
+
+
+def _gates(config: ModelConfig) -> int:
+    """What travels with a token through the window."""
+    _, G, _ = config.heads
+    positions = POSITION_WIDTH if FEATURE_MAPS.declared(config.feature_map.name).uses_positions else 0
+    numbers: int = STATE_UPDATES.declared(config.state_update).gate_numbers(config.feature_map.decay)
+    return positions + G * numbers * STATE_WIDTH
+
+
+def _state(config: ModelConfig, width: int) -> int:
+    """The states of a layer, and what a short convolution looks back on."""
+    H, G, D = config.heads
+    numbers: int = STATE_UPDATES.declared(config.state_update).state_numbers(config.feature_map.size(D), D)
+    recent = (config.short_conv - 1) * (H + 2 * G) * D * width if config.short_conv else 0
+    return G * numbers * STATE_WIDTH + recent

@@ -132,8 +132,8 @@ def _to_gguf(source: _Source, config: ExportConfig, out: Path, overwrite: bool) 
     import gguf  # noqa: F401 - says early what is not installed
 
     from yeoul.model.checkpoint import load_config, load_quantization
-    from yeoul.model.gguf import plan
     from yeoul.model.gguf_file import write_gguf
+    from yeoul.model.gguf_plan import plan
     from yeoul.text.gguf_vocabulary import Vocabulary, gguf_vocabulary
     from yeoul.text.tokenizer import Tokenizer
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from yeoul.model.config import ModelConfig
     from yeoul.model.decoder import Decoder
-    from yeoul.model.quantized_folder import Quantization
+    from yeoul.model.quantization import Quantization
     from yeoul.text.tokenizer import Tokenizer
 
 
@@ -44,7 +44,7 @@ class ModelFolder:
             UserError: there is no such model, or no config.json in it.
         """
         from yeoul.adapt.lora.peft_files import base_folder
-        from yeoul.model.checkpoint import model_folder
+        from yeoul.model.folder import model_folder
 
         top, adapter = cls._found(name)
         return cls(str(name), top, model_folder(top if adapter is None else base_folder(adapter)), adapter)
@@ -89,7 +89,7 @@ class ModelFolder:
     @cached_property
     def quantization(self) -> Quantization | None:
         """Which weights are quantized; None if none are."""
-        from yeoul.model.checkpoint import load_quantization
+        from yeoul.model.folder import load_quantization
 
         return load_quantization(self.path)
 

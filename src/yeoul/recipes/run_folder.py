@@ -63,7 +63,7 @@ class RunFolder:
         Args:
             identity: what decides the losses, by flag.
         """
-        from yeoul.train.runstate import standing
+        from yeoul.train.progress import standing
 
         out = self.out
         if not self.goes_on:

@@ -11,7 +11,7 @@ from yeoul.errors import UserError
 from yeoul.units import count, duration
 
 if TYPE_CHECKING:
-    from yeoul.train.runstate import Standing
+    from yeoul.train.progress import Standing
 
 MARKS = {"finetune": "method", "linearize": "align_share", "pretrain": "preset"}
 """A key of config.yaml that only this verb has."""
@@ -100,7 +100,7 @@ def _stages(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _standings(places: list[tuple[str, Path]]) -> list[Standing | None]:
-    from yeoul.train.runstate import standing
+    from yeoul.train.progress import standing
 
     return [standing(folder) for _, folder in places]
 

@@ -25,11 +25,11 @@ from yeoul.train.log import MetricsLog, Progress, TensorBoard, memory_in_use
 from yeoul.train.loss import Objective
 from yeoul.train.optim import Optimizer, Rates, trainable_parameters
 from yeoul.train.plateau import Plateau
+from yeoul.train.progress import is_finished
 from yeoul.train.runstate import (
     Checkpoints,
     DamagedCheckpoint,
     RunState,
-    is_finished,
     random_state,
     restore_random_state,
 )

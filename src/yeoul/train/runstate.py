@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,15 +36,10 @@ from yeoul.files import (
     sync_tree,
     write_json,
 )
-from yeoul.safe_json import read_object
+from yeoul.train.progress import UNREADABLE, check_values, read_trainer, require, saved_steps, step_folder
 
 FORMAT = 1
-LARGEST_STATE = 2**28
-"""Bytes of a checkpoint's trainer.json."""
-_STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _DAMAGED = "damaged-"
-_UNREADABLE = (UserError, AttributeError, LookupError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
-"""What is raised for values that are not as they were written."""
 
 
 class DamagedCheckpoint(Exception):
@@ -86,14 +79,11 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint after `step` steps."""
-        return self.folder / f"step-{step:08d}"
+        return step_folder(self.folder, step)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that stand here, ascending."""
-        if not self.folder.is_dir():
-            return []
-        found = (_STEP_FOLDER.fullmatch(entry.name) for entry in self.folder.iterdir() if entry.is_dir())
-        return sorted(int(match[1]) for match in found if match)
+        return saved_steps(self.folder)
 
     def clean(self) -> None:
         """Remove what killed writers left; who calls it holds the run's lock."""
@@ -217,58 +207,6 @@ def forget_run(run_dir: Path) -> None:
             remove(run_dir / name)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """How far a run has come by its newest checkpoint that can be read.
-
-    Attributes:
-        step, steps: done, and of the whole run as far as is known.
-        tokens, budget: done, and of the whole run.
-        seconds: time spent in steps.
-        checkpoint: its folder.
-        finished: whether nothing is left to do.
-        settings: what the loop was told.
-    """
-
-    step: int
-    steps: int
-    tokens: int
-    budget: int
-    seconds: float
-    checkpoint: Path
-    finished: bool
-    settings: dict[str, Any]
-
-
-def standing(run_dir: Path) -> Standing | None:
-    """The progress of the run in a folder, or None where there is no checkpoint of one; reads no tensors."""
-    checkpoints = Checkpoints(run_dir / "checkpoints", 1)
-    for step in reversed(checkpoints.steps()):
-        folder = checkpoints.path(step)
-        with suppress(*_UNREADABLE):
-            path = folder / "state" / "trainer.json"
-            values = read_object(path, largest=LARGEST_STATE, most_values=None, finite=False)
-            _check_values(values)
-            return Standing(
-                step=values["step"], steps=_end(values), tokens=values["tokens"], budget=values["config"]["tokens"],
-                seconds=values["seconds"], checkpoint=folder, finished=is_finished(values), settings=values["config"],
-            )  # fmt: skip
-    return None
-
-
-def is_finished(values: dict[str, Any]) -> bool:
-    """Whether a checkpoint is the last one of its run, by the values of its trainer.json."""
-    return bool(values["step"] >= _end(values))
-
-
-def _end(values: dict[str, Any]) -> int:
-    """Steps of the run that a checkpoint belongs to."""
-    if "plateau" in values:
-        return int(values["plateau"]["end"])
-    config = values["config"]
-    return -(-int(config["tokens"]) // (config["batch_size"] * config["context"] * config["accumulate"]))
-
-
 def _write_state(state: RunState, folder: Path) -> None:
     sizes = {}
     for name in ("weights", "optimizer", "rng"):
@@ -286,7 +224,7 @@ def _read_state(folder: Path) -> RunState:
     if not path.exists():
         raise DamagedCheckpoint(f"{path} is missing")
     try:
-        values = read_object(path, largest=LARGEST_STATE, most_values=None, finite=False)
+        values = read_trainer(path)
         if values["format"] != FORMAT:
             raise DamagedCheckpoint(f"{path} has format {values['format']}, this version reads {FORMAT}")
         tensors = {}
@@ -298,44 +236,12 @@ def _read_state(folder: Path) -> RunState:
         path = folder / "rng.safetensors"
         _check_random_state(tensors["rng"], values["rng"])
         path = folder / "trainer.json"
-        _check_values(values)
+        check_values(values)
         return RunState(values=values, plain_rng=values["rng"], **tensors)
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{path} is missing") from None
-    except (*_UNREADABLE, SafetensorError) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         raise DamagedCheckpoint(f"{path} cannot be read: {error}") from error
-
-
-def _check_values(values: dict[str, Any]) -> None:
-    """ValueError where a value of trainer.json is not what `yeoul.train.loop` wrote there."""
-    for name in ("step", "tokens", "seconds"):
-        _require(_is_number(values[name]) and values[name] >= 0, name)
-    _require(isinstance(values["step"], int) and isinstance(values["tokens"], int), "step")
-    for name in ("config", "identity", "loader", "pending"):
-        _require(isinstance(values[name], dict), name)
-    _require(
-        all(map(_is_number, values["pending"].values())) and {"count", "loss"} <= values["pending"].keys(), "pending"
-    )
-    for name in values["loader"].keys() & {"epoch", "index", "seed"}:
-        _require(isinstance(values["loader"][name], int) and values["loader"][name] >= 0, f"loader {name}")
-    best = values["best"]
-    _require(best is None or (isinstance(best["step"], int) and _is_number(best["loss"])), "best")
-    if (plateau := values.get("plateau")) is not None:
-        before = plateau["before"]
-        _require(before is None or (len(before) == 2 and all(map(_is_number, before))), "plateau before")
-        _require(isinstance(plateau["now"], list) and all(map(_is_number, plateau["now"])), "plateau now")
-        for name in ("end", "found_at"):
-            _require(isinstance(plateau[name], int) and plateau[name] >= 0, f"plateau {name}")
-        _require(_is_number(plateau["rate"]) and plateau["end"] >= values["step"], "plateau rate")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _require(ok: bool, name: str) -> None:
-    if not ok:
-        raise ValueError(f"the value of {name} is damaged")
 
 
 def _check_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
@@ -347,4 +253,4 @@ def _check_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> No
     random.Random().setstate((version, tuple(numbers), gauss_next))
     kind, keys, position, has_gauss, gauss = plain["numpy"]
     np.random.RandomState().set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
-    _require("cpu" in tensors and 0 <= position <= len(keys) == 624, "the random state")
+    require("cpu" in tensors and 0 <= position <= len(keys) == 624, "the random state")

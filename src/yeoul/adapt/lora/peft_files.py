@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from yeoul.adapt.lora.config import CONFIG, LoraConfig
 from yeoul.errors import UserError
@@ -15,6 +12,9 @@ from yeoul.hub import local_folder
 from yeoul.model.tensor_files import unreadable
 from yeoul.safe_json import read_object
 from yeoul.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -91,6 +91,9 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
 def read_tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
     """By path in the published model, then by the values of `LEAVES`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     file = folder / WEIGHTS
     if not file.is_file():
         if (folder / "adapter_model.bin").exists():

@@ -62,7 +62,7 @@ class FeatureMapConfig:
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - the one way into a frozen class
         FEATURE_MAPS.check(self.name)
-        kind = FEATURE_MAPS[self.name]
+        kind = FEATURE_MAPS.declared(self.name)
         for setting, allowed in kind.choices.items():
             if getattr(self, setting) is None:
                 put(setting, kind.learned if setting == "learn" else allowed[0])
@@ -89,7 +89,7 @@ class FeatureMapConfig:
     def _check_setting(self, setting: str, value: object, allowed: tuple[Any, ...]) -> None:
         if value in allowed:
             return
-        everywhere = (FEATURE_MAPS[name].choices[setting] for name in FEATURE_MAPS.names)
+        everywhere = (FEATURE_MAPS.declared(name).choices[setting] for name in FEATURE_MAPS.names)
         known = list(dict.fromkeys(choice for choices in everywhere for choice in choices))
         if value not in known:
             check_choice(setting, value, allowed or tuple(known))
@@ -112,12 +112,12 @@ class FeatureMapConfig:
 
     def option(self, name: str) -> float:
         """One of the settings that only this map has."""
-        default: float = FEATURE_MAPS[self.name].options[name]
+        default: float = FEATURE_MAPS.declared(self.name).options[name]
         return dict(self.options).get(name, default)
 
     def size(self, head_dim: int) -> int:
         """Number of features M for a head of this size."""
-        own: int = FEATURE_MAPS[self.name].default_features(head_dim, self.pairs)
+        own: int = FEATURE_MAPS.declared(self.name).default_features(head_dim, self.pairs)
         return self.features or own
 
     def to_dict(self) -> dict[str, Any]:

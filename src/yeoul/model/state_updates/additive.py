@@ -41,6 +41,16 @@ class DiJiangAttention(LinearAttention):
 
     keep_in_fp32: ClassVar[tuple[str, ...]] = ("decay_logit",)
 
+    @classmethod
+    def state_numbers(cls, features: int, head_dim: int) -> int:
+        """S and z."""
+        return features * head_dim + features
+
+    @classmethod
+    def gate_numbers(cls, decay: str) -> int:
+        """A log-decay, where it is gated."""
+        return 1 if decay == "gated" else 0
+
     def __init__(self, *args: Any, feature_map: FeatureMapConfig | None = None, **options: Any) -> None:
         super().__init__(*args, feature_map=feature_map, **options)
         self.decay = (feature_map or FeatureMapConfig()).decay

@@ -66,6 +66,16 @@ class GatedDeltaAttention(LinearAttention):
     takes_decay: ClassVar[bool] = False
     keep_in_fp32: ClassVar[tuple[str, ...]] = ("decay_log", "read_mass", "read_direction")
 
+    @classmethod
+    def state_numbers(cls, features: int, head_dim: int) -> int:
+        """S, with a 1 beside each value."""
+        return features * (head_dim + 1)
+
+    @classmethod
+    def gate_numbers(cls, decay: str) -> int:
+        """Write strength and log-decay."""
+        return 2
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if not self.causal:

@@ -64,13 +64,12 @@ def info(model: str | Path, *, context: int | None = None) -> ModelInfo:
 
 def _examined(model: str | Path, context: int | None) -> dict[str, Any]:
     """What stands in `ModelInfo.values`."""
-    import torch
-
     from yeoul.adapt.lora.peft_files import tokenizer_beside
-    from yeoul.model.checkpoint import weight_files
+    from yeoul.model.folder import describe
+    from yeoul.model.tensor_files import weight_files
     from yeoul.recipes.caches import cache_bytes
     from yeoul.recipes.info.next import next_commands
-    from yeoul.recipes.info.sizes import FLOATS, count_parameters, weight_bytes
+    from yeoul.recipes.info.sizes import FLOATS, count_parameters, skeleton_shapes, weight_bytes
     from yeoul.recipes.model_folder import ModelFolder
     from yeoul.recipes.quantize.record import read_record
     from yeoul.safe_json import read_object
@@ -78,14 +77,17 @@ def _examined(model: str | Path, context: int | None) -> dict[str, Any]:
     from yeoul.text.tokenizer import Tokenizer
 
     opened = ModelFolder.open(model)
-    folder, config, quantization, adapter = opened.path, opened.config, opened.quantization, opened.adapter
+    folder, adapter = opened.path, opened.adapter
+    described = describe(folder)
+    config = opened.config if described is None else described.config  # which says what does not agree
+    quantization = opened.quantization
+    shapes = skeleton_shapes(config) if described is None else described.shapes
     published = read_object(folder / "config.json")
     context = context or config.max_position_embeddings
-    parameters = count_parameters(config)
-    memory: dict[str, dict[str, int]] = {kind: {"weights": size} for kind, size in weight_bytes(config).items()}
-    caches = {width: cache_bytes(config, dtype) for width, dtype in ((4, torch.float32), (2, torch.bfloat16))}
+    parameters = count_parameters(shapes)
+    memory: dict[str, dict[str, int]] = {kind: {"weights": size} for kind, size in weight_bytes(shapes).items()}
     for name, width in FLOATS.items():
-        fixed, growing = caches[width]
+        fixed, growing = cache_bytes(config, width)
         memory[name] |= {
             "cache_fixed": fixed,
             "cache_per_token": growing,

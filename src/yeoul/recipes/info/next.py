@@ -46,7 +46,7 @@ def next_commands(
 
 
 def _can_export(config: ModelConfig) -> bool:
-    from yeoul.model.gguf import plan
+    from yeoul.model.gguf_plan import plan
 
     try:
         plan(config)

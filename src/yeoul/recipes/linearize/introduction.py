@@ -90,7 +90,7 @@ def warnings(options: StageOptions, recipe: Recipe, budget: int) -> list[str]:
 
 def cache_line(teacher: Decoder, student: Decoder) -> str:
     """Cache sizes of both models, and the length from which on the converted model needs less."""
-    (fixed, growing), (own, grows) = (cache_bytes(model.config, teacher.dtype) for model in (teacher, student))
+    (fixed, growing), (own, grows) = (cache_bytes(model.config, teacher.dtype.itemsize) for model in (teacher, student))
     each = growing - grows
     if each <= 0:
         return f"Cache: {size(own)} for the converted model at any length, {size(fixed)} for the teacher."

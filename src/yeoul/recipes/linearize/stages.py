@@ -41,7 +41,7 @@ from yeoul.train.kept import put_weights
 from yeoul.train.loop import TrainResult, train
 from yeoul.train.loss import Objective, language_model_objective
 from yeoul.train.optim import Rates, trainable_parameters
-from yeoul.train.runstate import standing
+from yeoul.train.progress import standing
 from yeoul.units import count
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
