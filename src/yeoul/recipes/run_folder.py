@@ -48,9 +48,9 @@ class RunFolder:
     @property
     def has_checkpoints(self) -> bool:
         """Whether a run has saved anything there."""
-        from yeoul.train.runstate import Checkpoints
+        from yeoul.train.progress import saved_steps
 
-        return bool(Checkpoints(self.out / "checkpoints", 1).steps())
+        return bool(saved_steps(self.out / "checkpoints"))
 
     @property
     def goes_on(self) -> bool:
