@@ -60,7 +60,7 @@ class ModelConfig:
         short_conv: positions that a convolution over queries, keys and values of "dijiang" and "hybrid" layers spans,
             see `ShortConvolution`; 0 is none.
         window: of "hybrid" layers, and of "sliding" ones where `sliding_window` is None.
-        sinks: how many of the first tokens of every text "sliding" and "hybrid" layers see for ever, beside their
+        sinks: how many of the first tokens of every text "sliding" and "hybrid" layers always see, beside their
             window and without counting into it (Xiao and others 2023, arXiv 2309.17453).
         attention_scale: factor of the scores; None means 1 / sqrt(head_dim).
         attention_softcap: scores s become cap * tanh(s / cap) (Gemma 2); None leaves them.

@@ -53,7 +53,7 @@ class LinearAttention(ProjectedAttention):
     - `combine`: what these give, beside a window or alone, as output (the usual quotient unless overridden);
     - `set_decay` and `tunables`, where it can begin on what is known of a teacher.
 
-    With `sinks` the first tokens of every text are attended to by softmax too, for ever: they neither count into the
+    With `sinks` the first tokens of every text always stay in the softmax, too: they neither count into the
     window nor enter the state (arXiv 2309.17453).
 
     Args:
