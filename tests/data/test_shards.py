@@ -106,7 +106,7 @@ def test_empty_corpora_and_wrong_shares(tmp_path):
 
 
 def test_damage_is_named(tmp_path):
-    with pytest.raises(UserError, match="no folder of tokens"):
+    with pytest.raises(UserError, match="not a folder of tokens"):
         TokenShards.open(tmp_path)
     folder = tmp_path / "data" / "train"
 

@@ -97,7 +97,7 @@ def test_a_finished_run_is_lengthened_and_another_is_not(text, tmp_path, capsys)
     assert json.loads((tmp_path / "run" / "pretrain.json").read_text())["steps"] == 30
     assert run(_config(text, tmp_path / "stopped", train={"tokens": 12 * 4 * 16})) == 0
     shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-00000012")
-    with pytest.raises(UserError, match=r"only a finished run can be lengthened .*--tokens 768"):
+    with pytest.raises(UserError, match=r"only a finished run can be extended .*--tokens 768"):
         run(_config(text, tmp_path / "stopped"))
 
 
