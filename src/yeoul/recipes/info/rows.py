@@ -52,7 +52,8 @@ def _layers(config: dict[str, Any]) -> str:
 
 
 def _shape(config: dict[str, Any]) -> str:
-    heads = f"{config['num_heads']} query heads, {config['num_kv_heads']} KV heads of {config['head_dim']}"
+    groups = count(config["num_kv_heads"], "KV head")
+    heads = f"{count(config['num_heads'], 'query head')}, {groups} of {config['head_dim']}"
     norm = (
         config["norm"]
         + {"pre": "", "post": " after each part", "sandwich": " before and after each part"}[config["norm_placement"]]
