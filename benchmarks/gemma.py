@@ -71,8 +71,10 @@ def measured(command: list[str], log: Path) -> dict[str, Any]:
 def commands(options: argparse.Namespace, tables: Path) -> dict[str, list[str]]:
     """What is run, by name."""
     model, runs = options.model, options.runs
-    quantize = [*text(options, "train"), "--eval-data", str(options.reviews / "test.tsv.xz"), "--eval-tokens", "20_000",
-                "--calibration-tokens", "16_384"]  # fmt: skip
+    quantize = [
+        *text(options, "train"), "--eval-data", str(options.reviews / "test.tsv.xz"), "--eval-tokens", "20_000",
+        "--calibration-tokens", "16_384",
+    ]  # fmt: skip
     tuned = ["--method", "lora", "--overwrite"]
     return {
         "linearize, 20,000 tokens": [
@@ -86,8 +88,12 @@ def commands(options: argparse.Namespace, tables: Path) -> dict[str, list[str]]:
             "finetune", model, "--task", "classify", "--data", str(tables / "train.csv"),
             "--val-data", str(tables / "held-out.csv"), *tuned, "--out", f"{runs}/sentiment",
         ],
-        "quantize, 8 bits, 16,384 tokens": ["quantize", model, "--bits", "8", *quantize, "--out", f"{runs}/8-bit", "--overwrite"],
-        "quantize, 4 bits, 16,384 tokens": ["quantize", model, "--bits", "4", *quantize, "--out", f"{runs}/4-bit", "--overwrite"],
+        "quantize, 8 bits, 16,384 tokens": [
+            "quantize", model, "--bits", "8", *quantize, "--out", f"{runs}/8-bit", "--overwrite",
+        ],
+        "quantize, 4 bits, 16,384 tokens": [
+            "quantize", model, "--bits", "4", *quantize, "--out", f"{runs}/4-bit", "--overwrite",
+        ],
         "export, GGUF": ["export", model, "--format", "gguf", "--out", f"{runs}/model.gguf", "--overwrite"],
         "embed, 400 texts": ["embed", model, "--data", str(tables / "train.csv"), "--out", f"{runs}/vectors.npy"],
     }  # fmt: skip
