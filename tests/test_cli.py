@@ -18,7 +18,7 @@ import pytest
 
 import yeoul
 from yeoul import cli
-from yeoul.config import _application
+from yeoul.config import application
 from yeoul.errors import UserError
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -110,7 +110,7 @@ def test_every_verb_explains_itself(name: str, capsys: pytest.CaptureFixture[str
         assert cli.main([name, *([sub] if sub else []), "--help"]) == 0
         text = " ".join(capsys.readouterr().out.split())
         assert (config_class.__doc__ or "").strip().split("\n")[0] in text
-        arguments = _application(config_class, "x", {}, "").assemble_argument_collection(parse_docstring=True)
+        arguments = application(config_class, "x", {}, "").assemble_argument_collection(parse_docstring=True)
         silent = [a.name for a in arguments if not a.children and not a.parameter.help]
         assert not silent, "flags without a line of help"
 

@@ -15,7 +15,7 @@ import pytest
 
 from yeoul import cli
 from yeoul.commands import pretrain
-from yeoul.config import _application, _arguments_by_flag, save_config
+from yeoul.config import application, arguments_by_flag, save_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -143,7 +143,7 @@ def _known_flags() -> set[str]:
         subcommands = getattr(module, "SUBCOMMANDS", None)
         configs = [module.Config] if subcommands is None else [config for config, _ in subcommands.values()]
         for config in configs:
-            flags |= set(_arguments_by_flag(_application(config, verb, {}, "")))
+            flags |= set(arguments_by_flag(application(config, verb, {}, "")))
     return flags
 
 

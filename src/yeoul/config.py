@@ -48,11 +48,11 @@ def parse_flags(cls: type[T], argv: Sequence[str], *, program: str) -> T | None:
     argv = list(argv)
     end = argv.index("--") if "--" in argv else len(argv)
     argv[:end] = own = _under_new_names(argv[:end], renamed_flags(cls))
-    app = _application(cls, program, {}, "")
+    app = application(cls, program, {}, "")
     if "--help" in own or "-h" in own:
         app.help_print([])
         return None
-    arguments = _arguments_by_flag(app)
+    arguments = arguments_by_flag(app)
     _refuse_unknown_flags(own, arguments, program)
     argv = _whole_numbers(own, arguments) + argv[len(own) :]
     values: dict[str, Any] = {}
@@ -70,7 +70,7 @@ def load_config(cls: type[T], path: str | Path) -> T:
         UserError: file missing, not UTF-8, not YAML, unknown key, wrong or missing value.
     """
     path = Path(path)
-    arguments = _arguments_by_flag(_application(cls, "", {}, ""))
+    arguments = arguments_by_flag(application(cls, "", {}, ""))
     values = _checked_values(_new_keys(read_yaml(path), renamed_flags(cls)), arguments, path)
     return _parse(cls, [], "", values, str(path))
 
@@ -188,7 +188,14 @@ def suggestion(word: str, known: Iterable[str]) -> str | None:
     return f'did you mean "{close[0]}"' if close else None
 
 
-def _application(cls: type, program: str, values: dict[str, Any], source: str) -> App:
+def application(cls: type, program: str, values: dict[str, Any], source: str) -> App:
+    """The parser of a dataclass's flags.
+
+    Args:
+        cls: the dataclass.
+        program: how the command is called.
+        values: from a YAML file, by flag; `source` is the file's name.
+    """
     from cyclopts import App, Parameter
     from cyclopts.config import Dict
     from cyclopts.help import DefaultFormatter
@@ -262,7 +269,7 @@ def _usage(cls: type, program: str) -> str:
     return " ".join(["Usage:", program, *words, "[--flags]"])
 
 
-def _arguments_by_flag(app: App) -> dict[str, Argument]:
+def arguments_by_flag(app: App) -> dict[str, Argument]:
     """Every flag ("--batch-size", "--no-resume") -> cyclopts's description of its field."""
     found = app.assemble_argument_collection()
     return {name: argument for argument in found for name in argument.names if name.startswith("--")}
@@ -389,7 +396,7 @@ def _known_keys(known: Iterable[str]) -> str:
 def _parse(cls: type[T], argv: Sequence[str], program: str, values: dict[str, Any], source: str) -> T:
     from cyclopts import CycloptsError
 
-    app = _application(cls, program, values, source)
+    app = application(cls, program, values, source)
     try:
         config: T = app(list(argv), exit_on_error=False, print_error=False)
     except CycloptsError as error:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import VOCAB, bare_conversion
-from yeoul.adapt.linear_init import _balance, _covariance, calibrate, head_statistics
+from yeoul.adapt.linear_init import _balance, _covariance, calibrate, head_statistics  # the formulas by themselves
 from yeoul.adapt.linearize import Alignment, convert
 from yeoul.data.batch import Batch
 from yeoul.model.config import FeatureMapConfig, ModelConfig
@@ -60,7 +60,7 @@ def test_with_very_many_features_the_calibrated_kernel_is_the_softmax_kernel() -
     k = (torch.randn(1, 1, N, D) * 0.5 + centre_k) * torch.tensor([0.2, 1, 1, 1.5])
     config = FeatureMapConfig(separate=True, mass="learned", features=2048, directions="random", sequence="random")
     layer = DiJiangAttention(D, 1, feature_map=config)
-    from yeoul.adapt.linear_init import _separate
+    from yeoul.adapt.linear_init import _separate  # the formulas by themselves
 
     maps = layer.feature_map
     assert isinstance(maps, SeparateFeatureMaps)

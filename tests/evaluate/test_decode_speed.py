@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from yeoul.evaluate import decode_speed
-from yeoul.evaluate.compare_table import _speed
+from yeoul.evaluate.compare_table import _speed  # the table's part alone
+
+# a cache that is filled without reading has no other way in
 from yeoul.evaluate.decode_speed import _fill, decode_speeds
 from yeoul.evaluate.speed import Runner
 from yeoul.model.config import ModelConfig

@@ -107,7 +107,7 @@ def test_questions_that_do_not_fit_are_counted_and_none_is_an_error():
 
 
 def test_candidates_answer_questions_of_the_same_kind():
-    from yeoul.evaluate.recall import _candidates
+    from yeoul.evaluate.recall import _candidates  # which answers compete is not in the result
 
     pool = [("x. what colour?", " red"), ("y. what colour?", " blue"), ("z. what colour?", " red")]
     pool += [(f"{n}. how many?", f" {n}") for n in range(5)]
@@ -118,7 +118,7 @@ def test_candidates_answer_questions_of_the_same_kind():
 
 
 def test_only_the_first_are_asked_and_a_blank_joins_prompt_and_answer():
-    from yeoul.evaluate.recall import _joined
+    from yeoul.evaluate.recall import _joined  # how prompts are joined is not in the result
 
     result = score_recall(model(), Letters(), items(), ask=5, candidates=2)
     assert result.questions == 5 and result.chance == pytest.approx(0.5)

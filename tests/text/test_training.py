@@ -15,6 +15,8 @@ from yeoul.text.chat import CHAT_TOKENS
 from yeoul.text.nfc import nfc_rules
 from yeoul.text.sentencepiece_model import PieceType, read_model, rewrite_model
 from yeoul.text.tokenizer import Tokenizer
+
+# how long sentences are cut cannot be seen from outside
 from yeoul.text.training import SENTENCE_BYTES, TokenizerConfig, _parts, train_tokenizer
 
 
