@@ -179,3 +179,9 @@ def test_a_limit_of_the_file_size_is_said(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (tmp_path / "x").read_text() == "old" and os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a file system that makes no files")
+def test_a_place_where_no_file_can_be_made_is_named() -> None:
+    with pytest.raises(UserError, match="no file can be made here"), files.only_writer(Path("/proc/new")):
+        pass

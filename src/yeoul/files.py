@@ -316,6 +316,8 @@ def _lock(file: Path, refusal: str, path: Path, mend: Callable[[bool], None]) ->
         descriptor = _locked(file)
     except BlockingIOError:
         raise UserError(refusal, path, "wait for it, or choose another --out") from None
+    except FileNotFoundError as error:  # its folder is there: /proc and the like make no files
+        raise UserError("no file can be made here", path, "choose another folder") from error
     except OSError as error:
         raise disk_error(error, path) or error from error
     _held[key] = 1
