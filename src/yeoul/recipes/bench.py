@@ -99,9 +99,9 @@ def bench(
 
     Args:
         models: folders, runs or ids on the hub; or models that are loaded, by the names that they are to have.
-        config: at which contexts, and how often; None takes the defaults.
+        config: at which contexts, and how often; None for the defaults.
         device: "auto", "cpu", "cuda" or "cuda:N"; loaded models are measured where they are.
-        say: is told what is being measured; None works in silence.
+        say: called with progress messages; None for no output.
 
     Raises:
         UserError: no model, or one that cannot be loaded.

@@ -145,10 +145,10 @@ def evaluate(
     Args:
         model: a folder, a run, or an id on the hub; or what `yeoul.load` gave.
         data: a file, a folder, a Hub dataset or "builtin"; None is the text that the run held out.
-        config: what is measured; None takes the defaults.
+        config: what is measured; None for the defaults.
         teacher: the softmax model that `model` was converted from.
         device: "auto", "cpu", "cuda" or "cuda:N"; models that are loaded are scored where they are.
-        say: is told what is being measured; None works in silence.
+        say: called with progress messages; None for no output.
 
     Raises:
         UserError: no such model or text, no tokenizer, or a teacher with another one.
@@ -177,7 +177,7 @@ def compare(
         data: text that neither was trained on, as in `evaluate`.
         config: on how much; what is measured of one model alone is left out.
         device: as in `evaluate`.
-        say: is told what is being measured; None works in silence.
+        say: called with progress messages; None for no output.
 
     Raises:
         UserError: as in `evaluate`.

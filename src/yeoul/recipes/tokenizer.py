@@ -67,7 +67,7 @@ def train_tokenizer(
         data: a file, a folder, a Hub dataset "org/name", "builtin" or "builtin:5MB"; several with commas.
         out: folder for `tokenizer.model`, an equivalent `tokenizer.json` and `tokenizer_config.json` with a chat
             template.
-        config: what is trained; None takes the defaults.
+        config: what is trained; None for the defaults.
         overwrite: replace the tokenizer in `out`.
         say: called with progress messages; None for no output.
 

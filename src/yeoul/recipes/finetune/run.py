@@ -108,7 +108,7 @@ def finetune(
             adapter, to be trained further.
         data: conversations, instructions, text, labels, pairs or preferences, as the task needs them: a file, a folder
             or a Hub dataset "org/name"; several with commas.
-        config: what is learned and how; None takes the defaults.
+        config: what is learned and how; None for the defaults.
         out: folder of the run, the result in its `model/` or `adapter/`; None keeps nothing but what is returned.
         resume: continue the run in `out`, if there is one.
         overwrite: discard the run in `out`.
