@@ -221,6 +221,9 @@ def test_only_pickles(server: Hub, model_files: dict[str, bytes]) -> None:
     server.models["some-org/none"] = {"main": config}
     with pytest.raises(UserError, match=r"no safetensors, only pickles.*unsafe-pickle"):
         hub.local_folder("some-org/old")
+    server.models["some-org/gguf"] = {"main": {**config, "m-Q4_K_M.gguf": b"GGUF"}}
+    with pytest.raises(UserError, match=r"but GGUF files .*hf download some-org/gguf m-Q4_K_M\.gguf"):
+        hub.local_folder("some-org/gguf")
     with pytest.raises(UserError, match="the repository has no safetensors"):
         hub.local_folder("some-org/none")
     assert set(server.downloads()) == {"config.json"}

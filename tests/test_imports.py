@@ -17,7 +17,7 @@ FILES = sorted((SOURCE / "yeoul").rglob("*.py"))
 
 FLOORS = {
     "config": 0, "errors": 0, "files": 0, "runtime": 0, "hub": 0, "units": 0, "foreign_text": 0, "lines": 0,
-    "plain_text": 0, "safe_json": 0, "version": 0,
+    "plain_text": 0, "safe_json": 0, "gguf_header": 0, "version": 0,
     "ops": 1,
     "text": 2, "data": 2, "model": 2,
     "train": 3, "adapt": 3, "infer": 3, "serve": 3, "evaluate": 3, "report": 3,
@@ -41,6 +41,8 @@ NEIGHBOURS = {
     ("safe_json", "plain_text"),
     ("safe_json", "units"),
     ("hub", "files"),
+    ("hub", "gguf_header"),
+    ("gguf_header", "errors"),
 }
 LAZY = {
     "gguf", "huggingface_hub", "jinja2", "matplotlib", "pyarrow", "sentencepiece", "tensorboard", "tokenizers",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from yeoul.errors import UserError
 from yeoul.files import disk_full
+from yeoul.gguf_header import gguf_file
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "README.md")
 """What is downloaded: never pickles, never code."""
@@ -18,7 +19,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
 
 def local_folder(name: str | Path, *, pickles: bool = False) -> Path:
-    """The local folder of a model: `name` itself when it is a folder, else a download of the hub id `name`.
+    """The local folder of a model: `name` itself when it is a folder or a GGUF file, else a download of the hub id.
 
     Args:
         name: a path, "org/name", or "org/name@revision" with a branch, tag or commit. What was downloaded before is
@@ -33,7 +34,12 @@ def local_folder(name: str | Path, *, pickles: bool = False) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise UserError("the model is a file, not a folder", path, "give the folder that holds config.json")
+        if path.is_file() and (file := gguf_file(path)) is not None:
+            if not file.is_file():
+                raise UserError(f"the first part of the model is missing: {file.name}", path, "put all parts together")
+            return file
+        fix = "give the folder that holds config.json, or a .gguf file"
+        raise UserError("the model is a file, not a folder", path, fix)
     if not _may_be_hub_id(name):
         raise UserError("there is no such model folder", path, "check the path")
     return _download(str(name), pickles)
@@ -120,5 +126,8 @@ def _check_weights(folder: Path, repository: str, revision: str | None) -> None:
         what = f"the repository has no safetensors, only pickles, which can run code when read, such as {pickles[0]}"
         fix = f"if you trust its author: yeoul export {repository} --format hf --unsafe-pickle --out FOLDER"
         raise UserError(what, repository, fix)
+    if files := [name for name in names if name.endswith(".gguf")]:
+        fix = f"download one of them and give it: hf download {repository} {files[0]} --local-dir FOLDER"
+        raise UserError("the repository has no safetensors, but GGUF files", repository, fix)
     if names and not any(name.endswith(".safetensors") for name in names):
         raise UserError("the repository has no safetensors", repository, "choose a repository with weights")

@@ -26,7 +26,7 @@ class Config:
     """
 
     models: tuple[Place, ...]
-    """Models: Hugging Face folders, run folders, or ids on the hub."""
+    """Models: Hugging Face folders, GGUF files, run folders, or ids on the hub."""
     _: KW_ONLY
     settings: Annotated[BenchConfig, Parameter(name="*")] = field(default_factory=BenchConfig)
     """Where they are measured, and how often."""

@@ -21,7 +21,7 @@ class Config:
     """Talk with a model. In the conversation, /help lists the commands."""
 
     model: Place
-    """Model folder, run folder, adapter folder, or id on the Hugging Face hub."""
+    """Model folder, GGUF file, run folder, adapter folder, or id on the Hugging Face hub."""
     _: KW_ONLY
     system: str | None = None
     """System prompt: what the model is told before the conversation."""

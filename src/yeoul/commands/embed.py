@@ -27,7 +27,7 @@ class Config:
     """
 
     model: Place
-    """Model folder, run folder, adapter folder, or id on the Hugging Face hub."""
+    """Model folder, GGUF file, run folder, adapter folder, or id on the Hugging Face hub."""
     _: KW_ONLY
     data: Place = ""
     """Texts: .txt with one per line, or a table with a text column; with --query also a .parquet that embed wrote."""

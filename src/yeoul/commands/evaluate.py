@@ -24,7 +24,7 @@ class Config:
     """
 
     model: Place
-    """Model: a Hugging Face folder, a run's folder, or an id on the hub."""
+    """Model: a Hugging Face folder, a GGUF file, a run's folder, or an id on the hub."""
     _: KW_ONLY
     data: Place | None = None
     """Text: a file, a folder, a Hub dataset or "builtin"; when not given, the text that the run held out."""

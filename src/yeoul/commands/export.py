@@ -24,7 +24,8 @@ class Config:
     """
 
     model: Place
-    """Model: a Hugging Face folder, a run's folder, or an id on the hub; or an adapter, merged into its model."""
+    """Model: a Hugging Face folder, a GGUF file, a run's folder, or an id on the hub; or an adapter, merged into its
+    model."""
     _: KW_ONLY
     settings: Annotated[ExportConfig, Parameter(name="*")] = field(default_factory=ExportConfig)
     """What it is written as."""

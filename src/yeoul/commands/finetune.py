@@ -31,8 +31,8 @@ class Config:
     """
 
     model: Place
-    """Model: a Hugging Face folder, a run's folder, or an id on the hub; softmax or linearized. With --method lora also
-    an adapter, to be trained further."""
+    """Model: a Hugging Face folder, a GGUF file, a run's folder, or an id on the hub; softmax or linearized. With
+    --method lora also an adapter, to be trained further."""
     _: KW_ONLY
     data: Place = ""
     """Conversations, instructions or text: a file, a folder or a Hub dataset "org/name"; several with commas."""

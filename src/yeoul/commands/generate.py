@@ -30,7 +30,7 @@ class Config:
     """
 
     model: Place
-    """Model folder, run folder, adapter folder, or id on the Hugging Face hub."""
+    """Model folder, GGUF file, run folder, adapter folder, or id on the Hugging Face hub."""
     prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
     """The beginning of the text; without it, or with "-", standard input is the prompt."""
     _: KW_ONLY

@@ -18,7 +18,7 @@ class Config:
     """
 
     model: Place
-    """Model: a Hugging Face folder, a run's folder, or an id on the hub, also as id@revision."""
+    """Model: a Hugging Face folder, a GGUF file, a run's folder, or an id on the hub, also as id@revision."""
     _: KW_ONLY
     context: int | None = None
     """Context length for which the cache is computed; the model's own when not given."""

@@ -27,7 +27,7 @@ class Config:
     """
 
     model: Place
-    """Softmax model: a Hugging Face folder, a finished run, or a hub id."""
+    """Softmax model: a Hugging Face folder, a GGUF file, a finished run, or a hub id."""
     _: KW_ONLY
     data: Place = "builtin"
     """Text: a file, a folder, a Hub dataset "org/name", "builtin" or "builtin:5MB"; several with commas."""

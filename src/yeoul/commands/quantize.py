@@ -27,7 +27,7 @@ class Config:
     """
 
     model: Place
-    """Model: a Hugging Face folder, a run's folder, or an id on the hub; softmax or linearized."""
+    """Model: a Hugging Face folder, a GGUF file, a run's folder, or an id on the hub; softmax or linearized."""
     _: KW_ONLY
     settings: Annotated[QuantizeConfig, Parameter(name="*")] = field(default_factory=QuantizeConfig)
     """How it is quantized."""

@@ -15,6 +15,7 @@ _MARKS: tuple[tuple[str, ...], ...] = (
     ("demo.json", "pretrain"),
     ("tokens.bin", "meta.json"),
     ("config.json", "*.safetensors"),
+    ("*.gguf",),
     ("adapter_config.json",),
     ("tokenizer_config.json",),
     ("tokenizer.model",),

@@ -16,9 +16,9 @@ from yeoul.errors import UserError, shown
 from yeoul.files import new_file, write_json, write_text
 from yeoul.model.config import LINEAR_KINDS, ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
-from yeoul.model.families import read_config, write_config
+from yeoul.model.families import write_config
 from yeoul.model.finite import check_to_save
-from yeoul.model.folder import load_quantization, model_folder
+from yeoul.model.folder import load_quantization, model_folder, read_description, read_family, said_by
 from yeoul.model.parameters import fp32_parameters
 from yeoul.model.quantization import FIELD, Quantization
 from yeoul.model.quantized import QuantizedEmbedding, QuantizedLinear, quantized_modules
@@ -40,7 +40,6 @@ from yeoul.model.tensor_files import (
     weight_files,
 )
 from yeoul.model.tensor_names import count_layers, names_of, published_name, stored_name, to_ours, to_published
-from yeoul.safe_json import read_object
 
 __all__ = [
     "load_config", "load_model", "load_quantization", "load_weights", "model_folder", "save_model",
@@ -58,7 +57,7 @@ def load_config(path: Path | str) -> ModelConfig:
 def stored_dtype(path: Path | str) -> torch.dtype:
     """The type of a folder's weights, those of few bits and their scales aside; of several as `one_dtype` chooses."""
     folder = model_folder(path)
-    stored, described = stored_tensors(folder), read_object(folder / "config.json")
+    stored, described = stored_tensors(folder), read_description(folder)
     sizes = _sizes(stored, _kept_in_fp32(stored, described, folder))
     return _chosen(sizes, described) if sizes else torch.float32
 
@@ -66,7 +65,7 @@ def stored_dtype(path: Path | str) -> torch.dtype:
 def _kept_in_fp32(stored: Mapping[str, Stored], described: Mapping[str, Any], folder: Path) -> frozenset[str]:
     """The published names of what stays fp32; none where the folder is no model of ours: whoever reads it says so."""
     try:
-        family, config = read_config(described, frozenset(stored))
+        family, config = read_family(described, stored, folder)
         if config.num_layers != count_layers(stored, family) or not any(
             kind in LINEAR_KINDS for kind in config.attention
         ):
@@ -125,17 +124,14 @@ def _examine(folder: Path) -> _Folder:
     """A folder whose parts agree with one another; nothing is allocated. A head that differs from the embeddings to
     which config.json ties it is a head of its own, as in transformers."""
     stored = stored_tensors(folder)
-    published = read_object(folder / "config.json")
-    try:
-        family, config = read_config(published, frozenset(stored))
-    except UserError as error:
-        raise UserError(error.what, folder / "config.json", error.fix) from None
+    published = read_description(folder)
+    family, config = read_family(published, stored, folder)
     if config.tie_embeddings and not _is_tied(stored, family):
         config = config.with_(tie_embeddings=False)
     quantization = load_quantization(folder)
     layers = count_layers(stored, family)
     if config.num_layers != layers:  # told apart from wrong shapes, and before a list of so many layers is made
-        raise UserError(f"config.json asks for {config.num_layers} layers, the weights have {layers}", folder)
+        raise UserError(f"{said_by(folder)} asks for {config.num_layers} layers, the weights have {layers}", folder)
     if quantization is not None and names_of(family).fused:
         raise UserError(f"quantized weights are not read for model_type {shown(family)}", folder / "config.json")
     model = _skeleton(config, folder, quantization)
@@ -144,7 +140,7 @@ def _examine(folder: Path) -> _Folder:
     _check(given, expected, folder)
     if missing := set(expected).difference(name for pairs in given.values() for name, _ in pairs):
         name = published_name(min(missing), family)
-        raise UserError(f"tensor {shown(name)} of the model that config.json describes is missing", folder)
+        raise UserError(f"tensor {shown(name)} of the model that {said_by(folder)} describes is missing", folder)
     used = {name: stored[name] for name, pairs in given.items() if pairs}
     return _Folder(family, config, quantization, used, one_dtype(used, published, published_in_fp32(model, family)))
 
@@ -176,7 +172,7 @@ def _skeleton(config: ModelConfig, folder: Path, quantization: Quantization | No
         raise UserError(error.what, folder, error.fix) from None
     except (RuntimeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"config.json describes an impossible model: {reason}", folder) from None
+        raise UserError(f"{said_by(folder)} describes an impossible model: {reason}", folder) from None
     return model
 
 
@@ -192,14 +188,14 @@ def _check(given: dict[str, list[tuple[str, Tensor]]], expected: dict[str, Tenso
         for name, tensor in pairs:
             if name not in expected:
                 raise UserError(
-                    f"tensor {shown(published)} does not belong to the model that config.json describes", folder
+                    f"tensor {shown(published)} does not belong to the model that {said_by(folder)} describes", folder
                 )
             if name in seen:
                 raise UserError(f"tensor {shown(published)} is there twice", folder)
             seen.add(name)
             if tensor.shape != expected[name].shape:
                 there, wanted = (shown(tuple(t.shape)) for t in (tensor, expected[name]))
-                what = f"tensor {shown(published)} has shape {there}, config.json asks for {wanted}"
+                what = f"tensor {shown(published)} has shape {there}, {said_by(folder)} asks for {wanted}"
                 if name != published:
                     what += f" as {shown(name)}"
                 raise UserError(what, folder)
@@ -234,7 +230,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torc
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     low = dict(quantized_modules(model))
     tensors: dict[str, Tensor] = {}
-    for published, tensor in read_tensors(stored):
+    for published, tensor in read_tensors(stored, dtype):
         for name, ours in _to_model(published, tensor, family, config, low, folder):
             fixed = name.endswith((".weight_packed", ".weight_scale"))
             wanted = torch.float32 if name in kept else None if fixed else dtype

@@ -22,8 +22,9 @@ from yeoul.files import new_file, write_json
 from yeoul.model.checkpoint import model_folder, one_dtype, published_in_fp32
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder, skeleton
-from yeoul.model.families import read_config, write_config
+from yeoul.model.families import write_config
 from yeoul.model.finite import check_to_save
+from yeoul.model.folder import read_description, read_family
 from yeoul.model.heads import HEAD_POOLINGS, ClassificationHead, Meaning, SequenceClassifier
 from yeoul.model.parameters import fp32_parameters
 from yeoul.model.tensor_files import SINGLE, Stored, read_tensors, stored_tensors
@@ -105,7 +106,7 @@ def load_sequence_classifier(
     """
     folder = model_folder(path)
     stored = stored_tensors(folder)
-    described = read_object(folder / "config.json")
+    described = read_description(folder)
     if SCORE not in stored:
         fix = "make one with: yeoul finetune MODEL --task classify --data TABLE"
         raise UserError("this model is no classifier: it has no classification head", folder, fix)
@@ -158,10 +159,7 @@ def _description(described: Mapping[str, Any], stored: Mapping[str, Stored], fol
     if described.get("pooling", "last") not in HEAD_POOLINGS:
         raise UserError(f"pooling cannot be {shown(described['pooling'])}", folder / "config.json")
     plain = {key: value for key, value in described.items() if key not in _OWN_FIELDS}
-    try:
-        family, config = read_config(plain, frozenset(stored))
-    except UserError as error:
-        raise UserError(error.what, folder / "config.json", error.fix) from None
+    family, config = read_family(plain, stored, folder)
     layers = count_layers(stored, family)
     if config.num_layers != layers:
         raise UserError(f"config.json asks for {config.num_layers} layers, the weights have {layers}", folder)

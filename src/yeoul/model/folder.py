@@ -1,17 +1,22 @@
-"""The folder of a model, and what its config.json and headers say, without torch: what is there and how large it is."""
+"""The folder of a model, and what its config.json and headers say, without torch: what is there and how large it is.
+
+A GGUF file may stand where a folder does: then its metadata say what config.json would.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Self
 
 from yeoul.errors import UserError
+from yeoul.gguf_header import gguf_file, gguf_files
 from yeoul.model.config import ModelConfig
 from yeoul.model.families import read_config
+from yeoul.model.gguf_folder import gguf_description
 from yeoul.model.quantization import EMBEDDING, FIELD, HEAD, LINEARS, Quantization, check_shape, read_quantization
 from yeoul.model.tensor_files import FLOATS, Stored, stored_tensors
 from yeoul.model.tensor_names import count_layers, names_of, stored_name, to_ours
@@ -21,19 +26,56 @@ Shape = tuple[int, ...]
 
 
 def model_folder(path: Path | str) -> Path:
-    """The folder that holds config.json: the one given, or `model/` inside a run's folder."""
+    """The folder that holds config.json: the one given, or `model/` inside a run's folder; or a GGUF file.
+
+    Raises:
+        UserError: nothing there, or several GGUF files of which any may be meant.
+    """
     path = Path(path)
     if not path.exists():
         raise UserError("no such model folder", path)
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
             return folder
+    if (file := gguf_file(path)) is not None:
+        return file
+    if several := gguf_files(path):
+        fix = f"give one of them, such as {several[0]}"
+        raise UserError(f"the folder holds {len(several)} GGUF models", path, fix)
     raise UserError("no config.json in this folder", path, "give a Hugging Face model folder or a finished run")
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """What config.json of a model's folder holds; of a GGUF file, what it would hold in our own format."""
+    return gguf_description(folder) if folder.is_file() else read_object(folder / "config.json")
+
+
+def said_by(folder: Path) -> str:
+    """What says what a model is, for sentences."""
+    return "its metadata" if folder.is_file() else "config.json"
+
+
+def read_family(description: Mapping[str, Any], names: Iterable[str], folder: Path) -> tuple[str, ModelConfig]:
+    """The family that names a folder's tensors, and the model.
+
+    Args:
+        description: from `read_description`.
+        names: of the tensors.
+        folder: for sentences.
+    """
+    try:
+        return read_config(description, frozenset(names))
+    except UserError as error:
+        place = folder if folder.is_file() else folder / "config.json"
+        raise UserError(error.what, place, error.fix) from None
+
+
 def load_quantization(path: Path | str) -> Quantization | None:
-    """Which weights of a folder have few bits; None where none has."""
+    """Which weights of a folder have few bits and stay so; None where none has, as in a GGUF file, whose weights are
+    dequantized."""
     folder = model_folder(path)
+    if folder.is_file():
+        return None
     try:
         return read_quantization(read_object(folder / "config.json").get(FIELD))
     except UserError as error:
@@ -67,11 +109,7 @@ def describe(folder: Path) -> Described | None:
         UserError: a file is damaged, or config.json says nothing that is known.
     """
     stored = stored_tensors(folder, twice=False)
-    published = read_object(folder / "config.json")
-    try:
-        family, config = read_config(published, frozenset(stored))
-    except UserError as error:
-        raise UserError(error.what, folder / "config.json", error.fix) from None
+    family, config = read_family(read_description(folder), stored, folder)
     if config.tie_embeddings:
         head, table = (stored_name(stored, name, family) for name in (f"{HEAD}.weight", f"{EMBEDDING}.weight"))
         if head is not None or any(name.startswith(f"{HEAD}.weight_") for name in stored):

@@ -16,26 +16,10 @@ from torch import Tensor
 
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.model.gguf_names import FUSED, TOP, layer_names
 from yeoul.model.gguf_plan import ARCHITECTURES
 from yeoul.model.quantized import refuse_quantized
 from yeoul.model.rotary import frequencies
-
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-"""Parts of a layer; `post_attention_layernorm` stands before the MLP or, with other placements, after attention."""
-TOP = {"model.embed_tokens": "token_embd", "model.embed_positions": "position_embd", "model.norm": "output_norm"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +63,7 @@ def entries(model: Decoder, architecture: str) -> Iterator[Entry]:
 
 def _layer_entries(part: dict[str, Tensor], config: ModelConfig, architecture: str) -> Iterator[Entry]:
     row = ARCHITECTURES[architecture]
-    names = {
-        **NAMES,
-        "post_attention_layernorm": "ffn_norm" if config.norm_placement == "pre" else "post_attention_norm",
-    }
+    names = layer_names(config.norm_placement)
     scale = _query_scale(config, architecture)
     if row.fused:
         for stem in ("self_attn.o_proj", "mlp.up_proj", "mlp.down_proj", *(f"self_attn.{x}_proj" for x in "qkv")):
@@ -91,7 +72,7 @@ def _layer_entries(part: dict[str, Tensor], config: ModelConfig, architecture: s
             q, k, v = (part.pop(f"self_attn.{letter}_proj.{leaf}") for letter in "qkv")
             shape = (q.shape[0] + k.shape[0] + v.shape[0], *q.shape[1:])
             make = lambda q=q, k=k, v=v: torch.cat([q.float() * scale, k.float(), v.float()])  # noqa: E731
-            yield Entry(name=f"attn_qkv.{leaf}", shape=shape, matrix=leaf == "weight", make=make)
+            yield Entry(name=f"{FUSED}.{leaf}", shape=shape, matrix=leaf == "weight", make=make)
     for name, tensor in part.items():
         stem, leaf = name.rsplit(".", 1)
         scaled = stem == ("self_attn.q_norm" if config.qk_norm else "self_attn.q_proj")

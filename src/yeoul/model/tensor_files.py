@@ -1,4 +1,7 @@
-"""The safetensors files of a folder: found, checked by their headers, and read without more memory than they need."""
+"""The weights of a model: found, checked by their headers, and read without more memory than they need.
+
+They lie in the safetensors files of a folder, or in a GGUF file, which then stands where the folder does.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from yeoul.errors import UserError, shown
+from yeoul.model.stored import Stored as Stored
 from yeoul.safe_json import DAMAGED, MOST_VALUES, JSONError, parse_object, read_object
 from yeoul.safe_json import LARGEST as LARGEST_JSON
 
@@ -40,30 +44,16 @@ LARGEST = 2**50
 """No tensor has so many numbers."""
 
 
-class Stored(NamedTuple):
-    """One tensor of a file: where its bytes lie and what they are; `dtype_name` is without "torch."."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype_name: str
-    start: int
-    nbytes: int
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of its numbers."""
-        import torch
-
-        dtype: torch.dtype = getattr(torch, self.dtype_name)
-        return dtype
-
-
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, each inside it.
+    """The safetensors files of a folder, each inside it; of a GGUF file, all its parts.
 
     Raises:
         UserError: none, only pickles, or an index that names a file which is not there or not inside.
     """
+    if folder.is_file():
+        from yeoul.model.gguf_folder import gguf_parts
+
+        return gguf_parts(folder)
     if (folder / INDEX).is_file():
         return [folder / name for name in sorted(set(_weight_map(folder).values()))]
     if (folder / SINGLE).is_file():
@@ -101,12 +91,16 @@ def stored_tensors(folder: Path, *, twice: bool = True) -> dict[str, Stored]:
     Lengths, types, shapes and offsets are compared with one another, with the size of the file and with the index.
 
     Args:
-        folder: with safetensors files.
+        folder: with safetensors files; or a GGUF file, whose tensors have our own names.
         twice: let the library of safetensors check each header too, by its own rules; it imports NumPy for that.
 
     Raises:
         UserError: a damaged file, a tensor in two files, or an index that says something else.
     """
+    if folder.is_file():
+        from yeoul.model.gguf_folder import gguf_stored
+
+        return gguf_stored(folder)
     found: dict[str, Stored] = {}
     for file in weight_files(folder):
         for name, stored in _header(file, twice).items():
@@ -203,11 +197,15 @@ def _is_count(value: object, limit: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
 
 
-def read_tensors(stored: dict[str, Stored]) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(stored: dict[str, Stored], dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
     """The tensors on the CPU, file by file in the order of their bytes. Each file is opened and mapped once.
 
     Each is a private view of the mapped file: its pages come when they are used and go with the tensor, and writing to
     it changes no file. Where numbers do not lie as the processor wants those of their type, they are copied.
+
+    Args:
+        stored: by name.
+        dtype: of those that are encoded, which are made anew; None takes `Stored.dtype`. The others keep their own.
     """
     import torch
 
@@ -219,14 +217,21 @@ def read_tensors(stored: dict[str, Stored]) -> Iterator[tuple[str, Tensor]]:
                 yield name, torch.empty(place.shape, dtype=place.dtype)
                 continue
             mapped = mapped or _mapped(file)
-            yield name, _view(mapped, place)
+            yield name, _view(mapped, place, dtype)
 
 
-def _view(mapped: mmap.mmap, place: Stored) -> Tensor:
+def _view(mapped: mmap.mmap, place: Stored, dtype: torch.dtype | None) -> Tensor:
     import numpy as np
     import torch
 
     octets = np.frombuffer(mapped, dtype=np.uint8, count=place.nbytes, offset=place.start)
+    if place.encoding is not None:
+        from yeoul.model.gguf_weights import decode
+
+        found = decode(octets, place, dtype or place.dtype)
+        if hasattr(mapped, "madvise"):
+            _let_go(mapped, place.start, place.start + place.nbytes)
+        return found
     if octets.ctypes.data % place.dtype.itemsize:
         octets = octets.copy()
     elif hasattr(mapped, "madvise"):

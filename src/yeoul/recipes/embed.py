@@ -16,8 +16,10 @@ from yeoul.data.record_files import read_records
 from yeoul.errors import UserError, shown
 from yeoul.evaluate.similarity import nearest
 from yeoul.files import new_file
+from yeoul.gguf_header import gguf_file
 from yeoul.hub import local_folder
 from yeoul.infer.texts import TextEmbedder
+from yeoul.model.gguf_folder import gguf_pooling
 from yeoul.model.heads import Pooling, TextVectors
 from yeoul.model.pooling_folder import vectors_of
 from yeoul.model.vector_settings import Reading as VectorReading
@@ -53,9 +55,14 @@ def load_embedder(
         raise UserError("the model's folder has no tokenizer", folder, "copy the tokenizer files into it")
     hidden = model.config.hidden_size
     found = vectors_of((folder,) if adapter is None else (local_folder(adapter), folder), hidden, pooling)
+    file = gguf_file(folder)
+    said = found is not None
+    if not said and file is not None and pooling is None:
+        pooling = gguf_pooling(file)
+        said = pooling is not None
     vectors, reading = found or (TextVectors(pooling or "mean"), VectorReading())
     reading = reading if normalize is None else replace(reading, normalize=normalize)
-    return TextEmbedder(model, tokenizer, vectors.to(model.device).eval(), reading, found is not None)
+    return TextEmbedder(model, tokenizer, vectors.to(model.device).eval(), reading, said)
 
 
 def document_prompt(reading: VectorReading, name: str | None, *, searched: bool) -> str | None:

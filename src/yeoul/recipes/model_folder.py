@@ -27,7 +27,7 @@ class ModelFolder:
     Attributes:
         name: as the user wrote it.
         top: the folder that this names: the model's own, or that of a run.
-        path: the folder that holds config.json; of an adapter, that of its base model.
+        path: the folder that holds config.json, or a GGUF file in its place; of an adapter, that of its base model.
         adapter: folder of the adapter that the name means; None for a whole model.
     """
 
@@ -38,10 +38,10 @@ class ModelFolder:
 
     @classmethod
     def open(cls, name: str | Path) -> ModelFolder:
-        """The folder of a path or a hub id.
+        """The folder of a path or a hub id, or the GGUF file of a path.
 
         Raises:
-            UserError: there is no such model, or no config.json in it.
+            UserError: there is no such model, or neither a config.json nor one GGUF file in it.
         """
         from yeoul.adapt.lora.peft_files import base_folder
         from yeoul.model.folder import model_folder
@@ -133,7 +133,11 @@ class ModelFolder:
 
 
 def model_name(model: str | Path) -> str:
-    """What a model is called: the last part of its path or hub id, the run's where it is a run's `model` folder."""
+    """What a model is called: the last part of its path or hub id, the run's where it is a run's `model` folder.
+
+    A GGUF file is called without its ending, and a split one without the number of its part.
+    """
     path = Path(str(model).partition("@")[0]).expanduser()
     parts = [part for part in (path.resolve() if path.is_dir() else path).parts if part not in ("/", "model")]
-    return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else "model"
+    name = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", parts[-1]) if parts else "model"
+    return re.sub(r"[^\w.-]+", "-", name)

@@ -67,14 +67,13 @@ def load_screen(
 def _refuse_independent_labels(path: str | Path) -> None:
     """UserError for a classifier whose labels do not exclude one another: their probabilities are other ones."""
     from yeoul.hub import local_folder
-    from yeoul.model.checkpoint import model_folder
     from yeoul.model.classifier_folder import head_folder
-    from yeoul.safe_json import read_object
+    from yeoul.model.folder import model_folder, read_description
 
     folder = local_folder(path)
     if head_folder(folder) is not None:
         return
-    config: Path = model_folder(folder) / "config.json"
-    if read_object(config).get("problem_type") in ("multi_label_classification", "regression"):
+    config = model_folder(folder)
+    if read_description(config).get("problem_type") in ("multi_label_classification", "regression"):
         what = "the labels of this classifier do not exclude one another, so it cannot screen"
         raise UserError(what, config, "give one with single_label_classification")

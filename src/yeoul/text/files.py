@@ -1,4 +1,4 @@
-"""The files of a tokenizer in a Hugging Face folder: found, read whole, and replaced whole."""
+"""The files of a tokenizer in a Hugging Face folder: found, read whole, and replaced whole; or those of a GGUF file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 from yeoul.errors import UserError
 from yeoul.files import replace_files
+from yeoul.gguf_header import gguf_file
 from yeoul.plain_text import without_mark
 from yeoul.safe_json import read_bytes
+from yeoul.text.gguf_tokenizer import gguf_tokenizer_files, has_tokenizer
 
 PAIR = ("vocab.json", "merges.txt")
 """Byte-level BPE in two files; only together are they a vocabulary."""
@@ -24,21 +26,26 @@ GENERATION = "generation_config.json"
 
 
 def find_folder(path: str | Path) -> Path | None:
-    """The folder with the vocabulary: `path`, or the `model` folder in it; None when there is none."""
+    """The folder with the vocabulary: `path`, or the `model` folder in it, or a GGUF file; None when there is none."""
     path = Path(path)
     for folder in (path, path / "model"):
         single = any((folder / name).is_file() for name in VOCABULARIES if name not in PAIR)
         if single or all((folder / name).is_file() for name in PAIR):
             return folder
-    return None
+    file = gguf_file(path)
+    return file if file is not None and has_tokenizer(file) else None
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
     """All tokenizer files of a folder; a text file comes in UTF-8 and without a byte-order mark.
 
+    Of a GGUF file they are made.
+
     Raises:
-        UserError: one cannot be read.
+        UserError: one cannot be read; a GGUF file has a tokenizer that is not known here.
     """
+    if folder.is_file():
+        return gguf_tokenizer_files(folder)
     files: dict[str, bytes] = {}
     templates = sorted(f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja"))
     for name in (*VOCABULARIES, *COMPANIONS, *templates, GENERATION):

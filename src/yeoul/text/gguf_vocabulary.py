@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from yeoul.errors import UserError
 from yeoul.text.backends import BYTE_PIECE, JsonBackend, ModelBackend
 from yeoul.text.files import find_folder
+from yeoul.text.gguf_pre_tokenizers import PRE_TOKENIZERS, pre_tokenizer_of
 from yeoul.text.sentencepiece_model import SPACE, ModelType, PieceType, read_model
 from yeoul.text.tokenizer import Tokenizer
 
@@ -34,22 +35,6 @@ PREFIX_NOTE = (
     "llama.cpp puts a space before every text and after every special token, this tokenizer only where there is none"
 )
 
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
-_MARKS = r"| ?[^\s\p{L}\p{N}]+"
-PRE_TOKENIZERS: tuple[tuple[str, bool, str], ...] = (
-    ("gpt-2", False, "bytes"),
-    ("smollm", False, "digits"),
-    ("llama-bpe", True, rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}{_MARKS}[\r\n]*{_TAIL}"),
-    ("smaug-bpe", False, rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}{_MARKS}[\r\n]*{_TAIL}"),
-    ("qwen2", False, rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{_MARKS}[\r\n]*{_TAIL}"),
-    ("tekken", True, _CASED % ("", "") + rf"|\p{{N}}{_MARKS}[\r\n/]*{_TAIL}"),
-    ("gpt-4o", False, _CASED % (_ENDINGS + "?", _ENDINGS + "?") + rf"|\p{{N}}{{1,3}}{_MARKS}[\r\n/]*{_TAIL}"),
-)
-"""Names in llama.cpp, whether a whole word of the vocabulary is taken without merging, and how text is cut:
-GPT-2's way, the same after single digits, or at a pattern before GPT-2's bytes."""
 PROBES = (
     "The quick brown fox's DON'T we'LL it'd I'm you've THEY'RE o'clock 'tis",
     "한국어 텍스트, 안녕하세요! 그는 말했다. \u1112\u1161\u11ab\u1100\u1173\u11af ㅋㅋㅋ ㅠㅠ 中文字符 日本語テキスト",
@@ -60,7 +45,7 @@ PROBES = (
     "🙂🙂 👨‍👩‍👧 ❤️ x🙂y\u00a0nbsp\u3000wide\u200bzero \u2028 sep … “quotes” ‘single’ –—",
     " leading 'S 'll'x ''s 't1 1's\n's /\n\n/ /\r 한/\n글/ ",
 )
-"""Texts that the ways of cutting above part on."""
+"""Texts that the known ways of cutting part on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +212,7 @@ def pre_tokenizer_name(spec: Json, place: Path) -> str:
     ignore_merges = bool(spec["model"].get("ignore_merges"))
     for name, whole_words, how in PRE_TOKENIZERS:
         if whole_words == ignore_merges and all(
-            _cuts(_pre_tokenizer(how), text) == cuts for text, cuts in zip(PROBES, found, strict=True)
+            _cuts(pre_tokenizer_of(how), text) == cuts for text, cuts in zip(PROBES, found, strict=True)
         ):
             return name
     known = ", ".join(name for name, _, _ in PRE_TOKENIZERS)
@@ -236,16 +221,6 @@ def pre_tokenizer_name(spec: Json, place: Path) -> str:
         f"ids would differ (known: {known})",
         place,
     )
-
-
-def _pre_tokenizer(how: str) -> PreTokenizer:
-    from tokenizers import Regex, pre_tokenizers
-
-    first = {"bytes": [], "digits": [pre_tokenizers.Digits(individual_digits=True)]}.get(
-        how, [pre_tokenizers.Split(Regex(how), behavior="isolated")]
-    )
-    plain = how in ("bytes", "digits")
-    return pre_tokenizers.Sequence([*first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=plain)])
 
 
 def _cuts(how: PreTokenizer, text: str) -> list[str]:

@@ -16,7 +16,12 @@ around them is better. tokenizers puts them into its trie, sentencepiece does no
 
 
 def tokenizer_json(model: SentencePieceModel, *, nfc: bool) -> str:
-    """The text of a `tokenizer.json` that gives the ids of the sentencepiece library.
+    """The text of a `tokenizer.json` that gives the ids of the sentencepiece library; see `backend_of`."""
+    return backend_of(model, nfc=nfc).to_str()
+
+
+def backend_of(model: SentencePieceModel, *, nfc: bool) -> Backend:
+    """A tokenizer of the library tokenizers that gives the ids of the sentencepiece library.
 
     Composition is tokenizers' own NFC and not the model's charsmap: its `Precompiled` takes the first match
     instead of the longest, and only within 5 bytes, so it cannot compose jamo.
@@ -32,9 +37,10 @@ def tokenizer_json(model: SentencePieceModel, *, nfc: bool) -> str:
     if model.add_dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
-    # No piece has a space after something else, so cutting there changes no id; it lets tokenizers cache.
-    words = Regex(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
-    backend.pre_tokenizer = pre_tokenizers.Split(words, behavior="isolated")
+    if not any(SPACE in piece.text.lstrip(SPACE) for piece in model.pieces if piece.type == PieceType.NORMAL):
+        # No piece has a space after something else, so cutting there changes no id; it lets tokenizers cache.
+        words = Regex(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
+        backend.pre_tokenizer = pre_tokenizers.Split(words, behavior="isolated")
     strip = [decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix else []
     backend.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
@@ -44,7 +50,7 @@ def tokenizer_json(model: SentencePieceModel, *, nfc: bool) -> str:
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in user])
     _check_ids(backend, model)
-    return backend.to_str()
+    return backend
 
 
 def tokenizer_config(

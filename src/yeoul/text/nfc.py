@@ -42,6 +42,18 @@ def nfc_tsv() -> str:
     return "".join(f"{_hex(source)}\t{_hex(target)}\n" for source, target in sorted(nfc_rules().items()))
 
 
+def is_nfc(charsmap: bytes) -> bool:
+    """Whether sentencepiece's compiled rules compose texts and do no more, as these here and its own "nfc" do.
+
+    They are a trie of so many bytes as the first four say, and behind it the texts that replace others. All syllables
+    of Hangul are among these; of plain letters and digits, which NFKC makes of others, hardly any.
+    """
+    size = int.from_bytes(charsmap[:4], "little")
+    targets = {text for text in charsmap[4 + size :].decode("utf-8", "replace").split("\0") if text}
+    composed = all(chr(code) in targets for code in range(0xAC00, 0xAC00 + 19 * 21 * 28))
+    return composed and not {"0", "A", "a"} & targets
+
+
 def _hangul_rules() -> Rules:
     """Conjoining jamo L+V, LV+T and L+V+T to syllables (Unicode standard, section 3.12)."""
     rules: Rules = {}

@@ -238,7 +238,7 @@ class _Finetuning:
 
     def _base_name(self) -> str:
         """What a new adapter calls its model: the hub's id, or the folder from anywhere on this machine."""
-        return str(self.start.path.resolve()) if Path(self.name).expanduser().is_dir() else self.name
+        return str(self.start.path.resolve()) if Path(self.name).expanduser().exists() else self.name
 
     def _tokens(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
         """Tokens whose rows are trained, of the embedding and of an output layer of its own."""

@@ -65,14 +65,13 @@ def info(model: str | Path, *, context: int | None = None) -> ModelInfo:
 def _examined(model: str | Path, context: int | None) -> dict[str, Any]:
     """What stands in `ModelInfo.values`."""
     from yeoul.adapt.lora.peft_files import tokenizer_beside
-    from yeoul.model.folder import describe
+    from yeoul.model.folder import describe, read_description
     from yeoul.model.tensor_files import weight_files
     from yeoul.recipes.caches import cache_bytes
     from yeoul.recipes.info.next import next_commands
     from yeoul.recipes.info.sizes import FLOATS, count_parameters, skeleton_shapes, weight_bytes
     from yeoul.recipes.model_folder import ModelFolder
     from yeoul.recipes.quantize.record import read_record
-    from yeoul.safe_json import read_object
     from yeoul.text.model_card import read_card
     from yeoul.text.tokenizer import Tokenizer
 
@@ -82,7 +81,8 @@ def _examined(model: str | Path, context: int | None) -> dict[str, Any]:
     config = opened.config if described is None else described.config  # which says what does not agree
     quantization = opened.quantization
     shapes = skeleton_shapes(config) if described is None else described.shapes
-    published = read_object(folder / "config.json")
+    published = read_description(folder)
+    file = folder if folder.is_file() else None
     context = context or config.max_position_embeddings
     parameters = count_parameters(shapes)
     memory: dict[str, dict[str, int]] = {kind: {"weights": size} for kind, size in weight_bytes(shapes).items()}
@@ -98,8 +98,8 @@ def _examined(model: str | Path, context: int | None) -> dict[str, Any]:
     return {
         "model": str(model),
         "folder": str(folder),
-        "format": published.get("model_type"),
-        "architectures": published.get("architectures"),
+        "format": published.get("model_type") if file is None else "gguf",
+        "architectures": published.get("architectures") if file is None else [config.family],
         "family": config.family,
         "stored_dtype": published.get("dtype", published.get("torch_dtype")),
         "stored_bytes": sum(file.stat().st_size for file in weight_files(folder)),
@@ -110,7 +110,7 @@ def _examined(model: str | Path, context: int | None) -> dict[str, Any]:
         "context_length": config.max_position_embeddings,
         "context": context,
         "memory": memory,
-        "tokenizer": None if tokenizer is None else _tokenizer(tokenizer, config),
+        "tokenizer": None if tokenizer is None else _tokenizer(tokenizer, config, own),
         "card": read_card(folder) or read_card(opened.top),
         "adapter": None if adapter is None else _adapter(adapter),
         "commands": next_commands(
@@ -119,9 +119,9 @@ def _examined(model: str | Path, context: int | None) -> dict[str, Any]:
     }
 
 
-def _tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
+def _tokenizer(tokenizer: Tokenizer, config: ModelConfig, own: Path) -> dict[str, Any]:
     return {
-        "file": tokenizer.source,
+        "file": own.name if own.is_file() else tokenizer.source,
         "kind": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
         "fits_the_model": tokenizer.fits(config.vocab_size),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ def next_commands(
         found.append(("generate", f'yeoul generate {name} "옛날 옛적에"'))
         if tokenizer.chat_template is not None or all(t in tokenizer.special_tokens for t in CHAT_TOKENS):
             found.append(("chat", f"yeoul chat {name}"))
-        out = Path(model.partition("@")[0]).expanduser().name or "model"
+        out = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", Path(model.partition("@")[0]).expanduser().name) or "model"
         if not is_adapter:
             target = shlex.quote(f"runs/{out}-chat")
             method = " --method lora" if is_quantized else ""

@@ -22,7 +22,7 @@ def model_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     named = f" ({names[0]})" if isinstance(names, list) and names else ""
     stored = f"{report['stored_dtype']}, {size(report['stored_bytes'])} on disk"
     rows = [
-        ("folder", report["folder"]),
+        ("file" if report["format"] == "gguf" else "folder", report["folder"]),
         ("format", f"{report['format']}{named}, {stored}"),
         *_quantization_rows(report["quantization"]),
         *_score_rows(report["quantized_from"], report["model"]),
