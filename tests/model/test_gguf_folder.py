@@ -27,11 +27,14 @@ from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.model.folder import describe, model_folder
 from yeoul.model.gguf_file import write_gguf
+from yeoul.model.gguf_folder import gguf_pooling
 from yeoul.model.stored import Encoding, Stored
 from yeoul.model.tensor_files import read_tensors
+from yeoul.recipes.embed import load_embedder
 
 gguf = pytest.importorskip("gguf", reason="the extra [gguf] is not installed")
 
+STORIES = ["옛날 옛적에 토끼가 살았다. 토끼는 숲에서 노래했다.\n" * 20, "미나는 시장에 갔다. 사과를 샀다.\n" * 20]
 QUANTIZED = ("Q8_0", "Q5_0", "Q4_0")
 """Types that the package can also write; rows of 64 numbers fit into their blocks."""
 
@@ -357,6 +360,20 @@ def test_unknown_architectures_and_tensors_are_named(small: Path, tmp_path: Path
     assert describe(missing) is None
 
 
+def test_a_model_for_vectors_says_how_it_pools(small: Path, tmp_path: Path) -> None:
+    kinds: list[tuple[int | None, str | None]] = [(None, None), (0, None), (1, "mean"), (3, "last")]
+    for kind, pooling in kinds:
+        assert gguf_pooling(rewritten(small, tmp_path / "x.gguf", pooling_type=kind)) == pooling
+    with pytest.raises(UserError, match="pools states in a way that is not known here .type 2."):
+        gguf_pooling(rewritten(small, tmp_path / "x.gguf", pooling_type=2))
+    write_small_folder(tmp_path / "hf", STORIES)
+    assert main(["export", str(tmp_path / "hf"), "--dtype", "f32", "--out", str(tmp_path / "m.gguf")]) == 0
+    file = rewritten(tmp_path / "m.gguf", tmp_path / "v.gguf", pooling_type=3)
+    wanted = load_embedder(tmp_path / "hf", pooling="last")(["토끼가 살았다."])
+    assert torch.allclose(load_embedder(file)(["토끼가 살았다."]), wanted, atol=1e-5)
+    assert not torch.allclose(load_embedder(tmp_path / "m.gguf")(["토끼가 살았다."]), wanted, atol=1e-2)
+
+
 def test_info_reads_the_header_alone(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -375,9 +392,8 @@ def test_the_verbs_take_a_file(
 ) -> None:
     """Info, generate, evaluate, export, quantize, finetune --method lora and linearize, each with the file."""
     monkeypatch.chdir(tmp_path)
-    texts = ["옛날 옛적에 토끼가 살았다. 토끼는 숲에서 노래했다.\n" * 20, "미나는 시장에 갔다. 사과를 샀다.\n" * 20]
-    write_small_folder(tmp_path / "hf", texts)
-    (tmp_path / "data.txt").write_text("".join(texts) * 20)
+    write_small_folder(tmp_path / "hf", STORIES)
+    (tmp_path / "data.txt").write_text("".join(STORIES) * 20)
     assert main(["export", "hf", "--dtype", "f32", "--out", "m.gguf"]) == 0
     capsys.readouterr()
     assert main(["info", "m.gguf", "--json"]) == 0

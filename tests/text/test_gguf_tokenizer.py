@@ -17,7 +17,7 @@ from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.model.gguf_file import write_gguf
-from yeoul.text.gguf_pre_tokenizers import ALIKE, PRE_TOKENIZERS
+from yeoul.text.gguf_pre_tokenizers import ALIKE, PRE_TOKENIZERS, WHOLE
 from yeoul.text.gguf_vocabulary import gguf_vocabulary
 from yeoul.text.tokenizer import Tokenizer
 from yeoul.text.training import TokenizerConfig, train_tokenizer
@@ -37,6 +37,41 @@ def exported(folder: Path, file: Path, *, more: int = 0, **changes: Any) -> Path
     return file
 
 
+def lists_alone(file: Path) -> Path:
+    """The same file as llama.cpp's own converter writes it, without a `tokenizer.json`."""
+    data = file.read_bytes()
+    file.write_bytes(data.replace(WHOLE.encode(), WHOLE.replace("json", "none").encode()))
+    return file
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_alone_give_the_same_ids(kind: str, trained: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    folder = variant(kind, trained, tmp_path)
+    ours, back = Tokenizer.load(folder), Tokenizer.load(lists_alone(exported(folder, tmp_path / "x.gguf", more=3)))
+    assert pieces_of(back) == pieces_of(ours) and back.framing == ours.framing
+    for text in (*TEXTS, *small_corpus()):
+        text = unicodedata.normalize("NFC", text)  # what the export notes: llama.cpp composes nothing
+        assert back.encode(text) == ours.encode(text), text
+        assert back.decode(back.encode(text)) == ours.decode(ours.encode(text))
+
+
+def test_a_whole_tokenizer_goes_before_the_lists_where_it_is_theirs(folder: Path, tmp_path: Path) -> None:
+    """NFC is in no list: decomposed Hangul has the ids of the composed one only where the file has tokenizer.json."""
+    ours = Tokenizer.load(folder)
+    text = unicodedata.normalize("NFD", "토끼가 노래했다")
+    back = Tokenizer.load(exported(folder, tmp_path / "x.gguf"))
+    assert back.encode(text) == ours.encode(text) and back.fingerprint == ours.fingerprint
+    assert Tokenizer.load(lists_alone(tmp_path / "x.gguf")).encode(text) != ours.encode(text)
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    first, second = list(spec["model"]["vocab"])[-2:]
+    spec["model"]["vocab"] |= {first: spec["model"]["vocab"][second], second: spec["model"]["vocab"][first]}
+    for other in (json.dumps(spec), "{"):
+        values = gguf_vocabulary(folder, size_of(folder)).metadata | {WHOLE: other}
+        model = Decoder(ModelConfig(vocab_size=size_of(folder), hidden_size=32, num_layers=1, num_heads=1))
+        write_gguf(model, tmp_path / "y.gguf", dtype="f16", name="tiny", vocabulary=values)
+        assert pieces_of(Tokenizer.load(tmp_path / "y.gguf")) == pieces_of(ours)
+
+
 def pieces_of(tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
 
@@ -52,7 +87,7 @@ def test_an_exported_tokenizer_comes_back(kind: str, trained: dict[tuple[str, st
     assert back.framing == ours.framing and set(back.stop_ids) == set(ours.stop_ids)
     assert back.chat_template == ours.chat_template
     for text in (*TEXTS, *small_corpus()):
-        text = unicodedata.normalize("NFC", text)  # what the export notes: llama.cpp composes nothing
+        text = unicodedata.normalize("NFC", text) if kind == "model alone" else text
         assert back.encode(text) == ours.encode(text), text
         assert back.decode(back.encode(text)) == ours.decode(ours.encode(text))
 
@@ -211,9 +246,29 @@ def test_a_file_without_a_tokenizer_has_none(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path / "x.gguf")
 
 
-def test_rules_of_normalization_are_told_apart(trained: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+def test_rules_of_normalization_are_kept(trained: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    """Those of NFKC as they are, with the library of sentencepiece as the judge; Yeoul's own as NFC."""
+    from sentencepiece import SentencePieceTrainer
+
     from yeoul.text.nfc import is_nfc
     from yeoul.text.sentencepiece_model import read_model
 
     own = read_model((trained["unigram", "nfc"] / "tokenizer.model").read_bytes()).charsmap
-    assert is_nfc(own) and not is_nfc(b"") and not is_nfc(own[:100])
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(small_corpus()), model_prefix=str(tmp_path / "m"), vocab_size=300, model_type="unigram",
+        normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=False, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    judge = SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    rules = read_model((tmp_path / "m.model").read_bytes()).charsmap
+    assert is_nfc(own) and not is_nfc(b"") and not is_nfc(own[:100]) and not is_nfc(rules)
+    pieces = [(judge.id_to_piece(i), judge.get_score(i), _kind(judge, i)) for i in range(len(judge))]
+    texts, scores, types = map(list, zip(*pieces, strict=True))
+    file = vocabulary(
+        tmp_path / "x.gguf", model="t5", tokens=texts, scores=scores, token_type=types, unknown_token_id=0,
+        add_space_prefix=True, remove_extra_whitespaces=False, add_eos_token=True, eos_token_id=judge.eos_id(),
+        precompiled_charsmap=rules,
+    )  # fmt: skip
+    ours = Tokenizer.load(file)
+    assert ours.framing.end == (judge.eos_id(),)
+    for text in ("미나는 시장에 갔다.", "ＡＢ １２ ㈜ ﬁ", "① 토끼가 숲에서 노래했다", "a  b"):
+        assert ours.encode(text) == judge.encode(text), text

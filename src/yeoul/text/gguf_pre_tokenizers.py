@@ -1,4 +1,4 @@
-"""The ways in which llama.cpp cuts text for byte-level BPE, by its names for them."""
+"""The ways in which llama.cpp cuts text for byte-level BPE, by its names for them; and the key of a whole tokenizer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
+
+WHOLE = "tokenizer.huggingface.json"
+"""The key of the GGUF specification for a whole `tokenizer.json`, which llama.cpp does not read."""
 
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -40,6 +43,10 @@ ALIKE = {
 """Names of `PRE_TOKENIZERS`, and llama.cpp's other names for the same way of cutting."""
 BEGINS = frozenset({"llama-bpe", "tekken"})
 """Ways of cutting of tokenizers that put a begin token before texts, where the file does not say."""
+
+
+COMPOSED = frozenset({"qwen2"})
+"""Names of tokenizers that compose text first, as published (Qwen's own); llama.cpp composes nothing."""
 
 
 def cut_name(name: str) -> str | None:

@@ -3,7 +3,7 @@
 It cuts text as llama.cpp does, whose format this is: by the scores of sentencepiece ("llama"), by merges after one of
 the pre-tokenizers that llama.cpp knows by name ("gpt2"), or as a unigram model ("t5"). A pre-tokenizer that is unknown
 here is refused by name. Text never becomes a special token, and tokens of the type user-defined are found in any text.
-What a file does not say has llama.cpp's default.
+What a file does not say has llama.cpp's default. A whole `tokenizer.json` in the file goes before its lists.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from yeoul.errors import UserError, shown
 from yeoul.gguf_header import Header, read_header
-from yeoul.text.added_tokens import CLASSES
 from yeoul.text.backends import BYTE_PIECE
-from yeoul.text.gguf_pre_tokenizers import ALIKE, BEGINS, PRE_TOKENIZERS, cut_name, pre_tokenizer_of
+from yeoul.text.gguf_pre_tokenizers import ALIKE, BEGINS, COMPOSED, PRE_TOKENIZERS, WHOLE, cut_name, pre_tokenizer_of
 from yeoul.text.hf_export import backend_of
 from yeoul.text.nfc import is_nfc
 from yeoul.text.sentencepiece_model import SPACE, ModelType, Piece, PieceType, SentencePieceModel
@@ -51,8 +50,11 @@ def gguf_tokenizer_files(file: Path) -> dict[str, bytes]:
     pieces = _pieces(header, kind)
     roles = _roles(header, kind, len(pieces))
     begins, ends = ([(pieces[i].text, i) for i in ids] for ids in _around(header, kind, roles))
-    backend = _byte_level(header, pieces, roles) if kind == "gpt2" else _sentencepiece(header, pieces, roles, kind)
-    if (begins or ends) and not any(":" in text for text, _ in (*begins, *ends)):
+    backend = _whole(header, pieces)
+    if backend is None:
+        backend = _byte_level(header, pieces, roles) if kind == "gpt2" else _sentencepiece(header, pieces, roles, kind)
+    framed = type(backend.post_processor).__name__ not in ("NoneType", "ByteLevel")
+    if (begins or ends) and not framed and not any(":" in text for text, _ in (*begins, *ends)):
         backend.post_processor = _post_processor(begins, ends)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     config |= {name: pieces[roles[role]].text for role, name in ROLES.items() if role in roles}
@@ -133,6 +135,20 @@ def _special(pieces: list[Piece], roles: Mapping[str, int]) -> set[int]:
     return named | {i for i, piece in enumerate(pieces) if piece.type == PieceType.CONTROL}
 
 
+def _whole(header: Header, pieces: list[Piece]) -> Tokenizer | None:
+    """The `tokenizer.json` that is in the file; None where there is none, or of other tokens than the file's list."""
+    from tokenizers import Tokenizer
+
+    if (text := header.get(WHOLE, str)) is None:
+        return None
+    try:
+        backend = Tokenizer.from_str(text)
+    except Exception:  # the library's only kind
+        return None
+    known = (piece.type == PieceType.UNUSED or backend.id_to_token(i) == piece.text for i, piece in enumerate(pieces))
+    return backend if all(known) else None
+
+
 def _byte_level(header: Header, pieces: list[Piece], roles: Mapping[str, int]) -> Tokenizer:
     """The tokenizer of a byte-level BPE vocabulary."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
@@ -158,8 +174,8 @@ def _byte_level(header: Header, pieces: list[Piece], roles: Mapping[str, int]) -
     except Exception as error:  # the library's only kind
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the merges of the GGUF file cannot be used: {reason}", header.file, DAMAGED) from None
-    if named == "qwen2" and CLASSES["Qwen2Tokenizer"].nfc:
-        backend.normalizer = normalizers.NFC()  # llama.cpp composes nothing; Qwen's own tokenizer does
+    if named in COMPOSED:
+        backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizer_of(how)
     backend.decoder = decoders.ByteLevel()
     special = _special(pieces, roles)

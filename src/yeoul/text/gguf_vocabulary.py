@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from yeoul.errors import UserError
 from yeoul.text.backends import BYTE_PIECE, JsonBackend, ModelBackend
 from yeoul.text.files import find_folder
-from yeoul.text.gguf_pre_tokenizers import PRE_TOKENIZERS, pre_tokenizer_of
+from yeoul.text.gguf_pre_tokenizers import COMPOSED, PRE_TOKENIZERS, WHOLE, pre_tokenizer_of
 from yeoul.text.sentencepiece_model import SPACE, ModelType, PieceType, read_model
 from yeoul.text.tokenizer import Tokenizer
 
@@ -99,11 +99,14 @@ def gguf_vocabulary(
     place = (find_folder(folder) or folder) / tokenizer.source
     backend = tokenizer._backend
     notes: list[str] = []
+    whole = None
     if isinstance(backend, JsonBackend):
         # As the library holds it, with the added tokens that other files of the folder name.
         spec = json.loads(backend._tokenizer.to_str())
         model = place.with_name("tokenizer.model")
         pieces, metadata = _from_json(spec, model.read_bytes() if model.is_file() else None, place, notes)
+        if notes or (metadata.get("pre") in COMPOSED and not spec.get("normalizer")):
+            whole = backend._tokenizer.to_str()  # for who reads it: llama.cpp cuts some texts otherwise
     else:
         assert isinstance(backend, ModelBackend)
         pieces, metadata = _from_model(backend, place, notes)
@@ -134,6 +137,8 @@ def gguf_vocabulary(
     metadata |= {key: i for key, i in ids.items() if i is not None and i < size}
     metadata |= {"tokens": pieces.texts, "scores": pieces.scores, "token_type": [int(t) for t in pieces.types]}
     result = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+    if whole is not None:
+        result[WHOLE] = whole
     if tokenizer.chat_template is not None:
         result["tokenizer.chat_template"] = tokenizer.chat_template
     return Vocabulary(metadata=result, notes=tuple(notes))
