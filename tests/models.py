@@ -10,6 +10,7 @@ from torch import Tensor
 from yeoul.adapt.linearize import Conversion
 from yeoul.model.config import FeatureMapConfig, ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.model.exact_score import ExactScore
 from yeoul.model.feature_maps.frequencies import FrequencyFeatureMap
 from yeoul.model.gates import Gate
 from yeoul.model.short_conv import ShortConvolution
@@ -86,6 +87,29 @@ KINDS: dict[str, dict[str, Any]] = {
     "hybrid-convolution": dict(
         attention=("hybrid",), state_update="delta", short_conv=4, sinks=2, feature_map=dict(name="fourier")
     ),
+    "exact": dict(attention=("hybrid",), exact=(6,), feature_map=dict(decay="learned")),
+    "exact-sinks": dict(attention=("hybrid",), exact=(3,), sinks=2, num_kv_heads=1, feature_map=dict(decay="gated")),
+    "exact-delta": dict(
+        attention=("hybrid",),
+        exact=(4, 9),
+        state_update="delta",
+        short_conv=4,
+        sinks=2,
+        feature_map=dict(name="fourier"),
+    ),
+    "exact-positions": dict(attention=("hybrid",), exact=(1, 4), feature_map=dict(name="cosformer")),
+    "exact-beside-sliding": dict(
+        attention=("sliding", "hybrid"),
+        sliding_window=7,
+        sliding_sinks=0,
+        sinks=4,
+        exact=(5,),
+        qk_norm=True,
+        attention_softcap=2.0,
+        rope_local_theta=300.0,
+        state_update="delta",
+        feature_map=dict(separate=True),
+    ),
     "mixed": dict(attention=("softmax", "hybrid", "sliding"), num_layers=3),
 }
 
@@ -109,6 +133,8 @@ def make(kind: str) -> Decoder:
         if isinstance(module, Gate):  # which begins with weights of 0: tokens would not differ
             torch.nn.init.normal_(module.weight, std=0.3)
             torch.nn.init.uniform_(module.bias, -3, 1)
+        if isinstance(module, ExactScore):  # which begins with 0: the oldest would stay
+            torch.nn.init.normal_(module.weight, std=0.3)
         if isinstance(module, ShortConvolution):
             torch.nn.init.normal_(module.weight, std=0.5)
         if isinstance(module, GatedDeltaAttention):

@@ -52,10 +52,11 @@ def test_gates_are_not_rounded_in_a_model_of_bf16(tmp_path) -> None:
     save_model(model, tmp_path)
     half = load_model(tmp_path, dtype=torch.bfloat16)
     x, context = torch.randn(2, 9, 64), AttentionContext()
-    wanted = model.layers[0].self_attn.gates(x, context)
+    _, *pair = model.layers[0].self_attn.project(x, context)
+    wanted = model.layers[0].self_attn.gates(x, context, *pair)
     with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = model.layers[0].self_attn.gates(x, context)
-    found = half.layers[0].self_attn.gates(x.bfloat16(), context)
+        under_autocast = model.layers[0].self_attn.gates(x, context, *pair)
+    found = half.layers[0].self_attn.gates(x.bfloat16(), context, *pair)
     for name in ("log_decay", "write_strength"):
         assert found[name].dtype == under_autocast[name].dtype == torch.float32
         torch.testing.assert_close(under_autocast[name], wanted[name])

@@ -51,8 +51,9 @@ def layer_of(kind: str, window: int, sinks: int, softcap: float | None = None) -
 def inputs(layer: ProjectedAttention, rows: int, length: int) -> list[Tensor]:
     """Queries, keys and values, and of the delta rule the two gates."""
     x = torch.randn(rows, length, WIDTH, generator=torch.Generator().manual_seed(6)) * 2
-    gates = layer.gates(x, AttentionContext())
-    return [*layer.project(x, AttentionContext()), *(gates[name] for name in GATES if name in gates)]
+    q, k, v = layer.project(x, AttentionContext())
+    gates = layer.gates(x, AttentionContext(), k, v)
+    return [q, k, v, *(gates[name] for name in GATES if name in gates)]
 
 
 def attend(layer: ProjectedAttention, given: list[Tensor], cache: LayerCache | None = None, **context: Any) -> Tensor:

@@ -22,7 +22,7 @@ def test_it_is_the_model_between_embedding_and_norm(kind: str) -> None:
             attention = block.self_attn
             x = block.attention_input(walk.hidden)
             q, k, v = attention.project(x, walk.context)
-            given = attention.attend(q, k, v, attention.gates(x, walk.context), walk.context)
+            given = attention.attend(q, k, v, attention.gates(x, walk.context, k, v), walk.context)
             output = block.after_attention(walk.hidden, attention.output(given))
             assert walk.advance(output) is output is walk.hidden
     assert blocks == model.layers

@@ -95,7 +95,7 @@ def layer_inputs(teacher: Decoder, batches: Iterable[Batch]) -> Iterator[LayerIn
         for walk in walks:
             x = block.attention_input(walk.hidden)
             q, k, v = attention.project(x, walk.context)
-            given = attention.attend(q, k, v, attention.gates(x, walk.context), walk.context)
+            given = attention.attend(q, k, v, attention.gates(x, walk.context, k, v), walk.context)
             parts.append(LayerInputs(x, q, k, v, given))
             walk.advance(block.after_attention(walk.hidden, attention.output(given)))
         yield LayerInputs(*map(torch.cat, zip(*parts, strict=True)))
@@ -254,7 +254,7 @@ def _search(layer: LinearAttention, inputs: LayerInputs) -> None:
     def errors(log_scales: list[Tensor]) -> list[Tensor]:
         """(H,) squared errors with each of these weights of a hit, (H,)."""
         nonlocal window
-        gates = layer.gates(inputs.x, context)
+        gates = layer.gates(inputs.x, context, inputs.k, inputs.v)
         if layer.all_in_window(inputs.q):
             given = layer.attend(inputs.q, inputs.k, inputs.v, gates, context)
             return [(given - inputs.given).float().square().sum((0, 2, 3))] * len(log_scales)

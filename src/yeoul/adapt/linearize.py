@@ -175,7 +175,7 @@ class Alignment:
                 walk.advance(block.after_attention(walk.hidden, attended))
                 scale = attended.float().square().mean((0, 1)).sum()
             if _same_projections(linear, attention):
-                given = linear.attend(q, k, v, linear.gates(normed, context), context)
+                given = linear.attend(q, k, v, linear.gates(normed, context, k, v), context)
                 gap = torch.matmul((given - wanted).transpose(1, 2).flatten(2), attention.o_proj.weight.T)
             else:
                 gap = linear(normed, context) - attended

@@ -124,8 +124,15 @@ class ProjectedAttention(nn.Module):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q, k, v
 
-    def gates(self, x: Tensor, context: AttentionContext) -> Gates:
-        """What travels beside keys and values, from the layer's input (B, T, hidden): of softmax attention nothing."""
+    def gates(self, x: Tensor, context: AttentionContext, k: Tensor, v: Tensor) -> Gates:
+        """What travels beside keys and values (B, G, T, D), by name, each (B, G, T, ...): of softmax attention nothing.
+
+        Args:
+            x: (B, T, hidden), the layer's input, of which `project` made k and v.
+            context: of the call.
+            k: keys.
+            v: values.
+        """
         return {}
 
     def attend(
@@ -148,7 +155,7 @@ class ProjectedAttention(nn.Module):
         """(B, T, hidden) -> (B, T, hidden); appends to `cache` where one is given."""
         context = context or AttentionContext()
         q, k, v = self.project(x, context, cache)
-        return self.output(self.attend(q, k, v, self.gates(x, context), context, cache))
+        return self.output(self.attend(q, k, v, self.gates(x, context, k, v), context, cache))
 
     def output(self, y: Tensor) -> Tensor:
         """(B, H, T, D) to what the layer gives, (B, T, hidden)."""

@@ -8,12 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from yeoul.ops.exact_pairs import NOTHING, take
 from yeoul.ops.linear_attention import LinearState
 from yeoul.ops.window import Sinks
 
 Gates = dict[str, Tensor]
 """Numbers of each token that travel beside its key and value, by name, each (B, G, T, ...): write strength and
 log-decay in fp32, and whatever else a layer's state is told of a token when it takes it in."""
+
+SCORE = "score"
+"""Among the gates of layers that keep exact pairs: how much a key is worth keeping when it leaves the window."""
+
+
+YOUNGEST = 2**31 - 1
+"""Age of an empty slot."""
 
 
 class LayerCache:
@@ -95,7 +103,7 @@ class Columns(NamedTuple):
 
 
 class Column(NamedTuple):
-    """One of them: k and v (B, G, D), gates (B, G, ...), valid (B,) bool, or None where it surely is a token."""
+    """One of them: k and v (B, G, D), gates (B, G, ...), valid (B, G or 1) bool, None where it surely is a token."""
 
     k: Tensor
     v: Tensor
@@ -107,15 +115,19 @@ class WindowCache(LayerCache):
     """The last w keys and values, in a ring, behind the first s of each text, its sinks; and the gates of the ring.
 
     Slots 0 ... s-1 hold the sinks and column c lies in slot s + c mod w. A sink passes through the ring too, so that
-    all rows keep step, but counts there as no token. Sinks need no gates: they never leave.
+    all rows keep step, but counts there as no token. Sinks need no gates: they never leave. Behind the ring, L slots
+    hold the pairs that are kept when they leave it, in any order (`yeoul.ops.exact_pairs`).
     """
 
-    def __init__(self, window: int, sinks: int = 0) -> None:
-        self.window, self.sinks = window, sinks
-        self.k: Tensor | None = None  # (B, G, s + w, D)
-        self.v: Tensor | None = None  # (B, G, s + w, D)
-        self.gates: Gates = {}  # each (B, G, w, ...)
-        self.valid: Tensor | None = None  # (B, s + w) bool: the slot holds a token
+    def __init__(self, window: int, sinks: int = 0, exact: int = 0) -> None:
+        self.window, self.sinks, self.exact = window, sinks, exact
+        self.k: Tensor | None = None  # (B, G, s + w + L, D)
+        self.v: Tensor | None = None  # (B, G, s + w + L, D)
+        self.gates: Gates = {}  # each (B, G, w + L, ...), the score of an empty slot is NOTHING
+        self.valid: Tensor | None = None  # (B, s + w + L) bool: the slot holds a token
+        self.age: Tensor | None = None  # (B, G, L) int32: smaller is older, YOUNGEST in an empty slot
+        self.clock = exact  # the age of the next pair that is kept
+        self.free = exact  # slots that may be empty in some row
         self.length = 0
         self.padded = 0  # pushes until the last padded column has left the ring
         self.sinks_full = sinks == 0  # every row has all its sinks
@@ -130,11 +142,14 @@ class WindowCache(LayerCache):
         self.gates = {name: gate.index_select(0, index) for name, gate in self.gates.items()}
 
     def _allocate(self, k: Tensor, v: Tensor, gates: Gates) -> None:
-        (B, G, _, D), slots = k.shape, self.sinks + self.window
+        (B, G, _, D), slots = k.shape, self.sinks + self.window + self.exact
         self.k, self.v = k.new_zeros(B, G, slots, D), v.new_zeros(B, G, slots, v.shape[3])
-        self.gates = {name: gate.new_zeros(B, gate.shape[1], self.window, *gate.shape[3:])
-                      for name, gate in gates.items()}  # fmt: skip
+        self.gates = {name: gate.new_zeros(B, G if self.exact else gate.shape[1], self.window + self.exact,
+                                           *gate.shape[3:]) for name, gate in gates.items()}  # fmt: skip
         self.valid = torch.zeros(B, slots, dtype=torch.bool, device=k.device)
+        if self.exact:
+            self.gates[SCORE][:, :, self.window :] = NOTHING
+            self.age = torch.full((B, G, self.exact), YOUNGEST, dtype=torch.int32, device=k.device)
 
     def extend(self, k: Tensor, v: Tensor, gates: Gates, mask: Tensor | None) -> Columns:
         """Appends (B, G, T, D) keys and values and (B, G, T, ...) gates, where `mask` (B, T) says that tokens stand.
@@ -147,27 +162,84 @@ class WindowCache(LayerCache):
         if self.k is None:
             self._allocate(k, v, gates)
         assert self.k is not None and self.v is not None and self.valid is not None
-        turn = -(self.length % w)
+        turn, ring = -(self.length % w), slice(s, s + w)
         new = torch.ones(B, T, dtype=torch.bool, device=k.device) if mask is None else mask
-        keys = torch.cat((self.k[:, :, s:].roll(turn, 2), k), dim=2)
-        values = torch.cat((self.v[:, :, s:].roll(turn, 2), v), dim=2)
-        beside = {name: torch.cat((self.gates[name].roll(turn, 2), gate), dim=2) for name, gate in gates.items()}
-        valid = torch.cat((self.valid[:, s:].roll(turn, 1), new), dim=1)
+        keys = torch.cat((self.k[:, :, ring].roll(turn, 2), k), dim=2)
+        values = torch.cat((self.v[:, :, ring].roll(turn, 2), v), dim=2)
+        beside = {name: torch.cat((self.gates[name][:, :, :w].roll(turn, 2), gate.expand(-1, heads, -1)), dim=2)
+                  for name, gate in gates.items() for heads in (self.gates[name].shape[1],)}  # fmt: skip
+        valid = torch.cat((self.valid[:, ring].roll(turn, 1), new), dim=1)
         taken = self._take_sinks(k, v, new) if s else None
         kept = valid if taken is None else valid & ~taken[0].is_sink
         self.length += T
         turn = self.length % w
-        self.k, self.v = keys[:, :, -w:].roll(turn, 2), values[:, :, -w:].roll(turn, 2)
-        self.gates = {name: gate[:, :, -w:].roll(turn, 2) for name, gate in beside.items()}
-        self.valid = kept[:, -w:].roll(turn, 1)
         recent = min(self.length, w)
         self.padded = 0 if bool(kept[:, -recent:].all()) else w
-        if taken is None:
-            return Columns(keys, values, beside, valid, None)
-        sinks, there = taken
-        self.k, self.v = torch.cat((sinks.k[:, :, 0], self.k), 2), torch.cat((sinks.v[:, :, 0], self.v), 2)
-        self.valid, self.sinks_full = torch.cat((there, self.valid), 1), bool(there.all())
+        sinks, there = (None, valid[:, :0]) if taken is None else taken
+        if sinks is not None:
+            self.sinks_full = bool(there.all())
+        first = (k[:, :, :0], v[:, :, :0]) if sinks is None else (sinks.k[:, :, 0], sinks.v[:, :, 0])
+        self.k = torch.cat((first[0], keys[:, :, -w:].roll(turn, 2), self.k[:, :, s + w :]), 2)
+        self.v = torch.cat((first[1], values[:, :, -w:].roll(turn, 2), self.v[:, :, s + w :]), 2)
+        self.gates = {name: torch.cat((gate[:, :, -w:].roll(turn, 2), self.gates[name][:, :, w:]), 2)
+                      for name, gate in beside.items()}  # fmt: skip
+        self.valid = torch.cat((there, kept[:, -w:].roll(turn, 1), self.valid[:, s + w :]), 1)
         return Columns(keys, values, beside, valid, sinks)
+
+    def kept(self) -> Columns:
+        """The pairs that are kept, oldest first: L columns, of which the empty ones come last and are not valid."""
+        assert self.k is not None and self.v is not None and self.valid is not None and self.age is not None
+        order, slots = self.age.sort(dim=-1, stable=True).indices, self.sinks + self.window
+        gates = {name: take(gate[:, :, self.window :], order) for name, gate in self.gates.items()}
+        keys, values = (take(x[:, :, slots:], order) for x in (self.k, self.v))
+        return Columns(keys, values, gates, self.valid[:, slots:], None)
+
+    def keep(self, pairs: Columns) -> None:
+        """Puts L columns, oldest first, in place of the pairs that are kept."""
+        assert self.k is not None and self.v is not None and self.valid is not None and self.age is not None
+        slots = self.sinks + self.window
+        self.k[:, :, slots:], self.v[:, :, slots:] = pairs.k, pairs.v
+        self.valid[:, slots:] = pairs.valid
+        for name, gate in pairs.gates.items():
+            self.gates[name][:, :, self.window :] = gate
+        there = pairs.valid[:, None]
+        self.gates[SCORE][:, :, self.window :].masked_fill_(~there, NOTHING)
+        ages = torch.arange(self.exact, dtype=torch.int32, device=self.age.device)
+        self.age.copy_(torch.where(there, ages, YOUNGEST))
+        self.clock = self.exact
+        self.free = self.exact - int(pairs.valid.sum(1).min()) if len(pairs.valid) else 0
+
+    def _exchange(self, left: Column) -> Column:
+        """Keeps a pair that has left the ring if it scores higher than another; what is evicted, where something is."""
+        assert self.k is not None and self.v is not None and self.valid is not None and self.age is not None
+        w, slots = self.window, self.sinks + self.window
+        scores = self.gates[SCORE][:, :, w:]  # (B, G, L)
+        lowest = scores.amin(-1, keepdim=True)
+        place = torch.where(scores == lowest, self.age, -1).argmax(-1, keepdim=True)  # (B, G, 1), of equals the newest
+        better = left.gates[SCORE][..., None] > lowest  # (B, G, 1)
+        there: Tensor | None = None
+        if left.valid is not None:
+            better = better & left.valid[..., None]
+        if self.free or left.valid is not None:
+            there = lowest[..., 0] > NOTHING
+            there = there if left.valid is None else there & left.valid
+            full = self.valid[:, slots:].scatter(1, place[:, 0], better[:, 0])  # empty slots are filled in all heads
+            self.valid[:, slots:] |= full
+            self.free = self.free if left.valid is not None else max(0, self.free - 1)
+
+        def swapped(held: Tensor, new: Tensor) -> Tensor:
+            """Puts (B, G, ...) into (B, G, L, ...) where it is better, and gives what does not stay."""
+            shape = (*place.shape, *(1 for _ in new.shape[2:]))
+            index, win = place.view(shape).expand(-1, -1, 1, *new.shape[2:]), better.view(shape)
+            old, new = held.gather(2, index), new[:, :, None]
+            held.scatter_(2, index, torch.where(win, new, old))
+            return torch.where(win, old, new)[:, :, 0]
+
+        k, v = swapped(self.k[:, :, slots:], left.k), swapped(self.v[:, :, slots:], left.v)
+        gates = {name: swapped(self.gates[name][:, :, w:], gate) for name, gate in left.gates.items()}
+        swapped(self.age, torch.full_like(place[..., 0], self.clock, dtype=torch.int32))
+        self.clock += 1
+        return Column(k, v, gates, there)
 
     def _take_sinks(self, k: Tensor, v: Tensor, new: Tensor) -> tuple[Sinks, Tensor]:
         """The sinks after new columns, of which `new` (B, T) are tokens; and which of them there are by now, (B, s)."""
@@ -191,7 +263,7 @@ class WindowCache(LayerCache):
         """Writes one token, (B, G, D) and gates (B, G, ...), in place of the ring's oldest; the sinks must be full.
 
         Returns:
-            The column that left; None while the ring still had room.
+            The column that left, or the pair that is no longer kept in its place; None while the ring had room.
         """
         if self.k is None:
             self._allocate(k[:, :, None], v[:, :, None], {name: gate[:, :, None] for name, gate in gates.items()})
@@ -199,9 +271,10 @@ class WindowCache(LayerCache):
         place = self.length % self.window
         slot, left = self.sinks + place, None
         if self.length >= self.window:
-            valid = self.valid[:, slot].clone() if self.padded else None
+            valid = self.valid[:, slot, None].clone() if self.padded else None
             beside = {name: gate[:, :, place].clone() for name, gate in self.gates.items()}
             left = Column(self.k[:, :, slot].clone(), self.v[:, :, slot].clone(), beside, valid)
+            left = self._exchange(left) if self.exact else left
         self.k[:, :, slot], self.v[:, :, slot] = k, v
         for name, gate in gates.items():
             self.gates[name][:, :, place] = gate
@@ -212,10 +285,11 @@ class WindowCache(LayerCache):
         return left
 
     def columns(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values in use, (B, G, up to s + w, D), in the order of the slots; valid (B, same), None: all."""
+        """Keys and values in use, (B, G, up to s + w + L, D), in the order of the slots; valid (B, same), None: all."""
         assert self.k is not None and self.v is not None and self.valid is not None
-        used = self.sinks + min(self.length, self.window)
-        valid = self.valid[:, :used] if self.padded else None
+        full = self.length >= self.window
+        used = self.sinks + (self.window + self.exact if full else self.length)
+        valid = self.valid[:, :used] if self.padded or (self.free and full) else None
         return self.k[:, :, :used], self.v[:, :, :used], valid
 
 
@@ -238,10 +312,11 @@ class StateCache(LayerCache):
 
 
 class HybridCache(LayerCache):
-    """A window of keys and values, with the sinks before it, and the state of what has left it."""
+    """A window of keys and values, with the sinks before it and the pairs kept of what has left it; a state of the
+    rest."""
 
-    def __init__(self, window: int, sinks: int = 0) -> None:
-        self.window = WindowCache(window, sinks)
+    def __init__(self, window: int, sinks: int = 0, exact: int = 0) -> None:
+        self.window = WindowCache(window, sinks, exact)
         self.linear = StateCache()
 
     def nbytes(self) -> int:

@@ -20,6 +20,7 @@ AttentionKind = Literal["softmax", "sliding", "dijiang", "hybrid", "dijiang-offi
 LINEAR_KINDS = ("dijiang", "hybrid", "dijiang-official")
 MOST_LAYERS = 1000
 MOST_SINKS = 2**16
+MOST_EXACT = 2**20
 LONGEST_CONVOLUTION = 64
 SIZES = {
     "vocab_size": 2**28, "hidden_size": 2**24, "num_layers": MOST_LAYERS, "num_heads": 2**16, "num_kv_heads": 2**16,
@@ -60,8 +61,10 @@ class ModelConfig:
         short_conv: positions that a convolution over queries, keys and values of "dijiang" and "hybrid" layers spans,
             see `ShortConvolution`; 0 is none.
         window: of "hybrid" layers, and of "sliding" ones where `sliding_window` is None.
-        sinks: how many of the first tokens of every text "sliding" and "hybrid" layers always see, beside their
-            window and without counting into it (Xiao and others 2023, arXiv 2309.17453).
+        sinks: how many of the first tokens of every text "hybrid" layers always see, beside their window and without
+            counting into it (Xiao and others 2023, arXiv 2309.17453); and "sliding" ones where `sliding_sinks` is None.
+        exact: how many pairs of key and value each key-value head of "hybrid" layers keeps beside window and sinks, see
+            `yeoul.ops.exact_pairs`; one number stands for all of them, otherwise one for each layer of the model.
         attention_scale: factor of the scores; None means 1 / sqrt(head_dim).
         attention_softcap: scores s become cap * tanh(s / cap) (Gemma 2); None leaves them.
         logit_softcap: the same of the logits.
@@ -97,6 +100,8 @@ class ModelConfig:
     window: int = 64
     sliding_window: int | None = None
     sinks: int = 0
+    sliding_sinks: int | None = None
+    exact: tuple[int, ...] = (0,)
     feature_map: FeatureMapConfig = field(default_factory=FeatureMapConfig)
     state_update: str = "additive"
     short_conv: int = 0
@@ -149,6 +154,10 @@ class ModelConfig:
         if isinstance(self.rope_scaling, Mapping):
             put("rope_scaling", _built(RopeScaling, self.rope_scaling, "rope_scaling"))
         put("no_rope_layers", tuple(self.no_rope_layers))
+        exact = tuple(self.exact) if len(self.exact) != 1 else tuple(self.exact) * self.num_layers
+        if len(exact) != self.num_layers:
+            raise UserError(f"exact names {len(exact)} layers, but num_layers is {self.num_layers}")
+        put("exact", tuple(n if kind == "hybrid" else 0 for n, kind in zip(exact, self.attention, strict=True)))
         for kind in self.attention:
             check_choice("attention", kind, ("softmax", "sliding", *LINEAR_KINDS))
         STATE_UPDATES.check(self.state_update)
@@ -188,8 +197,12 @@ class ModelConfig:
                 raise UserError(f"{name} must be a positive whole number, not {shown(value)}")
             if value > largest:
                 raise UserError(f"{name} is {value:,}, which is more than any model has ({largest:,})")
-        if not is_whole(self.sinks, 0) or self.sinks > MOST_SINKS:
-            raise UserError(f"sinks must be a whole number from 0 to {MOST_SINKS:,}, not {shown(self.sinks)}")
+        check_list("exact", self.exact, int)
+        sinks = (self.sinks, *(() if self.sliding_sinks is None else (self.sliding_sinks,)))
+        for name, numbers, most in (("sinks", sinks, MOST_SINKS), ("exact", self.exact, MOST_EXACT)):
+            for number in numbers:
+                if not is_whole(number, 0) or number > most:
+                    raise UserError(f"{name} must be a whole number from 0 to {most:,}, not {shown(number)}")
         if not is_whole(self.short_conv, 0) or self.short_conv > LONGEST_CONVOLUTION:
             raise UserError(
                 f"short_conv must be a whole number from 0 to {LONGEST_CONVOLUTION}, not {shown(self.short_conv)}"

@@ -36,11 +36,13 @@ def make_attention(config: ModelConfig, layer: int) -> ProjectedAttention:
     if kind == "softmax":
         return SoftmaxAttention(**projections)  # type: ignore[arg-type]
     if kind == "sliding":
-        return SlidingAttention(window=config.sliding_window or config.window, sinks=config.sinks, **projections)
+        sinks = config.sinks if config.sliding_sinks is None else config.sliding_sinks
+        return SlidingAttention(window=config.sliding_window or config.window, sinks=sinks, **projections)
     if kind == "dijiang-official":
         return OfficialDiJiangAttention(length=config.max_position_embeddings, **projections)
     window, sinks = (config.window, config.sinks) if kind == "hybrid" else (0, 0)
-    own = dict(window=window, sinks=sinks, feature_map=config.feature_map, short_conv=config.short_conv)
+    own = dict(window=window, sinks=sinks, exact=config.exact[layer], feature_map=config.feature_map,
+               short_conv=config.short_conv)  # fmt: skip
     linear: ProjectedAttention = STATE_UPDATES[config.state_update](**projections, **own)
     return linear
 

@@ -15,11 +15,19 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from yeoul.model.attention import AttentionContext, ProjectedAttention, causal_attention, window_columns
-from yeoul.model.cache import Gates, HybridCache, LayerCache, StateCache
+from yeoul.model.attention import (
+    AttentionContext,
+    ProjectedAttention,
+    WindowColumns,
+    causal_attention,
+    window_columns,
+)
+from yeoul.model.cache import SCORE, Columns, Gates, HybridCache, LayerCache, StateCache
+from yeoul.model.exact_score import ExactScore
 from yeoul.model.feature_maps.base import FeatureMap, make_feature_map
 from yeoul.model.feature_maps.config import FeatureMapConfig
 from yeoul.model.short_conv import ShortConvolution
+from yeoul.ops.exact_pairs import NOTHING, Kept, select_pairs, take
 from yeoul.ops.window import Terms, join_terms, ring_terms, window_terms
 
 POSITIONS = "positions"
@@ -27,7 +35,8 @@ POSITIONS = "positions"
 
 
 class Positions(NamedTuple):
-    """Of queries and of the keys that enter the state with them, (B or 1, T) int64; None where nobody asks."""
+    """Of queries (B or 1, T) and of the keys that enter the state with them, (B or 1, T) or of each key-value head
+    (B, G, T), int64; None where nobody asks."""
 
     q: Tensor | None = None
     k: Tensor | None = None
@@ -54,7 +63,8 @@ class LinearAttention(ProjectedAttention):
     - `set_decay` and `tunables`, where it can begin on what is known of a teacher.
 
     With `sinks` the first tokens of every text always stay in the softmax, too: they neither count into the
-    window nor enter the state (arXiv 2309.17453).
+    window nor enter the state (arXiv 2309.17453). With `exact` so do, of all keys that have left the window, the ones
+    that score highest (`ExactScore`); a key enters the state when a better one takes its place, not before.
 
     Args:
         hidden_size: width of input and output.
@@ -63,6 +73,7 @@ class LinearAttention(ProjectedAttention):
         head_dim: D; None means hidden_size / num_heads.
         window: w; 0 means linear attention alone.
         sinks: how many of the first tokens stay in the softmax; they need a window.
+        exact: how many pairs of key and value each key-value head keeps beside its window; they need one.
         causal: False lets every position see all others (vision, audio, encoders), where the state update can; it
             excludes a window, decay and a short convolution.
         feature_map: the features and what of them is trained.
@@ -103,6 +114,7 @@ class LinearAttention(ProjectedAttention):
         *,
         window: int = 0,
         sinks: int = 0,
+        exact: int = 0,
         causal: bool = True,
         feature_map: FeatureMapConfig | None = None,
         short_conv: int = 0,
@@ -117,16 +129,17 @@ class LinearAttention(ProjectedAttention):
         config = feature_map or FeatureMapConfig()
         if not causal and (window or short_conv or config.decay != "none"):
             raise ValueError("a window, a decay and a convolution have a direction: they need causal=True")
-        if sinks and not window:
-            raise ValueError("sinks stand beside a window: they need window > 0")
+        if (sinks or exact) and not window:
+            raise ValueError("sinks and exact pairs stand beside a window: they need window > 0")
         if config.decay != "none" and not self.takes_decay:
             raise ValueError("the state has a decay of its own in place of the feature map's")
-        self.window, self.sinks, self.causal = window, sinks, causal
+        self.window, self.sinks, self.exact, self.causal = window, sinks, exact, causal
         self.feature_map = make_feature_map(self.head_dim, self.num_kv_heads, config, self.scale)
         if self.feature_map.signed and not self.takes_signed:
             raise ValueError(f"the feature map {config.name!r} has both signs, which only the delta rule takes")
         channels = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.short_conv = ShortConvolution(channels, short_conv) if short_conv else None
+        self.exact_score = ExactScore(self.hidden_size, self.num_kv_heads, self.head_dim) if exact else None
 
     # -- what state updates say of themselves
 
@@ -152,7 +165,8 @@ class LinearAttention(ProjectedAttention):
             gates: of the tokens of k and v, from `gates`: each (B, G, T, ...).
             state: what came before; takes what comes out. None is nothing, and nothing is kept.
             positions: of q and k, where the feature map asks for them.
-            written: (B or 1, T) bool, which of the keys enter; a column that does not lets nothing decay. None: all.
+            written: (B or 1, G or 1, T) bool, which of the keys enter; a column that does not lets nothing decay. None:
+                all.
             mask: (B, T) bool, False at padding, whose output is 0.
             seq_ids: (B, T) int64, packed sequences, each with a state of its own.
         """
@@ -169,7 +183,7 @@ class LinearAttention(ProjectedAttention):
         positions: Positions,
         written: Tensor | None = None,
     ) -> Terms:
-        """The same of one token: q (B, H, 1, D), k and v (B, G, D), gates (B, G, ...), written (B,) bool."""
+        """The same of one token: q (B, H, 1, D), k and v (B, G, D), gates (B, G, ...), written (B, G or 1) bool."""
         raise TypeError(f"{type(self).__name__} has no read_step()")
 
     def combine(self, read: Terms, window: Terms | None) -> Tensor:
@@ -201,7 +215,7 @@ class LinearAttention(ProjectedAttention):
 
     def new_cache(self) -> StateCache | HybridCache:
         """A linear state, and with a window the ring of its keys, values and gates."""
-        return HybridCache(self.window, self.sinks) if self.window else StateCache()
+        return HybridCache(self.window, self.sinks, self.exact) if self.window else StateCache()
 
     def forward(
         self,
@@ -238,14 +252,17 @@ class LinearAttention(ProjectedAttention):
         q, k, v = mixed.split((q.shape[-1], k.shape[-1], v.shape[-1]), dim=-1)
         return q, k, v
 
-    def gates(self, x: Tensor, context: AttentionContext) -> Gates:
+    def gates(self, x: Tensor, context: AttentionContext, k: Tensor, v: Tensor) -> Gates:
         """What each token says beside its key and value, by name: each (B, G, T, ...), numbers in fp32 at least."""
-        if not self.feature_map.uses_positions:
-            return {}
-        positions = context.positions
-        if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device)[None]
-        return {POSITIONS: positions.expand(x.shape[0], -1)[:, None]}
+        gates: Gates = {}
+        if self.exact_score is not None:
+            gates[SCORE] = self.exact_score(x, k, v)
+        if self.feature_map.uses_positions:
+            positions = context.positions
+            if positions is None:
+                positions = torch.arange(x.shape[1], device=x.device)[None]
+            gates[POSITIONS] = positions.expand(x.shape[0], -1)[:, None]
+        return gates
 
     def attend(
         self,
@@ -276,7 +293,7 @@ class LinearAttention(ProjectedAttention):
 
     def all_in_window(self, q: Tensor, cache: LayerCache | None = None) -> bool:
         """Whether the queries (B, H, T, D) see all there is by softmax, so that the state would stay empty."""
-        return cache is None and q.shape[2] <= self.window and self.window_enabled
+        return cache is None and q.shape[2] <= self.window + self.exact and self.window_enabled
 
     def parts(
         self,
@@ -292,7 +309,7 @@ class LinearAttention(ProjectedAttention):
         """What the window gives, None without one, and what the state gives, of whole sequences: `combine` joins them.
 
         Arguments as `attend`; `window` is what the window gives, where that is known. Key t of the state is the one
-        that leaves the window at query t: keys shifted by w.
+        that leaves the window at query t, keys shifted by w, or the pair that is evicted then.
         """
         if not self.window:
             positions = Positions(_of(gates), _of(gates))
@@ -300,19 +317,43 @@ class LinearAttention(ProjectedAttention):
                 q, k, v, gates, None, positions=positions, mask=context.mask, seq_ids=context.seq_ids
             )
         T = q.shape[2]
+        before = cache.window.kept() if cache and self.exact and cache.window.k is not None else None
         seen = window_columns(k, v, gates, self.window, self.sinks, context, cache.window if cache else None)
+        leaving = self._leaving(seen, T, context, before, cache)
         if window is None:
             window = window_terms(
                 q, seen.k, seen.v, self.window, self.scale, valid=seen.valid, seq_ids=context.seq_ids,
-                key_seq_ids=seen.seq_ids, softcap=self.softcap, sinks=seen.sinks,
+                key_seq_ids=seen.seq_ids, softcap=self.softcap, sinks=seen.sinks, kept=leaving.kept,
             )  # fmt: skip
-        leaving = {name: gate[:, :, :T] for name, gate in seen.gates.items()}
         read = self.read(
-            q, seen.k[:, :, :T], seen.v[:, :, :T], leaving, cache.linear if cache else None,
-            positions=Positions(_of(gates), _of(leaving)), written=seen.leaving(T, context.seq_ids),
-            seq_ids=context.seq_ids,
+            q, leaving.k, leaving.v, leaving.gates, cache.linear if cache else None,
+            positions=Positions(_of(gates), _of(leaving.gates)), written=leaving.written, seq_ids=context.seq_ids,
         )  # fmt: skip
         return window, read
+
+    def _leaving(
+        self, seen: WindowColumns, T: int, context: AttentionContext, before: Columns | None, cache: HybridCache | None
+    ) -> _Leaving:
+        """What enters the state at each of T queries, and what is seen of the rest; `before` is what was kept."""
+        left = seen.leaving(T, context.seq_ids)
+        if not self.exact:
+            gates = {name: gate[:, :, :T] for name, gate in seen.gates.items()}
+            return _Leaving(seen.k[:, :, :T], seen.v[:, :, :T], gates, left[:, None], None)
+        scores = seen.gates[SCORE][:, :, :T]
+        keys, values, gates = seen.k, seen.v, seen.gates
+        if before is not None:
+            keys, values = torch.cat((before.k, keys), 2), torch.cat((before.v, values), 2)
+            gates = {name: torch.cat((before.gates[name], gate), 2) for name, gate in gates.items()}
+        chosen = select_pairs(
+            scores, left, self.exact, self.window, seq_ids=context.seq_ids,
+            before=None if before is None else before.gates[SCORE].masked_fill(~before.valid[:, None], NOTHING),
+        )  # fmt: skip
+        at = lambda columns: (take(keys, columns), take(values, columns))  # noqa: E731
+        of = lambda columns: {name: take(gate, columns) for name, gate in gates.items()}  # noqa: E731
+        if cache is not None:
+            cache.window.keep(Columns(*at(chosen.last), of(chosen.last), chosen.last_valid[:, 0], None))
+        kept = Kept(*at(chosen.kept), chosen.seen)
+        return _Leaving(*at(chosen.evicted), of(chosen.evicted), chosen.written, kept)
 
     def join(self, window: Terms, read: Terms) -> Tensor:
         """One normalisation for both parts, of which either may be switched off."""
@@ -335,7 +376,7 @@ class LinearAttention(ProjectedAttention):
         return self.combine(read, None).to(q.dtype)
 
     def positions_of(self, gates: Gates) -> Tensor | None:
-        """The positions that travel among gates (B, G, T, ...): (B or 1, T)."""
+        """The positions that travel among gates (B, G, T, ...): (B or 1, T), or (B, G, T) where heads differ."""
         return _of(gates)
 
     def _hybrid_step(self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, cache: HybridCache) -> Tensor:
@@ -359,10 +400,20 @@ class LinearAttention(ProjectedAttention):
         )  # fmt: skip
 
 
+class _Leaving(NamedTuple):
+    """Of T queries: the pair that enters the state at each, (B, G, T, ...), whether one does, and what is seen."""
+
+    k: Tensor
+    v: Tensor
+    gates: Gates
+    written: Tensor
+    kept: Kept | None
+
+
 def _of(gates: Gates) -> Tensor | None:
-    """The positions that travel among gates: (B or 1, T)."""
+    """The positions that travel among gates: (B or 1, T), or (B, G, T) where heads differ."""
     positions = gates.get(POSITIONS)
-    return None if positions is None else positions[:, 0]
+    return None if positions is None else positions[:, 0] if positions.shape[1] == 1 else positions
 
 
 def _first(gates: Gates) -> Gates:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from yeoul.ops.exact_pairs import Kept
+
 
 @functools.lru_cache(maxsize=16)
 @torch.inference_mode(False)  # what is kept here serves training too
@@ -123,6 +125,7 @@ def window_terms(
     key_seq_ids: Tensor | None = None,
     softcap: float | None = None,
     sinks: Sinks | None = None,
+    kept: Kept | None = None,
 ) -> Terms:
     """The sums of softmax attention over the last `window` keys; the attention itself is `numerator / denominator`.
 
@@ -137,6 +140,7 @@ def window_terms(
         key_seq_ids: (B, w + T), with `seq_ids`.
         softcap: of the scores, see `soft_cap`.
         sinks: tokens that are seen beside the window; None means none.
+        kept: keys that have left the window and are seen all the same; None means none.
 
     Returns:
         In fp32 (fp64 for fp64 inputs); the scale is that of a query's largest score. A query without any key has
@@ -161,7 +165,11 @@ def window_terms(
         allowed = _with_sinks(allowed, sinks, seq_ids, pad)
         keys = torch.cat((keys, sinks.k.transpose(-1, -2).expand(-1, -1, n, -1, -1)), dim=-1)
         values = torch.cat((values, sinks.v.expand(-1, -1, n, -1, -1)), dim=-2)
-    S = keys.shape[-1]  # 2w, and the sinks
+    if kept is not None:
+        allowed = _with_kept(allowed, kept)
+        keys = torch.cat((keys, kept.k.transpose(-1, -2)), dim=-1)
+        values = torch.cat((values, kept.v), dim=-2)
+    S = keys.shape[-1]  # 2w, the sinks, and what is kept
     scores = torch.matmul(q, keys).to(wide).view(B, G, n, R, w, S) * scale
     if softcap is not None:
         scores = soft_cap(scores, softcap)
@@ -217,6 +225,15 @@ def _with_sinks(allowed: Tensor, sinks: Sinks, seq_ids: Tensor | None, pad: int)
     rows = max(allowed.shape[0], seen.shape[0])
     parts = (part.expand(rows, 1, n, 1, w, -1) for part in (allowed, seen))
     return torch.cat(tuple(parts), dim=-1)
+
+
+def _with_kept(allowed: Tensor, kept: Kept) -> Tensor:
+    """What a query may see, (B or 1, 1, n or 1, 1, w, S), with what it sees of the keys that have left: + L."""
+    B, G, n, w, _ = kept.seen.shape
+    room = kept.k.shape[3]
+    allowed, seen = allowed.expand(B, G, n, 1, w, -1), kept.seen[:, :, :, None]
+    leavers = allowed[..., :w] | seen[..., room:]
+    return torch.cat((leavers, allowed[..., w:], seen[..., :room]), dim=-1)
 
 
 def sliding_attention(

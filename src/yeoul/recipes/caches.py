@@ -10,6 +10,8 @@ from yeoul.model.state_updates.registry import STATE_UPDATES
 
 STATE_WIDTH = 4
 """Bytes of a number of a linear state: always fp32."""
+AGE_WIDTH = 4
+"""Bytes of the age of an exact pair, int32."""
 POSITION_WIDTH = 8
 """Bytes of a position that travels with a token, int64."""
 
@@ -26,30 +28,30 @@ def cache_bytes(config: ModelConfig, width: int) -> tuple[int, int]:
     fixed = growing = 0
     _, G, D = config.heads
     pair = 2 * G * D * width  # the key and the value of a token
-    for kind, layers in Counter(config.attention).items():
+    for (kind, exact), layers in Counter(zip(config.attention, config.exact, strict=True)).items():
         if kind == "softmax":
             growing += layers * pair
         elif kind == "sliding":
-            fixed += layers * _slots(config, config.sliding_window or config.window, pair)
+            sinks = config.sinks if config.sliding_sinks is None else config.sliding_sinks
+            fixed += layers * ((config.sliding_window or config.window) + sinks) * (pair + 1)
         elif kind == "dijiang-official":
             fixed += layers * G * (D * D + D) * STATE_WIDTH
         else:
-            ring = _slots(config, config.window, pair) + config.window * _gates(config) if kind == "hybrid" else 0
+            ring = _ring(config, exact, pair) if kind == "hybrid" else 0
             fixed += layers * (ring + _state(config, width))
     return fixed, growing
 
 
-def _slots(config: ModelConfig, window: int, pair: int) -> int:
-    """A window and its sinks: keys, values, and whether the place is taken."""
-    return (window + config.sinks) * (pair + 1)
-
-
-def _gates(config: ModelConfig) -> int:
-    """What travels with a token through the window."""
+def _ring(config: ModelConfig, exact: int, pair: int) -> int:
+    """A window, its sinks and the exact pairs: keys, values, and whether the place is taken; and what travels with a
+    token, of exact pairs its age too."""
     _, G, _ = config.heads
-    positions = POSITION_WIDTH if FEATURE_MAPS.declared(config.feature_map.name).uses_positions else 0
+    heads = G if exact else 1
+    positions = POSITION_WIDTH * heads if FEATURE_MAPS.declared(config.feature_map.name).uses_positions else 0
     numbers: int = STATE_UPDATES.declared(config.state_update).gate_numbers(config.feature_map.decay)
-    return positions + G * numbers * STATE_WIDTH
+    gates = positions + G * (numbers + (exact > 0)) * STATE_WIDTH
+    places = config.window + config.sinks + exact
+    return places * (pair + 1) + (config.window + exact) * gates + exact * G * AGE_WIDTH
 
 
 def _state(config: ModelConfig, width: int) -> int:

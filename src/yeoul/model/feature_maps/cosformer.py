@@ -55,6 +55,7 @@ class CosformerFeatureMap(FeatureMap):
         x = wide(x)
         if positions is None:
             positions = torch.arange(x.shape[2], device=x.device)[None]
-        angle = (positions.to(x.dtype).clamp(0, self.length) * (math.pi / 2 / self.length))[:, None, :, None]
+        positions = positions[:, None] if positions.dim() == 2 else positions  # (B or 1, G or 1, T)
+        angle = (positions.to(x.dtype).clamp(0, self.length) * (math.pi / 2 / self.length))[..., None]
         logs = x.clamp_min(LEAST).log() + self.log_mass.to(x.dtype)[:, None, None]
         return torch.cat((logs + angle.cos().clamp_min(LEAST).log(), logs + angle.sin().clamp_min(LEAST).log()), dim=-1)

@@ -82,9 +82,9 @@ class DiJiangAttention(LinearAttention):
         if self.decay_proj is not None:
             self.decay_proj.bias.copy_(torch.log(torch.expm1(rates)))
 
-    def gates(self, x: Tensor, context: AttentionContext) -> Gates:
+    def gates(self, x: Tensor, context: AttentionContext, k: Tensor, v: Tensor) -> Gates:
         """With decay "gated" the log_decay (B, G, T) of each token."""
-        gates = super().gates(x, context)
+        gates = super().gates(x, context, k, v)
         if self.decay_proj is not None:
             gates["log_decay"] = -F.softplus(self.decay_proj(x)).contiguous()
         return gates
@@ -140,8 +140,8 @@ class DiJiangAttention(LinearAttention):
         if decay is None and self.log_decay is not None:
             decay = self.log_decay[None, :, None]
         if written is not None:
-            keys = keys * written[:, None, :, None]
-            decay = None if decay is None else decay * written[:, None]
+            keys = keys * written[..., None]
+            decay = None if decay is None else decay * written
         before = state.state if state else None
         terms, after = linear_attention(
             features, keys, F.pad(v.to(wide), (0, 1), value=1.0),  # ones give the denominator
@@ -168,8 +168,8 @@ class DiJiangAttention(LinearAttention):
         queries, shift = _shifted(query_logs)  # (B, G, R, M)
         features, decay = _key_features(key_logs), gates.get("log_decay", self.log_decay)
         if written is not None:
-            features = features * written[:, None, None]
-            decay = None if decay is None else decay * written[:, None]
+            features = features * written[..., None]
+            decay = None if decay is None else decay * written
         out, state.state = recurrent_step(
             queries.flatten(1, 2), features, v.to(queries.dtype), state.state, decay,
             normalize=False, inplace=not torch.is_grad_enabled(),

@@ -102,11 +102,11 @@ class GatedDeltaAttention(LinearAttention):
                 self.read_mass.fill_(FIRST_READ_SCALE if self.window else 0.0)
                 self.read_direction.zero_()
 
-    def gates(self, x: Tensor, context: AttentionContext) -> Gates:
+    def gates(self, x: Tensor, context: AttentionContext, k: Tensor, v: Tensor) -> Gates:
         """Write strength and log_decay of each token, (B, G, T) fp32."""
         strength = torch.sigmoid(self.beta_proj(x))
         log_decay = -self.decay_log.to(strength.dtype).exp()[:, None] * F.softplus(self.decay_proj(x))
-        return super().gates(x, context) | {
+        return super().gates(x, context, k, v) | {
             "write_strength": strength.contiguous(),
             "log_decay": log_decay.contiguous(),
         }
@@ -126,7 +126,7 @@ class GatedDeltaAttention(LinearAttention):
     ) -> Terms:
         """See `LinearAttention.read`: r, h and m of this class."""
         features, keys = self.feature_map.unit(q, positions.q), self.feature_map.unit_of_keys(k, positions.k)
-        strength, log_decay = _where_written(gates, None if written is None else written[:, None])
+        strength, log_decay = _where_written(gates, written)
         read, after = delta_rule(
             features, keys, F.pad(v.to(features.dtype), (0, 1), value=1.0), strength, log_decay,
             mask=mask, seq_ids=seq_ids, initial_state=state.s if state else None, return_state=True,
@@ -149,7 +149,7 @@ class GatedDeltaAttention(LinearAttention):
         """See `LinearAttention.read_step`."""
         queries = q.unflatten(1, (self.num_kv_heads, -1)).squeeze(3)  # (B, G, R, D)
         features, key = self.feature_map.unit_of_step(queries, k[:, :, None], positions.q, positions.k)
-        strength, log_decay = _where_written(gates, None if written is None else written[:, None])
+        strength, log_decay = _where_written(gates, written)
         out, state.s = delta_step(
             features.flatten(1, 2), key, F.pad(v.to(key.dtype), (0, 1), value=1.0), strength, state.s, log_decay,
             inplace=not torch.is_grad_enabled(),

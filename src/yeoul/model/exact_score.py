@@ -1,0 +1,43 @@
+"""How much a key is worth keeping when it leaves the window: known when the key is, so that eviction needs no look
+ahead."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ExactScore(nn.Module):
+    """A number of each key for each key-value head, linear in the layer's input, the key and the value.
+
+    As in KVzap (Jegou and others 2026, arXiv 2601.07891) it stands for the most attention that a query beyond the
+    window will pay to the key. Computed in fp32, autocast or not. Before it is fitted all keys are worth 0, and the
+    oldest stay.
+
+    Parameters: weight (G, hidden + 2 D), of x, k and v.
+    """
+
+    keep_in_fp32: ClassVar[tuple[str, ...]] = ("*",)
+
+    def __init__(self, hidden_size: int, num_kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.sizes = hidden_size, head_dim, head_dim
+        self.weight = nn.Parameter(torch.empty(num_kv_heads, sum(self.sizes)), requires_grad=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zeros; nothing on the meta device."""
+        if not self.weight.is_meta:
+            nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """x (B, T, hidden), k and v (B, G, T, D) to (B, G, T) fp32 (fp64 for fp64 weights)."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        of_x, of_k, of_v = self.weight.to(wide).split(self.sizes, dim=1)
+        with torch.autocast(x.device.type, enabled=False):
+            score = F.linear(x.to(wide), of_x).transpose(1, 2)
+            score = score + torch.matmul(k.to(wide), of_k[..., None])[..., 0]
+            return score + torch.matmul(v.to(wide), of_v[..., None])[..., 0]
