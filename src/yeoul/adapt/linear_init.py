@@ -23,18 +23,19 @@ Taylor-Calibrate (2026) in spirit, which fits other parameters.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from yeoul.adapt.codebook_init import fit_codebook
+from yeoul.adapt.exact_init import LayerInputs, entry_times, fit_scores
 from yeoul.data.batch import Batch
 from yeoul.model.attention import AttentionContext, ProjectedAttention, SoftmaxAttention
 from yeoul.model.decoder import Decoder
 from yeoul.model.feature_maps.base import SeparateFeatureMaps, VectorStatistics
+from yeoul.model.feature_maps.codebook import CodebookFeatureMap
 from yeoul.model.linear_attention import LinearAttention, Tunable
 from yeoul.ops.window import Terms
 
@@ -64,24 +65,6 @@ class HeadStatistics:
     far_share: Tensor
     query_norm: Tensor
     key_norm: Tensor
-
-
-class LayerInputs(NamedTuple):
-    """What a softmax layer is given and gives.
-
-    Attributes:
-        x: (B, T, hidden), what enters the layer.
-        q: (B, H, T, D), rotated and normalised.
-        k: (B, G, T, D).
-        v: (B, G, T, D).
-        given: (B, H, T, D), what its attention gives.
-    """
-
-    x: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    given: Tensor
 
 
 @torch.no_grad()
@@ -172,10 +155,14 @@ def _calibrate_layer(layer: LinearAttention, inputs: LayerInputs) -> HeadStatist
         _separate(maps, _grouped(q, layer.num_kv_heads), _grouped(k, layer.num_kv_heads))
     distance = statistics.distance.view(layer.num_kv_heads, -1).mean(1).clamp_min(1e-3)
     layer.set_decay(torch.log1p(1 / distance))  # a geometric weight r^n has the mean r / (1 - r)
-    if layer.tunables():
+    if layer.exact:
+        fit_scores(layer, inputs)
+    if isinstance(maps, CodebookFeatureMap):
+        fit_codebook(layer, inputs)
+    elif layer.tunables():
         _search(layer, LayerInputs(*(tensor[:2] for tensor in inputs)))
     elif layer.window:
-        _match_scales(layer, q[:4], k[:4])
+        _match_scales(layer, LayerInputs(*(tensor[:4] for tensor in inputs)))
     return statistics
 
 
@@ -218,20 +205,19 @@ def _root(matrix: Tensor) -> Tensor:
     return (vectors * values.clamp_min(1e-20).sqrt()[..., None, :]) @ vectors.transpose(-1, -2)
 
 
-def _match_scales(layer: LinearAttention, q: Tensor, k: Tensor) -> None:
-    """One constant for each key-value head, so that the far positions weigh on average what softmax gives them."""
-    maps = layer.feature_map
+def _match_scales(layer: LinearAttention, inputs: LayerInputs) -> None:
+    """One constant for each key-value head, so that what the state holds weighs on average what softmax gives it."""
+    maps, q, k = layer.feature_map, inputs.q, inputs.k
     scales = [m.log_scale for m in layer.maps() if m.log_scale is not None]
-    T, first = q.shape[2], layer.window + layer.sinks
+    (N, H, T, _), G = q.shape, layer.num_kv_heads
+    first = layer.window + layer.sinks + layer.exact
     if not scales or T <= first + 1:
         return
-    G = layer.num_kv_heads
-    place = torch.arange(T, device=q.device)
-    far = (place[:, None] - place[None] >= layer.window) & (place[None] >= layer.sinks)
-    wanted = _scores(q, k, layer.scale).masked_fill(~far, -torch.inf).logsumexp(-1)  # (N, H, T)
+    entered = entry_times(layer, inputs)  # (N, G, T)
+    held = (entered[:, :, None] <= torch.arange(T)[:, None]).repeat_interleave(H // G, 1)  # (N, H, T, T)
+    wanted = _scores(q, k, layer.scale).masked_fill(~held, -torch.inf).logsumexp(-1)  # (N, H, T)
     query_logs, key_logs = maps(q), maps.of_keys(k)
-    summed = _far_sums(key_logs, layer.window, layer.sinks)  # (N, G, T, M), logarithms
-    N, H = q.shape[:2]
+    summed = _entered(key_logs, entered).logcumsumexp(2)  # (N, G, T, M)
     given = (query_logs.view(N, G, H // G, T, -1) + summed[:, :, None]).logsumexp(-1).view(N, H, T)
     gap = (wanted - given)[:, :, first + 1 :].mean((0, 2)).view(G, -1).mean(1)
     gap = torch.where(gap.isfinite(), gap, torch.zeros_like(gap))
@@ -298,10 +284,9 @@ def _bandwidths(layer: LinearAttention) -> list[Tunable]:
     return [Tunable(maps[0].bandwidths, put)] if maps else []
 
 
-def _far_sums(logs: Tensor, window: int, sinks: int) -> Tensor:
-    """Logarithms of the keys' features summed over what lies behind the window: (N, G, T, M) to the same."""
-    past = logs.clone()
-    past[:, :, :sinks] = -math.inf
-    shifted = torch.full_like(past, -math.inf)
-    shifted[:, :, window:] = past[:, :, : logs.shape[2] - window]
-    return shifted.logcumsumexp(2)
+def _entered(logs: Tensor, entered: Tensor) -> Tensor:
+    """Logarithms of the features of the key that enters at each query, (N, G, T, M), -inf where none does."""
+    T = logs.shape[2]
+    found = logs.new_full((*logs.shape[:2], T + 1, logs.shape[3]), -torch.inf)
+    place = entered.clamp_max(T)[..., None].expand_as(logs)
+    return found.scatter(2, place, logs)[:, :, :T]

@@ -26,8 +26,8 @@ class Conversion:
     Attributes:
         attention: "hybrid" (a softmax window, linear attention before it) or "dijiang" (linear attention alone).
         window: of the hybrid, in positions.
-        sinks: first positions of every text that the hybrid's softmax always sees; a model with sliding layers,
-            which would see them too, gets none.
+        sinks: first positions of every text that the hybrid's softmax always sees; sliding layers keep their own.
+        exact: pairs that each key-value head keeps beside the window, see `ModelConfig`.
         feature_map: of the linear part.
         keep_softmax: layers that stay as they are, counted from 0.
         state_update: "additive", or "delta": see `ModelConfig`.
@@ -38,6 +38,7 @@ class Conversion:
     attention: str = "hybrid"
     window: int = 64
     sinks: int = 4
+    exact: tuple[int, ...] = (0,)
     feature_map: FeatureMapConfig = field(default_factory=lambda: FeatureMapConfig(name="fourier", separate=True))
     keep_softmax: tuple[int, ...] = ()
     state_update: str = "delta"
@@ -61,9 +62,12 @@ class Conversion:
         )
         if kinds == config.attention:
             raise UserError("the model has no softmax layer to linearize", fix="give a softmax model")
-        sinks = self.sinks if "hybrid" in kinds and "sliding" not in kinds else config.sinks
+        sinks, sliding_sinks = config.sinks, config.sliding_sinks
+        if "hybrid" in kinds:
+            sinks, sliding_sinks = self.sinks, sinks if "sliding" in kinds and sliding_sinks is None else sliding_sinks
         return config.with_(
-            attention=kinds, sinks=sinks, window=self.window, feature_map=self.feature_map,
+            attention=kinds, sinks=sinks, sliding_sinks=sliding_sinks, exact=self.exact if "hybrid" in kinds else (0,),
+            window=self.window, feature_map=self.feature_map,
             state_update=self.state_update, short_conv=self.short_conv,
             sliding_window=config.sliding_window or config.window, trained_context=self.trained_context,
         )  # fmt: skip

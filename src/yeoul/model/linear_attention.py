@@ -134,7 +134,7 @@ class LinearAttention(ProjectedAttention):
         if config.decay != "none" and not self.takes_decay:
             raise ValueError("the state has a decay of its own in place of the feature map's")
         self.window, self.sinks, self.exact, self.causal = window, sinks, exact, causal
-        self.feature_map = make_feature_map(self.head_dim, self.num_kv_heads, config, self.scale)
+        self.feature_map = make_feature_map(self.head_dim, self.num_kv_heads, config, self.scale, self.num_heads)
         if self.feature_map.signed and not self.takes_signed:
             raise ValueError(f"the feature map {config.name!r} has both signs, which only the delta rule takes")
         channels = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim

@@ -48,6 +48,7 @@ class FeatureMap(nn.Module):
         num_kv_heads: G.
         config: which features, how many, and what of them is trained.
         scale: factor of the scores q.k; None means 1 / sqrt(D).
+        num_heads: query heads H; None means G.
 
     Raises:
         UserError: the map cannot have as many features as the configuration asks for.
@@ -79,9 +80,17 @@ class FeatureMap(nn.Module):
         """Number of features where the configuration gives none."""
         return head_dim * (2 if pairs else 1)
 
-    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None) -> None:
+    def __init__(
+        self,
+        head_dim: int,
+        num_kv_heads: int,
+        config: FeatureMapConfig,
+        scale: float | None = None,
+        num_heads: int | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.head_dim, self.num_kv_heads = config, head_dim, num_kv_heads
+        self.num_heads = num_heads or num_kv_heads
         self.shrink = (scale or head_dim**-0.5) ** 0.5
         self.features = config.size(head_dim)
         self.count = self.features // 2 if config.pairs else self.features  # frequencies F
@@ -239,9 +248,13 @@ def wide(x: Tensor) -> Tensor:
 
 
 def make_feature_map(
-    head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None
+    head_dim: int,
+    num_kv_heads: int,
+    config: FeatureMapConfig,
+    scale: float | None = None,
+    num_heads: int | None = None,
 ) -> FeatureMap | SeparateFeatureMaps:
     """The map, or two of them, that the configuration names; arguments and errors are those of `FeatureMap`."""
     kind: type[FeatureMap] = FEATURE_MAPS[config.name]
-    make = lambda: kind(head_dim, num_kv_heads, config, scale)  # noqa: E731
+    make = lambda: kind(head_dim, num_kv_heads, config, scale, num_heads)  # noqa: E731
     return SeparateFeatureMaps(make) if config.separate else make()

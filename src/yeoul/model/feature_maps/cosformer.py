@@ -35,8 +35,15 @@ class CosformerFeatureMap(FeatureMap):
         """Two for each channel."""
         return 2 * head_dim
 
-    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale)
+    def __init__(
+        self,
+        head_dim: int,
+        num_kv_heads: int,
+        config: FeatureMapConfig,
+        scale: float | None = None,
+        num_heads: int | None = None,
+    ) -> None:
+        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
         if self.features != 2 * head_dim:
             raise UserError(
                 f"the feature map 'cosformer' has {2 * head_dim} features for heads of {head_dim}, not {self.features}"

@@ -21,8 +21,15 @@ class DiJiangCodeFeatureMap(FrequencyFeatureMap):
         pairs=(False,), kernel=("softmax",), learn=LEARNED,
     )  # fmt: skip
 
-    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale)
+    def __init__(
+        self,
+        head_dim: int,
+        num_kv_heads: int,
+        config: FeatureMapConfig,
+        scale: float | None = None,
+        num_heads: int | None = None,
+    ) -> None:
+        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
         self.shrink = 1.0
 
     def dct(self) -> Tensor:

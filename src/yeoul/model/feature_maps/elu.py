@@ -20,8 +20,15 @@ class EluFeatureMap(FeatureMap):
     Its logarithm is x below 0 and log(1 + x) above. Parameter (fp32): log_mass (G,).
     """
 
-    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale)
+    def __init__(
+        self,
+        head_dim: int,
+        num_kv_heads: int,
+        config: FeatureMapConfig,
+        scale: float | None = None,
+        num_heads: int | None = None,
+    ) -> None:
+        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
         if self.features != head_dim:
             raise UserError(
                 f"the feature map 'elu' has {head_dim} features for heads of {head_dim}, not {self.features}"

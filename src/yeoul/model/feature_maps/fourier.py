@@ -53,8 +53,15 @@ class FourierFeatureMap(FeatureMap):
         """Eight for each channel."""
         return head_dim * 8
 
-    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale)
+    def __init__(
+        self,
+        head_dim: int,
+        num_kv_heads: int,
+        config: FeatureMapConfig,
+        scale: float | None = None,
+        num_heads: int | None = None,
+    ) -> None:
+        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
         G, count, trained = num_kv_heads, self.count, config.learn
         self.frequencies = nn.Parameter(torch.empty(G, count), requires_grad="frequencies" in trained)
         self.directions = nn.Parameter(torch.empty(G, head_dim, count), requires_grad="directions" in trained)

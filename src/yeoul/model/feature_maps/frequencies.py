@@ -109,8 +109,15 @@ class FrequencyFeatureMap(FeatureMap):
     has_norm_term: ClassVar[bool] = True
     """Whether the logarithms of kernel "exp" have the term -|x'|^2 / 2."""
 
-    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale)
+    def __init__(
+        self,
+        head_dim: int,
+        num_kv_heads: int,
+        config: FeatureMapConfig,
+        scale: float | None = None,
+        num_heads: int | None = None,
+    ) -> None:
+        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
         trained = config.learn
         G = num_kv_heads
         self.frequencies = nn.Parameter(torch.empty(G, self.count), requires_grad="frequencies" in trained)

@@ -31,8 +31,15 @@ class HedgehogFeatureMap(FeatureMap):
     )  # fmt: skip
     learned: ClassVar[tuple[str, ...]] = ("directions",)
 
-    def __init__(self, head_dim: int, num_kv_heads: int, config: FeatureMapConfig, scale: float | None = None) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale)
+    def __init__(
+        self,
+        head_dim: int,
+        num_kv_heads: int,
+        config: FeatureMapConfig,
+        scale: float | None = None,
+        num_heads: int | None = None,
+    ) -> None:
+        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
         if self.count > head_dim:
             raise UserError(
                 f"the feature map 'hedgehog' has at most {2 * head_dim} features for heads of {head_dim}, "

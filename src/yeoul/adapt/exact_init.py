@@ -1,0 +1,120 @@
+"""Which keys are worth keeping, from what a teacher's later queries paid them: a ridge regression, in closed form.
+
+The target of a key is the logarithm of the most attention that any query beyond the window pays it, over the query
+heads that read it (KVzap's, Jegou and others 2026, arXiv 2601.07891, without its norms): what one later query needs
+badly is worth a place, not what many need a little, which a state can hold as well. The score has to be known when the
+key leaves the window, so that it is regressed on the layer's input, the key and the value.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from yeoul.model.attention import AttentionContext
+from yeoul.model.cache import SCORE
+from yeoul.model.linear_attention import LinearAttention
+from yeoul.ops.exact_pairs import select_pairs
+
+RIDGE = 0.01
+"""Penalty of the squared coefficients of standardised inputs, times the number of keys."""
+LEAST_ATTENTION = 1e-9
+LEAST_QUERIES = 64
+"""Queries beyond the window that a key must have had for what they paid it to count."""
+NEVER = 2**30
+
+
+class LayerInputs(NamedTuple):
+    """What a softmax layer is given and gives.
+
+    Attributes:
+        x: (B, T, hidden), what enters the layer.
+        q: (B, H, T, D), rotated and normalised.
+        k: (B, G, T, D).
+        v: (B, G, T, D).
+        given: (B, H, T, D), what its attention gives.
+    """
+
+    x: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    given: Tensor
+
+    def row(self, number: int) -> LayerInputs:
+        """One text alone."""
+        return LayerInputs(*(tensor[number : number + 1] for tensor in self))
+
+
+def far_mask(length: int, window: int, sinks: int) -> Tensor:
+    """(T, T) bool: key j has left the window of query i and is no sink."""
+    place = torch.arange(length)
+    return (place[:, None] - place[None] >= window) & (place[None] >= sinks)
+
+
+def scores_of(q: Tensor, k: Tensor, scale: float, softcap: float | None = None) -> Tensor:
+    """Scores of queries (R, N, D) on the keys (T, D) of their head, (R, N, T) fp32."""
+    scores = torch.matmul(q.float(), k.float().T) * scale
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+
+
+@torch.no_grad()
+def fit_scores(layer: LinearAttention, inputs: LayerInputs) -> list[float]:
+    """Sets the layer's `exact_score` from a teacher's attention on whole texts (row by row, O(T^2)).
+
+    Returns:
+        The correlation of fit and target of each key-value head, on the keys that it was fitted on; NaN and no change
+        where the texts are too short to have any key that a query beyond the window could see.
+    """
+    assert layer.exact_score is not None
+    (B, H, T, _), G = inputs.q.shape, inputs.k.shape[1]
+    last = T - layer.window - min(LEAST_QUERIES, max(1, (T - layer.window) // 4))
+    if last <= layer.sinks + 1:
+        return [math.nan] * G
+    keys, far = slice(layer.sinks, last), far_mask(T, layer.window, layer.sinks)
+    later = torch.ones(T, T, dtype=torch.bool).triu(1)
+    found = []
+    for g in range(G):
+        wanted, given = [], []
+        for row in range(B):
+            queries = inputs.q[row, g * (H // G) : (g + 1) * (H // G)]
+            scores = scores_of(queries, inputs.k[row, g], layer.scale, layer.softcap)
+            paid = scores.masked_fill_(later, -torch.inf).softmax(-1).masked_fill_(~far, 0).amax((0, 1))
+            wanted.append(paid[keys].clamp_min(LEAST_ATTENTION).log())
+            given.append(torch.cat((inputs.x[row], inputs.k[row, g], inputs.v[row, g]), -1)[keys])
+        weight, correlation = _ridge(torch.cat(given).double(), torch.cat(wanted).double())
+        layer.exact_score.weight[g] = weight.to(layer.exact_score.weight)
+        found.append(correlation)
+    return found
+
+
+def _ridge(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
+    """Coefficients (inputs,) of (N, inputs) for (N,), without the constant, and the fit's correlation with it."""
+    mean, spread = x.mean(0), x.std(0).clamp_min(1e-6)
+    z, y = (x - mean) / spread, y - y.mean()
+    penalty = RIDGE * len(z) * torch.eye(z.shape[1]).to(z)
+    weight = torch.linalg.solve(z.T @ z + penalty, z.T @ y)
+    correlation = float(torch.corrcoef(torch.stack((z @ weight, y)))[0, 1])
+    return weight / spread, correlation
+
+
+@torch.no_grad()
+def entry_times(layer: LinearAttention, inputs: LayerInputs) -> Tensor:
+    """The query with which each key enters the state, (B, G, T) int64; `NEVER` for those that do not."""
+    (B, G, T, _), w = inputs.k.shape, layer.window
+    entered = torch.full((B, G, T), NEVER)
+    leaving = torch.arange(T) >= w + layer.sinks
+    if not layer.exact:
+        entered[:, :, : max(0, T - w)] = torch.arange(w, T)
+        entered[:, :, : layer.sinks] = NEVER
+        return entered
+    score = layer.gates(inputs.x, AttentionContext(), inputs.k, inputs.v)[SCORE]
+    scores = torch.nn.functional.pad(score, (w, 0))[:, :, :T]
+    chosen = select_pairs(scores, leaving[None], layer.exact, w)
+    times = torch.where(chosen.written, torch.arange(T), NEVER)
+    # column t of the call is key t - w
+    place = (chosen.evicted - w).clamp_min(0)
+    return entered.scatter_reduce(2, place, times, "amin")
