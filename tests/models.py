@@ -97,6 +97,8 @@ KINDS: dict[str, dict[str, Any]] = {
         sinks=2,
         feature_map=dict(name="fourier"),
     ),
+    "codebook": dict(attention=("dijiang",), feature_map=dict(name="codebook", decay="learned")),
+    "exact-codebook": dict(attention=("hybrid",), exact=(5,), sinks=1, feature_map=dict(name="codebook")),
     "exact-positions": dict(attention=("hybrid",), exact=(1, 4), feature_map=dict(name="cosformer")),
     "exact-beside-sliding": dict(
         attention=("sliding", "hybrid"),
@@ -150,6 +152,6 @@ def make(kind: str) -> Decoder:
 def bare_conversion(**changes: Any) -> Conversion:
     """A conversion to sums of features, without sinks and short convolution, unless `changes` say otherwise."""
     plain: dict[str, Any] = {
-        "sinks": 0, "feature_map": FeatureMapConfig(), "state_update": "additive", "short_conv": 0,
+        "sinks": 0, "exact": (0,), "feature_map": FeatureMapConfig(), "state_update": "additive", "short_conv": 0,
     }  # fmt: skip
     return Conversion(**(plain | changes))

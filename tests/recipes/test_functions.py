@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import yeoul
+from models import make
 from yeoul.config import flat_values, parse_flags
 from yeoul.errors import UserError
+from yeoul.model.config import FeatureMapConfig
 
 TINY: dict[str, Any] = {
     "preset": "1m", "hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 400, "context": 32, "batch_size": 2,
@@ -110,5 +112,30 @@ def test_a_conversion_by_itself_is_the_commands() -> None:
     from yeoul.adapt.linearize import Conversion
     from yeoul.recipes.linearize.config import ConversionOptions
 
-    assert ConversionOptions().conversion() == Conversion()
-    assert ConversionOptions(attention="dijiang").conversion() == Conversion(attention="dijiang")
+    teacher = make("softmax").config.with_(max_position_embeddings=2048)
+    assert ConversionOptions().conversion(teacher).apply(teacher) == Conversion().apply(teacher)
+    alone = Conversion(
+        attention="dijiang", feature_map=FeatureMapConfig(name="fourier", separate=True), state_update="delta",
+        short_conv=4,
+    )  # fmt: skip
+    assert ConversionOptions(attention="dijiang").conversion(teacher).apply(teacher) == alone.apply(teacher)
+
+
+def test_what_a_model_and_its_context_decide_of_a_conversion() -> None:
+    from yeoul.recipes.linearize.config import ConversionOptions
+
+    plain = make("softmax").config.with_(max_position_embeddings=1024)
+    chosen = ConversionOptions().conversion(plain).apply(plain)
+    assert (chosen.window, chosen.exact, chosen.sinks) == (64, (64, 64), 4)
+    assert ConversionOptions().conversion(plain, context=512).apply(plain).exact == (32, 32)
+    assert ConversionOptions().conversion(plain.with_(max_position_embeddings=10**6), context=10**6).exact == (256,) * 2
+    assert ConversionOptions(exact="7,9").conversion(plain).exact == (7, 9)
+    assert ConversionOptions(exact="5").conversion(plain, kept=(0,)).exact == (0, 5)
+    sliding = make("gemma-like").config
+    beside = ConversionOptions(exact="3").conversion(sliding).apply(sliding)
+    assert (beside.window, beside.sinks, beside.sliding_sinks, beside.exact) == (7, 4, 0, (0, 3))
+    with pytest.raises(UserError, match="2 numbers of pairs for 1 converted layer"):
+        ConversionOptions(exact="7,9").conversion(sliding)
+    for wrong in ("many", "-1", "1,", ""):
+        with pytest.raises(UserError, match="--exact"):
+            ConversionOptions(exact=wrong)

@@ -81,8 +81,8 @@ def _fit_head(
 
 def _k_means(points: Tensor, weight: Tensor, count: int, dice: torch.Generator) -> tuple[Tensor, Tensor]:
     """Codes (count, D) of weighted points (N, D), and each point's code (N,); fewer points than codes stand twice."""
-    few = len(points) < count
-    start = torch.multinomial(weight, count, replacement=few, generator=dice)
+    few = len(points) <= count
+    start = torch.arange(count) % len(points) if few else torch.multinomial(weight, count, generator=dice)
     codes = points[start].clone()
     for round in range(ROUNDS + 1):
         members = torch.cat([_nearest(part, codes) for part in points.split(8192)])

@@ -38,11 +38,11 @@ class Conversion:
     attention: str = "hybrid"
     window: int = 64
     sinks: int = 4
-    exact: tuple[int, ...] = (0,)
-    feature_map: FeatureMapConfig = field(default_factory=lambda: FeatureMapConfig(name="fourier", separate=True))
+    exact: tuple[int, ...] = (128,)
+    feature_map: FeatureMapConfig = field(default_factory=lambda: FeatureMapConfig(name="codebook"))
     keep_softmax: tuple[int, ...] = ()
-    state_update: str = "delta"
-    short_conv: int = 4
+    state_update: str = "additive"
+    short_conv: int = 0
     trained_context: int | None = None
 
     def __post_init__(self) -> None:

@@ -14,20 +14,23 @@ from yeoul.model.linear_attention import LinearAttention
 
 
 @contextmanager
-def parts(model: Decoder, *, linear: bool = True, window: bool = True) -> Iterator[Decoder]:
-    """The model with the linear part or the softmax window of its linear layers switched off meanwhile.
+def parts(model: Decoder, *, linear: bool = True, window: bool = True, exact: bool = True) -> Iterator[Decoder]:
+    """The model with the linear part, the softmax or the exact pairs of its linear layers switched off meanwhile.
 
-    With both off these layers give nothing, which is the model without attention (in the layers that were converted).
+    Without the softmax, neither window nor sinks nor exact pairs are read; with both off these layers give nothing,
+    which is the model without attention (in the layers that were converted). Without exact pairs every key enters the
+    state when it leaves the window.
     """
     layers = [block.self_attn for block in model.layers if isinstance(block.self_attn, LinearAttention)]
-    before = [(layer.linear_enabled, layer.window_enabled) for layer in layers]
+    before = [(layer.linear_enabled, layer.window_enabled, layer.exact) for layer in layers]
     try:
         for layer in layers:
             layer.linear_enabled, layer.window_enabled = linear, window
+            layer.exact *= exact
         yield model
     finally:
-        for layer, (was_linear, was_window) in zip(layers, before, strict=True):
-            layer.linear_enabled, layer.window_enabled = was_linear, was_window
+        for layer, was in zip(layers, before, strict=True):
+            layer.linear_enabled, layer.window_enabled, layer.exact = was
 
 
 def ablations(
@@ -46,17 +49,19 @@ def ablations(
         dtype: as for `score`.
 
     Returns:
-        "converted", and where the model has a window "without the linear part" and "without the window"; always
-        "without attention".
+        "converted", and where the model has a window "without the linear part" and "without the window", and where it
+        keeps exact pairs "without exact pairs"; always "without attention".
     """
-    has_window = any(isinstance(b.self_attn, LinearAttention) and b.self_attn.window for b in model.layers)
-    wanted = {"converted": (True, True)}
-    if has_window:
-        wanted |= {"without the linear part": (False, True), "without the window": (True, False)}
-    wanted["without attention"] = (False, False)
+    layers = [block.self_attn for block in model.layers if isinstance(block.self_attn, LinearAttention)]
+    wanted: dict[str, dict[str, bool]] = {"converted": {}}
+    if any(layer.window for layer in layers):
+        wanted |= {"without the linear part": {"linear": False}, "without the window": {"window": False}}
+    if any(layer.exact for layer in layers):
+        wanted["without exact pairs"] = {"exact": False}
+    wanted["without attention"] = {"linear": False, "window": False}
     result = {}
-    for name, (linear, window) in wanted.items():
-        with parts(model, linear=linear, window=window):
+    for name, off in wanted.items():
+        with parts(model, **off):
             result[name] = score(model, batches(), byte_lengths, dtype=dtype)
     return result
 
@@ -69,14 +74,16 @@ def views(converted: Decoder) -> dict[str, View]:
     """The converted model and what is left of it when parts of its attention are off, by the names of tables.
 
     Returns:
-        "converted"; where layers are linear also "linear only" and "window only" (of a hybrid) and "no attention".
-        Open one at a time.
+        "converted"; where layers are linear also "linear only" and "window only" (of a hybrid, with the exact pairs),
+        "no exact pairs" and "no attention". Open one at a time.
     """
     layers = [b.self_attn for b in converted.layers if isinstance(b.self_attn, LinearAttention)]
     found: dict[str, View] = {"converted": lambda: nullcontext(converted)}
     if any(layer.window for layer in layers):
         found["linear only"] = lambda: parts(converted, window=False)
         found["window only"] = lambda: parts(converted, linear=False)
+    if any(layer.exact for layer in layers):
+        found["no exact pairs"] = lambda: parts(converted, exact=False)
     if layers:
         found["no attention"] = lambda: parts(converted, linear=False, window=False)
     return found

@@ -126,11 +126,12 @@ def select_pairs(
         have, where = here.gather(2, order).masked_fill(~held, NOTHING), index.gather(2, order)
         if texts is not None and text is not None:
             text = texts[:, :, number, -1 - (pad if number == n - 1 else 0), None].expand(B, 1, order.shape[2])
-    shape = (B, G, n * w)
-    return Selection(
-        torch.stack(kept, 2), torch.stack(seen, 2), torch.stack(evicted, 2).view(shape)[:, :, :T],
-        torch.stack(written, 2).view(shape)[:, :, :T], where, held,
-    )  # fmt: skip
+    if not n:
+        none = scores.new_empty(B, G, 0)
+        seen_by_none = leaving.new_empty(B, G, 0, w, have.shape[2] + w)
+        return Selection(where.new_empty(B, G, 0, have.shape[2]), seen_by_none, none.long(), none.bool(), where, held)
+    flat = lambda parts: torch.stack(parts, 2).flatten(2)[:, :, :T]  # noqa: E731
+    return Selection(torch.stack(kept, 2), torch.stack(seen, 2), flat(evicted), flat(written), where, held)
 
 
 def _beats(scores: Tensor, others: Tensor, age: Tensor) -> Tensor:

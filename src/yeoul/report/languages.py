@@ -45,6 +45,7 @@ KOREAN = {
     "softmax": "소프트맥스",
     "without the linear part": "선형 부분 없이",
     "without the window": "윈도 없이",
+    "without exact pairs": "정확한 쌍 없이",
     "without attention": "어텐션 없이",
     "teacher's weights, window only": "교사 가중치, 윈도만",
     "text": "텍스트",

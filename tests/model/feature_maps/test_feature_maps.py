@@ -256,21 +256,24 @@ def test_numbers_of_features_that_a_map_cannot_have(name: str, features: int) ->
         make_feature_map(D, G, FeatureMapConfig(name=name, features=features))
 
 
+TEACHER = make("softmax").config
+
+
 def test_the_flag_and_its_file(tmp_path: Path) -> None:
     config = parse_flags(linearize.Config, ["runs/ko", "--map", "hedgehog"], program="yeoul linearize")
     assert config is not None
-    assert config.settings.conversion.conversion().feature_map == FeatureMapConfig(name="hedgehog")
+    assert config.settings.conversion.conversion(TEACHER).feature_map == FeatureMapConfig(name="hedgehog")
     save_config(config, tmp_path / "config.yaml")
     assert load_config(linearize.Config, tmp_path / "config.yaml") == config
     plain = parse_flags(linearize.Config, ["runs/ko"], program="yeoul linearize")
     assert plain is not None
-    assert plain.settings.conversion.conversion().feature_map == FeatureMapConfig(name="fourier", separate=True)
+    assert plain.settings.conversion.conversion(TEACHER).feature_map == FeatureMapConfig(name="codebook")
     alone = parse_flags(linearize.Config, ["runs/ko", "--attention", "dijiang"], program="yeoul linearize")
     assert alone is not None
-    assert alone.settings.conversion.conversion().feature_map == FeatureMapConfig(name="fourier", separate=True)
+    assert alone.settings.conversion.conversion(TEACHER).feature_map == FeatureMapConfig(name="fourier", separate=True)
     wrong = parse_flags(linearize.Config, ["m", "--map", "performer", "--kernel", "softmax"], program="yeoul linearize")
     with pytest.raises(UserError, match="performer"):
-        wrong.settings.conversion.conversion()
+        wrong.settings.conversion.conversion(TEACHER)
 
 
 def test_nothing_to_align_is_known_before_training() -> None:

@@ -238,9 +238,11 @@ def test_parts_removed_are_what_they_say() -> None:
 
 
 def test_the_commands_flag_reaches_the_model() -> None:
-    made = lambda **flags: ConversionOptions(**flags).conversion()  # noqa: E731
+    made = lambda **flags: ConversionOptions(**flags).conversion(make("softmax").config)  # noqa: E731
     assert made(state_update="delta").apply(make("softmax").config).state_update == "delta"
-    assert made().state_update == "delta"
+    assert (made().state_update, made().feature_map.name) == ("additive", "codebook")
+    assert made(state_update="delta").feature_map.name == made(map="fourier").feature_map.name == "fourier"
+    assert made(map="fourier").state_update == "delta"
     alone = made(attention="dijiang")
     assert (alone.state_update, alone.feature_map.name, alone.short_conv) == ("delta", "fourier", 4)
     for other in (dict(map="dijiang"), dict(decay="learned"), dict(kernel="exp")):

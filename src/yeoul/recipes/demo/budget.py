@@ -133,7 +133,7 @@ def plan_linearizing(teacher: Decoder, config: LinearizeConfig, plan: dict[str, 
 
     batch_size = config.habits.batch_size
     teacher.requires_grad_(False)
-    student = convert(teacher, config.conversion.conversion(config.habits.seed))
+    student = convert(teacher, config.conversion.conversion(teacher.config, config.habits.seed))
     objectives: dict[str, Objective] = {
         "align": alignment_objective(Alignment(teacher)),
         "distil": distillation_objective(teacher),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
@@ -23,9 +23,16 @@ from yeoul.train.config import (  # the first three, because cyclopts looks up h
 
 if TYPE_CHECKING:
     from yeoul.adapt.linearize import Conversion
+    from yeoul.model.config import ModelConfig
 
 Stage = Literal["align", "distil", "finetune"]
 Trained = Literal["maps", "attention", "all", "low-rank", "low-rank-all"]
+WINDOW = 64
+"""Of the hybrid, where the model has no sliding layers."""
+PAIRS_SHARE, MOST_PAIRS = 16, 256
+"""Exact pairs of a head when none are given: one for so many tokens of the context, but at most so many."""
+LONGEST = 2048
+"""Context when none is given, if the model supports more."""
 LEAST_PATIENCE = 10
 """Steps of the shortest window in which a stage's loss is averaged."""
 LARGEST_VALIDATION, LEAST_VALIDATION = 200_000, 4096
@@ -41,22 +48,25 @@ class ConversionOptions:
 
     attention: Literal["hybrid", "dijiang"] = "hybrid"
     """hybrid: a softmax window and linear attention over what came before it; dijiang: linear attention alone."""
-    window: int = 64
-    """Sliding window of the hybrid, in tokens."""
+    window: int | None = None
+    """Sliding window of the hybrid, in tokens; by default that of the model's own sliding layers, or else 64."""
     sinks: int = 4
-    """Attention sinks: number of first tokens that the hybrid's softmax always sees (none where the model has sliding
-    layers, which would see them too)."""
+    """Attention sinks: number of first tokens that the hybrid's softmax always sees."""
+    exact: str = "auto"
+    """Exact key-value pairs that each key-value head of the hybrid keeps beside its window, those that later queries
+    are likeliest to need: one number, or one for each converted layer, with commas; 0 for none; auto: a sixteenth of
+    the context, but at most 256, shared out among the layers by what they need."""
     keep_softmax: str = "0"
     """Number of layers that stay softmax: those that depend most on distant text; auto: the fewest that account for
     half of the long-context gain, at most a quarter of the layers. Their KV caches keep growing."""
     softmax_layers: tuple[int, ...] = ()
     """Layers that stay softmax, by number, counted from 0; instead of --keep-softmax."""
     map: FeatureMapName | None = None
-    """Feature map; by default fourier with the delta rule, otherwise dijiang. The options below default to what the map
-    uses."""
+    """Feature map; by default codebook for the hybrid, fourier for linear attention alone or with the delta rule, and
+    otherwise dijiang. The options below default to what the map uses."""
     features: int | None = None
-    """Features per head; by default eight times the head size with fourier, otherwise twice, or once where the map has
-    no pairs."""
+    """Features per head; by default eight times the head size with fourier, four times with codebook, otherwise twice,
+    or once where the map has no pairs."""
     kernel: Literal["softmax", "exp"] | None = None
     """Feature kernel: softmax normalises the features of each vector, exp estimates the softmax kernel."""
     radii: Literal["chi", "normal"] | None = None
@@ -75,15 +85,17 @@ class ConversionOptions:
     """Initialise feature maps, their scales and decays in closed form from the teacher's queries and keys."""
     state_update: StateUpdateName | None = None
     """Update rule of the recurrent state: additive sums (linear attention), delta (the gated delta rule, with a
-    decay of its own), or retention (sums, with RetNet's fixed decays). By default delta if neither a map nor a decay is
-    given, else additive."""
+    decay of its own), or retention (sums, with RetNet's fixed decays). By default delta with fourier, else additive."""
     short_conv: int | None = None
     """Kernel size of a causal convolution over queries, keys and values, 0 for none; by default 4 in purely linear
     attention and with the delta rule, otherwise none."""
 
     def __post_init__(self) -> None:
-        if self.sinks < 0:
-            raise UserError(f"{self.sinks} is out of range", "--sinks")
+        for flag, number, least in (("--sinks", self.sinks, 0), ("--window", self.window, 1)):
+            if number is not None and number < least:
+                raise UserError(f"{number} is out of range", flag)
+        if self.exact != "auto" and not all(part.strip().isdecimal() for part in self.exact.split(",")):
+            raise UserError(f"{self.exact!r} is neither auto nor numbers of pairs", "--exact")
         if self.keep_softmax != "auto" and not self.keep_softmax.isdecimal():
             raise UserError(f"{self.keep_softmax!r} is neither a number of layers nor auto", "--keep-softmax")
         if self.keep_softmax != "0" and self.softmax_layers:
@@ -92,18 +104,51 @@ class ConversionOptions:
     @property
     def linear_part(self) -> tuple[str, str]:
         """Feature map and state update, given or chosen: what kept most of the far context."""
-        chosen = self.map in (None, "fourier") and self.decay == "none"
-        chosen = chosen and self.kernel is None and self.mass == "constant"
+        free = self.map is None and self.decay == "none" and self.kernel is None and self.mass == "constant"
+        free = free and not self.separate_maps
+        if free and self.attention == "hybrid" and self.state_update != "delta":
+            return "codebook", self.state_update or "additive"
+        chosen = free or (self.map == "fourier" and self.decay == "none")
         update = self.state_update or ("delta" if chosen else "additive")
         return self.map or ("fourier" if update == "delta" and chosen else "dijiang"), update
 
-    def conversion(self, seed: int = 0, kept: tuple[int, ...] = (), context: int | None = None) -> Conversion:
+    def window_of(self, config: ModelConfig) -> int:
+        """The hybrid's window in a model: given, or that of its sliding layers, or `WINDOW`."""
+        sliding = config.sliding_window or config.window
+        return self.window or (sliding if "sliding" in config.attention else WINDOW)
+
+    def exact_of(self, layers: Sequence[int], context: int) -> dict[int, int]:
+        """Exact pairs of each converted layer: given, or the same for all.
+
+        Raises:
+            UserError: there are not as many numbers as converted layers.
+        """
+        if self.exact == "auto":
+            return dict.fromkeys(layers, min(MOST_PAIRS, context // PAIRS_SHARE))
+        given = [int(part) for part in self.exact.split(",")]
+        if len(given) not in (1, len(layers)):
+            raise UserError(f"{len(given)} numbers of pairs for {len(layers)} converted layers", "--exact")
+        return dict(zip(layers, given * len(layers) if len(given) == 1 else given, strict=True))
+
+    def conversion(
+        self,
+        teacher: ModelConfig,
+        seed: int = 0,
+        kept: tuple[int, ...] = (),
+        context: int | None = None,
+        exact: Mapping[int, int] | None = None,
+    ) -> Conversion:
         """The `Conversion` that the settings describe.
 
         Args:
+            teacher: what is converted.
             seed: of the frequencies.
             kept: layers that stay softmax; those of --softmax-layers where it is empty.
             context: tokens of a sequence that is trained on.
+            exact: pairs of each converted layer; None: `exact_of`.
+
+        Raises:
+            UserError: --exact does not fit the model.
         """
         from yeoul.adapt.linearize import Conversion
         from yeoul.model.config import FeatureMapConfig
@@ -114,10 +159,15 @@ class ConversionOptions:
             kernel=self.kernel, radii=self.radii, sequence=self.sequence, learn=self.learn,  # type: ignore[arg-type]
             separate=name == "fourier" if self.separate_maps is None else self.separate_maps, mass=self.mass,
         )  # fmt: skip
+        kept = kept or self.softmax_layers
+        layers = [i for i, kind in enumerate(teacher.attention) if kind == "softmax" and i not in kept]
+        longest = min(teacher.max_position_embeddings, LONGEST)
+        pairs = exact or (self.exact_of(layers, context or longest) if self.attention == "hybrid" else {})
         convolved = self.attention == "dijiang" or update == "delta"
         return Conversion(
-            attention=self.attention, window=self.window, sinks=self.sinks, feature_map=feature_map,
-            keep_softmax=kept or self.softmax_layers, state_update=update,
+            attention=self.attention, window=self.window_of(teacher), sinks=self.sinks,
+            exact=tuple(pairs.get(layer, 0) for layer in range(teacher.num_layers)),
+            feature_map=feature_map, keep_softmax=kept, state_update=update,
             short_conv=4 * convolved if self.short_conv is None else self.short_conv, trained_context=context,
         )  # fmt: skip
 

@@ -73,7 +73,8 @@ class Evaluator:
         scores = {"teacher": score(self.teacher, self.batches(), lengths, dtype=self.dtype)}
         scores |= ablations(self.student, self.batches, lengths, dtype=self.dtype)
         if conversion.attention == "hybrid":
-            with parts(convert(self.teacher, conversion, share=True), linear=False) as untrained:
+            alone = replace(conversion, exact=(0,))
+            with parts(convert(self.teacher, alone, share=True), linear=False) as untrained:
                 scores["teacher's weights, window only"] = score(untrained, self.batches(), lengths, dtype=self.dtype)
         return scores
 

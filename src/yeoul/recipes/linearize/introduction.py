@@ -39,7 +39,7 @@ def choices(
         compute: dtype of the matrix multiplications.
     """
     name, update = options.linear_part
-    beside = f"hybrid, window {options.window}, {count(student.config.sinks, 'sink')}"
+    beside = f"hybrid, window {student.config.window}, {count(student.config.sinks, 'sink')}{_pairs(student)}"
     kind = beside if options.attention == "hybrid" else "linear attention alone"
     step = next(iter(recipe.settings.values()))
     lines = [
@@ -49,6 +49,15 @@ def choices(
         f"{step.accumulate} sequences of {context:,} tokens; computing in {str(compute).removeprefix('torch.')}.",
     ]
     return [*lines, *recipe.lines()]
+
+
+def _pairs(student: Decoder) -> str:
+    """The exact pairs of the converted layers, as words."""
+    pairs = [n for n, kind in zip(student.config.exact, student.config.attention, strict=True) if kind == "hybrid"]
+    if not any(pairs):
+        return ""
+    numbers = [pairs[0]] if len(set(pairs)) == 1 else pairs
+    return f", {', '.join(map(str, numbers))} exact pairs"
 
 
 def converted_line(student: Decoder) -> str:

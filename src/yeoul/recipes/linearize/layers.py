@@ -24,7 +24,7 @@ def kept_layers(
     if options.keep_softmax == "0":
         return options.softmax_layers
     count = None if options.keep_softmax == "auto" else int(options.keep_softmax)
-    costs = layer_costs(teacher, batches, window=options.window, sinks=options.sinks, dtype=dtype)
+    costs = layer_costs(teacher, batches, window=options.window_of(teacher.config), sinks=options.sinks, dtype=dtype)
     kept = layers_to_keep(costs, count)
     say("Cost of a window instead of full softmax in each layer alone, nats per token:")
     say("\n".join(f"  layer {i}: {cost:+.4f}{'  stays softmax' if i in kept else ''}" for i, cost in costs.items()))

@@ -51,7 +51,7 @@ def fit(
     settings = next(iter(recipe.settings.values()))
     sizes = fitting.sizes_of([teacher], teacher, settings)
     place = fitting.place_of(teacher.device, sizes.weights, before)
-    conversion = options.conversion(habits.seed)
+    conversion = options.conversion(teacher.config, habits.seed, context=context)
     stages = [_phases(conversion, recipe, stage, teacher, saved) for stage in recipe.settings]
     converted = next(iter(stages)).model
 
@@ -66,7 +66,7 @@ def fit(
     flags += ", or leave --micro-batch out" if habits.micro_batch is not None else ""
     return fitting.fit(
         needs, fitting.asked_of(settings), place, batch=habits.batch_size, settings=settings, out=out, goes_on=goes_on,
-        contexts=[n for n in shorter if n >= max(SHORTEST, 2 * options.window)], flags=flags,
+        contexts=[n for n in shorter if n >= max(SHORTEST, 2 * conversion.window)], flags=flags,
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from yeoul.recipes.linearize import memory
 from yeoul.recipes.linearize.config import (
     LARGEST_BUDGET,
     LARGEST_VALIDATION,
+    LONGEST,
     MOST_PASSES,
     LinearizeConfig,
     Stage,
@@ -53,8 +54,6 @@ RECORD = "linearize.json"
 """In the run's folder, written behind the model: cost and results of the conversion."""
 RANKING_TOKENS = 16_384
 """Training tokens on which layers are ranked; the first of them are also used for initialisation."""
-LONGEST = 2048
-"""Default context length, if the model supports more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +198,7 @@ class _Linearization:
         self.dtypes = _dtypes(config, source)
         self.teacher, self.tokenizer = self._load()
         self.asked_context = self._context()
+        self.pairs: dict[int, int] | None = None  # exact pairs of each layer, where they are chosen
         self.student = self._convert()
         self._recipe(config.tokens or LARGEST_BUDGET, self.asked_context)  # what cannot be is said before text is read
 
@@ -228,7 +228,9 @@ class _Linearization:
         return context
 
     def _conversion(self, kept: tuple[int, ...] = (), context: int | None = None) -> Conversion:
-        return self.config.conversion.conversion(self.config.habits.seed, kept, context)
+        return self.config.conversion.conversion(
+            self.teacher.config, self.config.habits.seed, kept, context or self.asked_context, self.pairs
+        )
 
     def _convert(self, kept: tuple[int, ...] = (), context: int | None = None) -> Decoder:
         return convert(self.teacher, self._conversion(kept, context), share=True)
@@ -364,7 +366,7 @@ class _Linearization:
         replace_folder(out / "model", lambda folder: save_folder(finished, self.tokenizer, folder))
         self.student = merged_model(finished, self.dtypes.held)  # what was saved, in the type that the teacher has
         kept = tuple(i for i, kind in enumerate(self.student.config.attention) if kind == "softmax")
-        conversion = self._conversion(kept)
+        conversion = self._conversion(kept, self.context)
         evaluator = Evaluator(
             self.teacher, self.student, self.tokenizer, self._validation_batches(),
             runtime.resolve_dtype(self.config.habits.dtype, self.teacher.device), self.say,
