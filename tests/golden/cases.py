@@ -61,9 +61,10 @@ CASES = {
     "pretrain-hybrid": f"{PRETRAIN} --tokenizer {{tokenizer}} {SHAPE} --tokens 768 --attention hybrid --window 8",
     "pretrain-muon": f"{PRETRAIN} --tokenizer {{tokenizer}} {SHAPE} --tokens 768 --attention sliding dijiang "
     "--window 8 --optimizer muon --schedule wsd --isolate-documents --accumulate 2",
-    "delta": LINEARIZE,
+    "delta": f"{LINEARIZE} --state-update delta --exact 0",
+    "exact": f"{LINEARIZE} --exact 6",
     "dijiang": f"{LINEARIZE} --map dijiang --attention dijiang",
-    "gated": f"{LINEARIZE} --map dijiang --decay gated --state-update additive --softmax-layers 0 "
+    "gated": f"{LINEARIZE} --map dijiang --decay gated --state-update additive --softmax-layers 0 --exact 0 "
     "--train-distil low-rank",
     "pretrain-delta": f"{PRETRAIN} --init {{delta}} --tokens 512",
     "chat-full": f"finetune {{softmax}} --data {{dialogs}} {FINETUNE} --lr 1e-3",
@@ -80,6 +81,7 @@ CASES = {
     "generate-greedy": f"generate {{softmax}} {GENERATE} --temperature 0",
     "generate-sampled": f"generate {{softmax}} {GENERATE} --seed 3 --num-samples 2 --top-k 50 --repetition-penalty 1.1",
     "generate-delta": f"generate {{delta}} {GENERATE} --seed 3",
+    "generate-exact": f"generate {{exact}} {GENERATE} --temperature 0",
     "generate-dijiang": f"generate {{dijiang}} {GENERATE} --temperature 0",
     "generate-gated": f"generate {{gated}} {GENERATE} --temperature 0",
     "generate-adapter": f"generate {{chat-lora}} {GENERATE} --temperature 0",

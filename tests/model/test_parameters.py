@@ -15,7 +15,7 @@ from yeoul.model.config import FeatureMapConfig
 from yeoul.model.linear_attention import LinearAttention
 from yeoul.model.parameters import added_parameters, fp32_parameters
 
-EXPONENTS = r"\.feature_map\.|\.(decay_logit|decay_log|read_mass|read_direction)$|_proj\.bias$"
+EXPONENTS = r"\.feature_map\.|\.exact_score\.|\.(decay_logit|decay_log|read_mass|read_direction)$|_proj\.bias$"
 """Names of what stands in exponents; biases of projections count only where the projection is a gate."""
 
 

@@ -46,7 +46,7 @@ def test_the_layer_equals_all_pairs(window: int, separate: bool) -> None:
     q, k, v = (y.double() for y in layer.project(x, AttentionContext()))
     shares = weights(layer, q, k)
     wanted = shares @ v.repeat_interleave(2, 1) / shares.sum(-1, keepdim=True)
-    gates = layer.gates(x, AttentionContext())
+    gates = layer.gates(x, AttentionContext(), *layer.project(x, AttentionContext())[1:])
     assert rms_ratio(layer.attend(q, k, v, gates), wanted) < 1e-5
     assert rms_ratio(layer(x), layer.output(wanted.float())) < 1e-4
 

@@ -27,7 +27,9 @@ from yeoul.model.state_updates.additive import DiJiangAttention
 from yeoul.recipes.linearize.run import learns_alone
 
 D, G = 8, 3
-POSITIVE = [name for name in FEATURE_MAPS.names if name not in ("fourier", "cosformer")]  # which have their own tests
+POSITIVE = [
+    name for name in FEATURE_MAPS.names if name not in ("fourier", "cosformer", "codebook")
+]  # which have their own tests
 SETTINGS: dict[str, dict[str, Any]] = {name: dict(name=name) for name in POSITIVE} | {
     "dijiang-exp": dict(kernel="exp"),
     "dijiang-orthogonal": dict(directions="orthogonal", kernel="exp", learn=("weights",)),

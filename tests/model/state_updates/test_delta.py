@@ -102,7 +102,8 @@ def test_layer_equals_its_definition(kernel: str, window: int) -> None:
 @torch.no_grad()
 def test_it_begins_by_remembering_everything_and_writing_gently() -> None:
     layer = GatedDeltaAttention(32, 4, 2, window=4)
-    gates = layer.gates(torch.randn(1, 9, 32), AttentionContext())
+    x = torch.randn(1, 9, 32)
+    gates = layer.gates(x, AttentionContext(), *layer.project(x, AttentionContext())[1:])
     torch.testing.assert_close(gates["write_strength"], torch.full((1, 2, 9), 0.3))
     half_lives = torch.tensor([8192.0, 131072.0])[None, :, None].expand(1, 2, 9)
     torch.testing.assert_close(-torch.log(torch.tensor(2.0)) / gates["log_decay"], half_lives, rtol=1e-3, atol=0)

@@ -108,7 +108,7 @@ class CodebookFeatureMap(FeatureMap):
         self, q: Tensor, k: Tensor, q_positions: Tensor | None = None, k_positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `FeatureMap.of_step`."""
-        return self.forward(q.flatten(1, 2)[:, :, None]).view(*q.shape[:3], -1), self.of_keys(k)[:, :, 0]
+        return self.forward(q.flatten(1, 2)[:, :, None]).view(*q.shape[:3], self.features), self.of_keys(k)[:, :, 0]
 
     def unit(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """See `FeatureMap.unit`."""
