@@ -44,8 +44,10 @@ RIDGE = 0.01
 OFFSETS, ALONE, NEAR = (-12.0, -6.0, -3.0, -1.0, 1.0), (-2.0, 0.0, 1.0, 2.0, 4.0), (-1.5, 0.0, 1.5)
 """Logarithms of what a hit weighs: over the largest score, for a layer without a window, and then around what was
 found."""
-MOST_TOKENS = 8192
+MOST_TOKENS = 24_576
 """Tokens of each layer whose queries and keys are looked at."""
+MOST_SCORES = 4 * 1024**2
+"""Scores of a head that are looked at together: the first rows are, up to four."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,8 @@ def calibrate(
 
 def _calibrate_layer(layer: LinearAttention, inputs: LayerInputs) -> HeadStatistics:
     q, k = inputs.q, inputs.k
-    statistics = head_statistics(q[:4], k[:4], layer.scale, layer.window)
+    rows = max(1, min(4, MOST_SCORES // q.shape[2] ** 2))
+    statistics = head_statistics(q[:rows], k[:rows], layer.scale, layer.window)
     maps = layer.feature_map
     if isinstance(maps, SeparateFeatureMaps):
         _separate(maps, _grouped(q, layer.num_kv_heads), _grouped(k, layer.num_kv_heads))
@@ -160,9 +163,9 @@ def _calibrate_layer(layer: LinearAttention, inputs: LayerInputs) -> HeadStatist
     if isinstance(maps, CodebookFeatureMap):
         fit_codebook(layer, inputs)
     elif layer.tunables():
-        _search(layer, LayerInputs(*(tensor[:2] for tensor in inputs)))
+        _search(layer, LayerInputs(*(tensor[: min(2, rows)] for tensor in inputs)))
     elif layer.window:
-        _match_scales(layer, LayerInputs(*(tensor[:4] for tensor in inputs)))
+        _match_scales(layer, LayerInputs(*(tensor[:rows] for tensor in inputs)))
     return statistics
 
 

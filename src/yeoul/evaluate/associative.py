@@ -265,6 +265,36 @@ def _mqar_item(material: Material, pairs: int, distance: int, rng: random.Random
     )
 
 
+def recall_rows(
+    tokenizer: Tokenizer, text: Sequence[int], *, rows: int, length: int, pairs: int = 16, seed: int = 0
+) -> list[list[int]]:
+    """Texts with pairs of words at the beginning that come again at the end, to fit or to train a memory on.
+
+    Other items than those of `mqar_questions`, of the same kind, with the distance that makes them as long as asked.
+
+    Args:
+        tokenizer: of the model.
+        text: ids of text without special tokens, for what stands between.
+        rows: how many.
+        length: tokens of each.
+        pairs: at most; fewer in short texts, and where the tokenizer has few whole words.
+        seed: the same seed makes the same texts.
+
+    Returns:
+        The ids of each; none where the tokenizer or the text has too little for them.
+    """
+    try:
+        material = Material(tokenizer, text)
+    except UserError:
+        return []
+    pairs = min(pairs, length // 8, len(material.words) // 2)
+    distance = length - (len(material.begin) + material.lead + 3 * len(material.newline) + 4 * pairs)
+    if not 0 < distance <= len(material.text):
+        return []
+    rng = random.Random(f"rows {seed} {length}")
+    return [list(_mqar_item(material, pairs, distance, rng).ids) for _ in range(rows)]
+
+
 def needle_questions(
     material: Material,
     *,

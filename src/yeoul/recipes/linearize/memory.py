@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from yeoul.adapt.linear_init import MOST_TOKENS
+from yeoul.adapt.linear_init import MOST_SCORES, MOST_TOKENS
 from yeoul.adapt.linearize import Conversion, convert
 from yeoul.evaluate.perplexity import logits_at_once
 from yeoul.model.decoder import Decoder
@@ -16,7 +16,7 @@ from yeoul.recipes.linearize.config import LinearizeConfig, Stage
 from yeoul.recipes.linearize.stages import Recipe, set_trainable
 from yeoul.train.memory import Choice, Need, Sizes, Work, scoring
 
-CALIBRATION_CONTEXT = 1024
+CALIBRATION_CONTEXT = 2048
 """Longest sequence that is used for initialisation before training."""
 SHORTEST = 256
 """Shortest context, in tokens, that is chosen when none is given."""
@@ -86,11 +86,11 @@ def _phases(
 
 
 def _calibration(teacher: Decoder, weights: int, context: int) -> Need:
-    """The calibration's looks at four rows' scores of one layer and at all rows' queries and keys, in fp64 too."""
+    """The calibration's looks at some rows' scores of one layer and at all rows' queries and keys, in fp64 too."""
     H, G, D = teacher.config.heads
     T = min(context, CALIBRATION_CONTEXT)
     rows = max(4, MOST_TOKENS // T)
-    scores = 5 * 4 * (4 * H * T * T)
+    scores = 5 * 4 * H * max(T * T, min(MOST_SCORES, 4 * T * T))
     vectors = rows * T * (4 * (3 * teacher.config.hidden_size + 4 * (H + G) * D) + 8 * 2 * (H + G) * D)
     return Need(phase="calibration", parts={"weights": weights, "activations": scores + vectors})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from yeoul import runtime
 from yeoul.adapt.linear_init import calibrate
 from yeoul.adapt.linearize import Conversion, convert, train_only_maps
 from yeoul.config import flat_values, save_values
-from yeoul.data.batch import Batch
+from yeoul.data.batch import IGNORE, Batch
 from yeoul.data.loader import PackedLoader
 from yeoul.errors import UserError
+from yeoul.evaluate.associative import recall_rows
 from yeoul.evaluate.compare import Comparison
 from yeoul.evaluate.perplexity import LMScore
 from yeoul.evaluate.speed import SpeedRecord
@@ -52,7 +53,7 @@ from yeoul.train.config import TrainConfig
 
 RECORD = "linearize.json"
 """In the run's folder, written behind the model: cost and results of the conversion."""
-RANKING_TOKENS = 16_384
+RANKING_TOKENS = 16_384  # and half as many of recall: all that is looked at
 """Training tokens on which layers are ranked; the first of them are also used for initialisation."""
 
 
@@ -329,8 +330,21 @@ class _Linearization:
         for line in self.introduction():
             self.say(line)
         if config.conversion.calibrate:
-            calibrate(self.teacher, self.student, some(), progress=self.say)
+            calibrate(self.teacher, self.student, self._calibration(some()), progress=self.say)
         return self._finish(self._train())
+
+    def _calibration(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Text, and among it texts at whose end comes again what was said at their beginning."""
+        for batch in batches:
+            yield batch
+            ids = batch.input_ids[batch.labels != IGNORE].tolist() if any(self.student.config.exact) else []
+            rows = recall_rows(
+                self.tokenizer, ids, rows=max(1, len(batch.input_ids) // 2), length=batch.input_ids.shape[1] + 1,
+                seed=self.config.habits.seed,
+            )  # fmt: skip
+            if rows:
+                made = torch.tensor(rows)
+                yield Batch(input_ids=made[:, :-1], labels=made[:, 1:])
 
     def _settings(self) -> dict[str, Any]:
         """By flag, as config.yaml has them; never with `overwrite`: given back, it must not throw the run away."""
