@@ -154,7 +154,8 @@ class ModelConfig:
         if isinstance(self.rope_scaling, Mapping):
             put("rope_scaling", _built(RopeScaling, self.rope_scaling, "rope_scaling"))
         put("no_rope_layers", tuple(self.no_rope_layers))
-        exact = tuple(self.exact) if len(self.exact) != 1 else tuple(self.exact) * self.num_layers
+        exact = tuple(self.exact) if any(self.exact) else (0,)
+        exact = exact * self.num_layers if len(exact) == 1 else exact
         if len(exact) != self.num_layers:
             raise UserError(f"exact names {len(exact)} layers, but num_layers is {self.num_layers}")
         put("exact", tuple(n if kind == "hybrid" else 0 for n, kind in zip(exact, self.attention, strict=True)))

@@ -337,7 +337,7 @@ class _Linearization:
         """Text, and among it texts at whose end comes again what was said at their beginning."""
         for batch in batches:
             yield batch
-            ids = batch.input_ids[batch.labels != IGNORE].tolist() if any(self.student.config.exact) else []
+            ids = batch.labels[batch.labels != IGNORE].tolist() if any(self.student.config.exact) else []
             rows = recall_rows(
                 self.tokenizer, ids, rows=max(1, len(batch.input_ids) // 2), length=batch.input_ids.shape[1] + 1,
                 seed=self.config.habits.seed,
