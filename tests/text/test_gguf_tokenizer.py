@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sentencepiece import SentencePieceProcessor
 from text.samples import small_corpus
 from text.test_gguf_vocabulary import TEXTS, size_of, variant
 from yeoul.errors import UserError
+from yeoul.gguf_header import read_header
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.model.gguf_file import write_gguf
@@ -224,7 +226,7 @@ def test_names_of_one_way_of_cutting_cut_alike(name: str, tmp_path: Path) -> Non
         (dict(model="gpt2", pre="superbpe", merges=["a b"]), "cuts text as 'superbpe', which is not known here"),
         (dict(model="gpt2", pre="qwen2"), "no tokenizer.ggml.merges"),
         (dict(model="gpt2", pre="qwen2", merges=["ab"]), "the merge 'ab' of the GGUF file is no pair"),
-        (dict(model="gpt2", pre="qwen2", merges=["x y"]), "merges of the GGUF file cannot be used"),
+        (dict(model="gpt2", pre="qwen2", merges=["x y"]), "tokenizer of the GGUF file cannot be used"),
         (dict(model="llama"), "0 of the 256 bytes"),
         (dict(model="llama", token_type=[1, 1]), "token_type of the metadata has 2 values for 3 tokens"),
         (dict(model="llama", tokens=["a", "b", "a"]), "'a' twice"),
@@ -272,3 +274,24 @@ def test_rules_of_normalization_are_kept(trained: dict[tuple[str, str], Path], t
     assert ours.framing.end == (judge.eos_id(),)
     for text in ("미나는 시장에 갔다.", "ＡＢ １２ ㈜ ﬁ", "① 토끼가 숲에서 노래했다", "a  b"):
         assert ours.encode(text) == judge.encode(text), text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "qwen2"])
+def test_changed_bytes_are_a_sentence_or_a_tokenizer(
+    kind: str, trained: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    data = exported(variant(kind, trained, tmp_path), tmp_path / "x.gguf").read_bytes()
+    end, random = min(tensor.start for tensor in read_header(tmp_path / "x.gguf").tensors.values()), Random(0)
+    said = set()
+    for _ in range(150):
+        changed = bytearray(data)
+        for _ in range(random.randint(1, 3)):
+            changed[random.randrange(end)] = random.choice((0, 1, 255, random.randrange(256)))
+        (tmp_path / "y.gguf").write_bytes(changed)
+        try:
+            if Tokenizer.exists(tmp_path / "y.gguf"):
+                Tokenizer.load(tmp_path / "y.gguf").encode(TEXTS[1])
+        except UserError as error:
+            said.add(error.what)
+            assert error.where is not None and "y.gguf" in error.where
+    assert len(said) > 5

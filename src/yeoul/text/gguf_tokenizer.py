@@ -50,12 +50,19 @@ def gguf_tokenizer_files(file: Path) -> dict[str, bytes]:
     pieces = _pieces(header, kind)
     roles = _roles(header, kind, len(pieces))
     begins, ends = ([(pieces[i].text, i) for i in ids] for ids in _around(header, kind, roles))
-    backend = _whole(header, pieces)
-    if backend is None:
-        backend = _byte_level(header, pieces, roles) if kind == "gpt2" else _sentencepiece(header, pieces, roles, kind)
-    framed = type(backend.post_processor).__name__ not in ("NoneType", "ByteLevel")
-    if (begins or ends) and not framed and not any(":" in text for text, _ in (*begins, *ends)):
-        backend.post_processor = _post_processor(begins, ends)
+    try:
+        backend = _whole(header, pieces)
+        if backend is None:
+            made = _byte_level if kind == "gpt2" else _sentencepiece
+            backend = made(header, pieces, roles)
+        framed = type(backend.post_processor).__name__ not in ("NoneType", "ByteLevel")
+        if (begins or ends) and not framed and not any(":" in text for text, _ in (*begins, *ends)):
+            backend.post_processor = _post_processor(begins, ends)
+    except (UserError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # panics of the library tokenizers are no Exceptions
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the tokenizer of the GGUF file cannot be used: {reason}", file, DAMAGED) from None
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     config |= {name: pieces[roles[role]].text for role, name in ROLES.items() if role in roles}
     config |= {"add_bos_token": bool(begins), "add_eos_token": bool(ends), "clean_up_tokenization_spaces": False}
@@ -169,11 +176,7 @@ def _byte_level(header: Header, pieces: list[Piece], roles: Mapping[str, int]) -
             raise UserError(f"the merge {shown(merge)} of the GGUF file is no pair of pieces", header.file, DAMAGED)
         pairs.append((merge[:cut], merge[cut + 1 :]))
     vocabulary = {piece.text: i for i, piece in enumerate(pieces)}
-    try:
-        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=whole_words))
-    except Exception as error:  # the library's only kind
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the merges of the GGUF file cannot be used: {reason}", header.file, DAMAGED) from None
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=whole_words))
     if named in COMPOSED:
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizer_of(how)
@@ -184,10 +187,11 @@ def _byte_level(header: Header, pieces: list[Piece], roles: Mapping[str, int]) -
     return backend
 
 
-def _sentencepiece(header: Header, pieces: list[Piece], roles: Mapping[str, int], kind: str) -> Tokenizer:
+def _sentencepiece(header: Header, pieces: list[Piece], roles: Mapping[str, int]) -> Tokenizer:
     """The tokenizer of a sentencepiece vocabulary: BPE by scores, or unigram."""
     from tokenizers import normalizers
 
+    kind = header.need("tokenizer.ggml.model", str)
     unknown = next((i for i, piece in enumerate(pieces) if piece.type == PieceType.UNKNOWN), roles.get("unknown"))
     if unknown is None:
         raise UserError("the tokenizer of the GGUF file has no unknown token", header.file, DAMAGED)
