@@ -28,11 +28,11 @@ def load(
     """Load a model, and its tokenizer when the folder has one.
 
     Args:
-        path: a Hugging Face folder, a run folder with `model/` inside, or the id of a model on the hub; or an
-            adapter, alone or in the run that made it, that names its base model.
+        path: a Hugging Face folder, a GGUF file, a run folder with `model/` inside, or the id of a model on the hub; or
+            an adapter, alone or in the run that made it, that names its base model.
         device: "auto", "cpu", "cuda", "cuda:N".
         dtype: "auto" keeps the checkpoint's type where the device computes in it natively, else float32; that of a
-            quantized model on the CPU always.
+            quantized model on the CPU always. Quantized weights of a GGUF file count as bfloat16.
         adapter: folder or hub id of a LoRA adapter, which stays unmerged as "default"; of several, each is called as
             its folder, and the first is active (`yeoul.adapt.lora.api.set_adapter`). The first one's own tokenizer,
             where it has one, goes before the model's: its chat template is the one that it was trained with.
