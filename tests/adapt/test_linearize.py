@@ -17,8 +17,8 @@ from yeoul.model.config import FeatureMapConfig
 from yeoul.train.distill import alignment_objective, distillation_objective
 
 
-def batch(rows: int = 2, length: int = 30) -> Batch:
-    ids = torch.randint(0, VOCAB, (rows, length + 1), generator=torch.Generator().manual_seed(3))
+def batch(rows: int = 2, length: int = 30, seed: int = 3) -> Batch:
+    ids = torch.randint(0, VOCAB, (rows, length + 1), generator=torch.Generator().manual_seed(seed))
     return Batch(input_ids=ids[:, :-1], labels=ids[:, 1:])
 
 
@@ -112,6 +112,24 @@ def test_distillation_towards_itself_is_free_and_towards_another_is_not() -> Non
     assert set(loss.parts) == {"kl", "cross_entropy"}
     expected = 0.5 * loss.parts["kl"] + 0.5 * loss.parts["cross_entropy"]
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_share_of_the_positions_estimates_all_of_them() -> None:
+    """The same positions for the same text, others for another; the mean over many texts is that of all positions."""
+    teacher, other = make("softmax"), make("hybrid")
+    few = distillation_objective(teacher, kl_weight=0.5, positions=0.25)
+    every = distillation_objective(teacher, kl_weight=0.5)
+    means: list[list[float]] = [[], []]
+    for seed in range(40):
+        data = batch(seed=seed)
+        loss, again = few(other, data), few(other, data)
+        assert loss.total.item() == again.total.item() and loss.count == round(0.25 * data.labels.numel())
+        assert set(loss.parts) == {"kl", "cross_entropy"}
+        for found, one in zip(means, (loss, every(other, data)), strict=True):
+            found.append(one.total.item() / one.count)
+    assert sum(means[0]) == pytest.approx(sum(means[1]), rel=0.03) and means[0] != means[1]
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in other.parameters() if p.requires_grad)
 
 
 @torch.no_grad()

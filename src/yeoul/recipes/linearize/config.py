@@ -33,6 +33,8 @@ PAIRS_SHARE, MOST_PAIRS = 16, 256
 """Exact pairs of a head when none are given: one for so many tokens of the context, but at most so many."""
 LONGEST = 2048
 """Context when none is given, if the model supports more."""
+LARGE_VOCABULARY, FEW_POSITIONS = 65_536, 0.125
+"""Above so many tokens distillation compares predictions at this share of the positions."""
 LEAST_PATIENCE = 10
 """Steps of the shortest window in which a stage's loss is averaged."""
 LARGEST_VALIDATION, LEAST_VALIDATION = 200_000, 4096
@@ -204,6 +206,9 @@ class StageOptions:
     """Align each layer's attention on the teacher's inputs (outputs), or the whole model's hidden states (hidden)."""
     temperature: float = 1.0
     """Temperature of the distillation."""
+    distil_positions: float | None = None
+    """Share of the positions, chosen at random, at which distillation compares predictions; by default all, but an
+    eighth with a vocabulary of more than 65,536 tokens, whose output layer takes longer than the rest of the model."""
     kl_weight: float = 1.0
     """Weight of the divergence from the teacher in distillation; the rest is cross-entropy on the text."""
 
@@ -218,6 +223,7 @@ class StageOptions:
         for flag, value, ok in (
             ("--rank", self.rank, self.rank >= 1), ("--temperature", self.temperature, 0 < self.temperature < 1000),
             ("--kl-weight", self.kl_weight, 0 <= self.kl_weight <= 1), ("--map-lr", self.map_lr, 0 < self.map_lr < 100),
+            ("--distil-positions", self.distil_positions, 0 < self.positions(0) <= 1),
         ):  # fmt: skip
             if not ok:
                 raise UserError(f"{value} is out of range", flag)
@@ -226,6 +232,12 @@ class StageOptions:
     def trained(self) -> dict[Stage, Trained]:
         """What each stage trains."""
         return {"align": self.train_align, "distil": self.train_distil, "finetune": self.train_finetune}
+
+    def positions(self, vocabulary: int) -> float:
+        """Share of the positions at which distillation compares predictions."""
+        if self.distil_positions is not None:
+            return self.distil_positions
+        return FEW_POSITIONS if vocabulary > LARGE_VOCABULARY else 1.0
 
     @property
     def shares(self) -> dict[Stage, float]:

@@ -246,6 +246,7 @@ class _Linearization:
         recipe = Recipe(
             settings=self.config.planned(budget, context), trains=stages.trained, align_on=stages.align_on,
             rank=stages.rank, map_lr=stages.map_lr, kl_weight=stages.kl_weight, temperature=stages.temperature,
+            positions=stages.positions(self.teacher.config.vocab_size),
         )  # fmt: skip
         for stage in recipe.settings:
             if recipe.trains[stage] == "maps" and not learns_alone(self.student):

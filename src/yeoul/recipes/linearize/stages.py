@@ -63,6 +63,7 @@ class Recipe:
             stages after alignment; None: as the rest. New parameters have further to go than the teacher's weights.
         kl_weight: of the distillation.
         temperature: of the distillation.
+        positions: of the distillation: the share of the positions at which predictions are compared.
 
     Raises:
         UserError: the alignment loss does not depend on what the stage is to train.
@@ -77,6 +78,7 @@ class Recipe:
     map_lr: float | None = None
     kl_weight: float = 1.0
     temperature: float = 1.0
+    positions: float = 1.0
 
     def __post_init__(self) -> None:
         if "align" in self.settings and self.align_on == "outputs" and self.trains["align"] in ("all", "low-rank-all"):
@@ -90,7 +92,9 @@ class Recipe:
         if stage == "align":
             return alignment_objective((Alignment if self.align_on == "outputs" else HiddenAlignment)(teacher))
         if stage == "distil":
-            return distillation_objective(teacher, kl_weight=self.kl_weight, temperature=self.temperature)
+            return distillation_objective(
+                teacher, kl_weight=self.kl_weight, temperature=self.temperature, positions=self.positions
+            )
         return language_model_objective
 
     def rates(self, stage: Stage, student: Decoder) -> Rates | None:
@@ -111,7 +115,8 @@ class Recipe:
         for stage, settings in self.settings.items():
             how = {
                 "align": f"on {self.align_on}",
-                "distil": f"KL weight {self.kl_weight:g}, temperature {self.temperature:g}",
+                "distil": f"KL weight {self.kl_weight:g}, temperature {self.temperature:g}"
+                + ("" if self.positions == 1 else f", at {100 * self.positions:g} % of the positions"),
                 "finetune": "cross-entropy",
             }[stage]
             what = self.trains[stage] + (f" (rank {self.rank})" if self.trains[stage].startswith("low-rank") else "")
@@ -131,6 +136,7 @@ class Recipe:
             own["align_on"] = self.align_on
         if stage == "distil":
             own |= {"kl_weight": self.kl_weight, "temperature": self.temperature}
+            own |= {} if self.positions == 1 else {"positions": self.positions}
         return own
 
 
