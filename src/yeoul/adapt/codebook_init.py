@@ -30,7 +30,7 @@ LEAST_MASS = 1e-3
 
 @torch.no_grad()
 def fit_codebook(layer: LinearAttention, inputs: LayerInputs, seed: int = 0) -> None:
-    """Sets the layer's codebook from a teacher's attention on whole texts (row by row, O(T^2)).
+    """Sets the layer's codebook from a teacher's attention on whole texts, in O(T^2).
 
     Nothing changes where the texts are no longer than what the window and the exact pairs hold.
     """
@@ -103,23 +103,28 @@ def _fit_weights(
     dice: torch.Generator,
 ) -> None:  # fmt: skip
     """Sets s of each query head and code: the logarithm of what softmax pays to the code, less what the map does."""
-    (B, H, T, _), G, M = inputs.q.shape, inputs.k.shape[1], book.features
+    (_, H, T, _), G, M = inputs.q.shape, inputs.k.shape[1], book.features
     R = H // G
     wanted, given = torch.full((H, M), LEAST_MASS), torch.full((H, M), LEAST_MASS)
-    code = book.codes(inputs.k)
-    for row in range(B):
+    begin = 0
+    for texts in inputs.chunks():
+        entry = entered[begin : begin + len(texts.x)]
+        begin += len(texts.x)
+        codes = book.codes(texts.k)  # (n, G, T)
         rows = torch.randperm(T - first, generator=dice)[:MOST_QUERIES] + first
         later = torch.arange(T)[None] > rows[:, None]
         for g in range(G):
-            heads = slice(g * R, (g + 1) * R)
-            q, k = inputs.q[row, heads][:, rows], inputs.k[row, g]
+            heads, code = slice(g * R, (g + 1) * R), codes[:, g]
+            q, k = texts.q[:, heads][:, :, rows], texts.k[:, g]
             scores = scores_of(q, k, layer.scale, layer.softcap)
             total = scores.masked_fill(later, -torch.inf).logsumexp(-1, keepdim=True)
-            held = entered[row, g][None] <= rows[:, None]  # (n, T)
-            paid = (scores - total).exp() * held
-            wanted[heads].index_add_(1, code[row, g], paid.sum(1))
-            of_key = k.float() * book.shrink @ book.key_direction[g] - book.key_bias[g][code[row, g]]
+            held = (entry[:, None, g] <= rows[:, None])[:, None]  # (n, 1, rows, T)
+            paid = ((scores - total).exp() * held).sum(2)  # (n, R, T)
+            of_key = k.float() * book.shrink @ book.key_direction[g] - book.key_bias[g][code]  # (n, T)
             reads = (q.float() * book.shrink) @ book.directions[heads].transpose(1, 2) + book.read_bias[heads, None]
-            ours = (reads.gather(2, code[row, g].expand(R, len(rows), T)) + of_key - total).exp() * held
-            given[heads].index_add_(1, code[row, g], ours.sum(1))
+            at = code[:, None, None].expand(*scores.shape)
+            ours = ((reads.gather(3, at) + of_key[:, None, None] - total).exp() * held).sum(2)
+            flat = code.flatten()
+            wanted[heads].index_add_(1, flat, paid.transpose(0, 1).flatten(1))
+            given[heads].index_add_(1, flat, ours.transpose(0, 1).flatten(1))
     book.read_bias.add_((wanted / given).log())

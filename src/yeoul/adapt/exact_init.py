@@ -9,6 +9,7 @@ key leaves the window, so that it is regressed on the layer's input, the key and
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from yeoul.model.attention import AttentionContext
 from yeoul.model.cache import SCORE
 from yeoul.model.linear_attention import LinearAttention
 from yeoul.ops.exact_pairs import select_pairs
+from yeoul.ops.window import soft_cap
 
 RIDGE = 0.01
 """Penalty of the squared coefficients of standardised inputs, times the number of keys."""
@@ -25,6 +27,8 @@ LEAST_ATTENTION = 1e-9
 LEAST_QUERIES = 64
 """Queries beyond the window that a key must have had for what they paid it to count."""
 NEVER = 2**30
+MOST_SCORES = 4 * 1024**2
+"""Scores of a head that are looked at together."""
 
 
 class LayerInputs(NamedTuple):
@@ -44,9 +48,11 @@ class LayerInputs(NamedTuple):
     v: Tensor
     given: Tensor
 
-    def row(self, number: int) -> LayerInputs:
-        """One text alone."""
-        return LayerInputs(*(tensor[number : number + 1] for tensor in self))
+    def chunks(self) -> Iterator[LayerInputs]:
+        """A few texts at a time, so that `MOST_SCORES` bounds the scores of a head, but at least one."""
+        rows = max(1, MOST_SCORES // self.x.shape[1] ** 2)
+        for parts in zip(*(tensor.split(rows) for tensor in self), strict=True):
+            yield LayerInputs(*parts)
 
 
 def far_mask(length: int, window: int, sinks: int) -> Tensor:
@@ -56,21 +62,21 @@ def far_mask(length: int, window: int, sinks: int) -> Tensor:
 
 
 def scores_of(q: Tensor, k: Tensor, scale: float, softcap: float | None = None) -> Tensor:
-    """Scores of queries (R, N, D) on the keys (T, D) of their head, (R, N, T) fp32."""
-    scores = torch.matmul(q.float(), k.float().T) * scale
-    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+    """Scores of queries (B, R, N, D) on the keys (B, T, D) of their head, (B, R, N, T) fp32."""
+    scores = torch.matmul(q.float(), k.float()[:, None].transpose(-1, -2)) * scale
+    return scores if softcap is None else soft_cap(scores, softcap)
 
 
 @torch.no_grad()
 def fit_scores(layer: LinearAttention, inputs: LayerInputs) -> list[float]:
-    """Sets the layer's `exact_score` from a teacher's attention on whole texts (row by row, O(T^2)).
+    """Sets the layer's `exact_score` from a teacher's attention on whole texts, in O(T^2).
 
     Returns:
         The correlation of fit and target of each key-value head, on the keys that it was fitted on; NaN and no change
         where the texts are too short to have any key that a query beyond the window could see.
     """
     assert layer.exact_score is not None
-    (B, H, T, _), G = inputs.q.shape, inputs.k.shape[1]
+    (_, H, T, _), G = inputs.q.shape, inputs.k.shape[1]
     last = T - layer.window - min(LEAST_QUERIES, max(1, (T - layer.window) // 4))
     if last <= layer.sinks + 1:
         return [math.nan] * G
@@ -79,12 +85,12 @@ def fit_scores(layer: LinearAttention, inputs: LayerInputs) -> list[float]:
     found = []
     for g in range(G):
         wanted, given = [], []
-        for row in range(B):
-            queries = inputs.q[row, g * (H // G) : (g + 1) * (H // G)]
-            scores = scores_of(queries, inputs.k[row, g], layer.scale, layer.softcap)
-            paid = scores.masked_fill_(later, -torch.inf).softmax(-1).masked_fill_(~far, 0).amax((0, 1))
-            wanted.append(paid[keys].clamp_min(LEAST_ATTENTION).log())
-            given.append(torch.cat((inputs.x[row], inputs.k[row, g], inputs.v[row, g]), -1)[keys])
+        for texts in inputs.chunks():
+            k, v = texts.k[:, g], texts.v[:, g]
+            scores = scores_of(texts.q[:, g * (H // G) : (g + 1) * (H // G)], k, layer.scale, layer.softcap)
+            paid = scores.masked_fill_(later, -torch.inf).softmax(-1).masked_fill_(~far, 0).amax((1, 2))  # (n, T)
+            wanted.append(paid[:, keys].clamp_min(LEAST_ATTENTION).log().flatten())
+            given.append(torch.cat((texts.x, k, v), -1)[:, keys].flatten(0, 1))
         weight, correlation = _ridge(torch.cat(given).double(), torch.cat(wanted).double())
         layer.exact_score.weight[g] = weight.to(layer.exact_score.weight)
         found.append(correlation)

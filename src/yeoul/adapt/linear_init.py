@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from yeoul.adapt.codebook_init import fit_codebook
-from yeoul.adapt.exact_init import LayerInputs, entry_times, fit_scores
+from yeoul.adapt.exact_init import MOST_SCORES, LayerInputs, entry_times, fit_scores
 from yeoul.data.batch import Batch
 from yeoul.model.attention import AttentionContext, ProjectedAttention, SoftmaxAttention
 from yeoul.model.decoder import Decoder
@@ -46,8 +46,6 @@ OFFSETS, ALONE, NEAR = (-12.0, -6.0, -3.0, -1.0, 1.0), (-2.0, 0.0, 1.0, 2.0, 4.0
 found."""
 MOST_TOKENS = 24_576
 """Tokens of each layer whose queries and keys are looked at."""
-MOST_SCORES = 4 * 1024**2
-"""Scores of a head that are looked at together: the first rows are, up to four."""
 
 
 @dataclass(frozen=True, kw_only=True)

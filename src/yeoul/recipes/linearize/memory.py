@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from yeoul.adapt.linear_init import MOST_SCORES, MOST_TOKENS
+from yeoul.adapt.exact_init import MOST_SCORES
+from yeoul.adapt.linear_init import MOST_TOKENS
 from yeoul.adapt.linearize import Conversion, convert
 from yeoul.evaluate.perplexity import logits_at_once
 from yeoul.model.decoder import Decoder
