@@ -86,7 +86,7 @@ def main() -> None:
         start = time.perf_counter()
         feature_map = FeatureMapConfig(**settings)
         conversion = Conversion(
-            window=arguments.window, feature_map=feature_map, sinks=0, state_update="additive", short_conv=0
+            window=arguments.window, feature_map=feature_map, sinks=0, exact=(0,), state_update="additive", short_conv=0
         )
         student = convert(teacher, conversion)
         loader = PackedLoader(shards, batch_size=arguments.batch_size, context=context, seed=1)

@@ -38,8 +38,8 @@ FP32_PEAK = 67e12
 """The same in float32, where linear attention computes, from the same data sheets."""
 UTILISATION = 0.35
 """Share of the peak that is reached: an assumption."""
-ADDITIVE = Conversion(sinks=0, feature_map=FeatureMapConfig(), state_update="additive", short_conv=0)
-"""What the operations are counted for: sums of features beside a window (--map dijiang --sinks 0)."""
+ADDITIVE = Conversion(sinks=0, exact=(0,), feature_map=FeatureMapConfig(), state_update="additive", short_conv=0)
+"""What the operations are counted for: sums of features beside a window (--map dijiang --sinks 0 --exact 0)."""
 GPUS = {"80 GB": 80e9, "141 GB": 141e9}
 """Memory of the H100 SXM and of the H200."""
 RESERVE = 4e9

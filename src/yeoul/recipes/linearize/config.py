@@ -35,6 +35,8 @@ LONGEST = 2048
 """Context when none is given, if the model supports more."""
 LARGE_VOCABULARY, FEW_POSITIONS = 65_536, 0.125
 """Above so many tokens distillation compares predictions at this share of the positions."""
+MAP_RATE, CODEBOOK_RATE = 5e-3, 5e-4
+"""Learning rates of feature maps. A codebook begins where it has only little to learn."""
 LEAST_PATIENCE = 10
 """Steps of the shortest window in which a stage's loss is averaged."""
 LARGEST_VALIDATION, LEAST_VALIDATION = 200_000, 4096
@@ -184,15 +186,15 @@ class StageOptions:
     """Share of the budget for the first stage."""
     finetune_share: float = 0.0
     """Share of the budget for the last stage, cross-entropy on the text; distillation takes the rest."""
-    align_lr: float = 5e-3
-    """Peak learning rate of the feature maps in the first stage."""
+    align_lr: float | None = None
+    """Peak learning rate of the feature maps in the first stage; by default 5e-3, or 5e-4 with the codebook map."""
     lr: float = 1e-4
     """Peak learning rate of the weights in the second stage."""
     finetune_lr: float = 1e-4
     """Peak learning rate in the last stage."""
-    map_lr: float = 5e-3
-    """Peak learning rate of feature maps, gates and convolutions in the second and third stage: new parts have further
-    to go than those taken over from the teacher."""
+    map_lr: float | None = None
+    """Peak learning rate of feature maps, gates and convolutions in the second and third stage, likewise: new parts
+    have further to go than those taken over from the teacher."""
     train_align: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "maps"
     """What alignment trains: feature maps and gates (maps); the whole attention; all weights; or the maps and a
     low-rank part of the attention (low-rank), or of attention and MLPs (low-rank-all)."""
@@ -222,7 +224,8 @@ class StageOptions:
             raise UserError("there is no stage to run", "--stages", f"choose from {', '.join(get_args(Stage))}")
         for flag, value, ok in (
             ("--rank", self.rank, self.rank >= 1), ("--temperature", self.temperature, 0 < self.temperature < 1000),
-            ("--kl-weight", self.kl_weight, 0 <= self.kl_weight <= 1), ("--map-lr", self.map_lr, 0 < self.map_lr < 100),
+            ("--kl-weight", self.kl_weight, 0 <= self.kl_weight <= 1),
+            ("--map-lr", self.map_lr, self.map_lr is None or 0 < self.map_lr < 100),
             ("--distil-positions", self.distil_positions, 0 < self.positions(0) <= 1),
         ):  # fmt: skip
             if not ok:
@@ -260,7 +263,8 @@ class StageOptions:
         Raises:
             UserError: no stage gets a step.
         """
-        rates: dict[Stage, float] = {"align": self.align_lr, "distil": self.lr, "finetune": self.finetune_lr}
+        align_lr = self.align_lr or MAP_RATE
+        rates: dict[Stage, float] = {"align": align_lr, "distil": self.lr, "finetune": self.finetune_lr}
         budgets = [(stage, share, rates[stage]) for stage, share in self.shares.items() if stage in self.stages]
         if not any(share for _, share, _ in budgets):
             raise UserError(
@@ -386,4 +390,11 @@ class LinearizeConfig(Settings):
 
     def planned(self, budget: int, context: int) -> dict[Stage, TrainConfig]:
         """Settings of the stages, in order, for a budget in tokens and sequences of so many."""
-        return self.habits.patient(self.training.plan(budget, self.habits.common(context)))
+        return self.habits.patient(self.stages.plan(budget, self.habits.common(context)))
+
+    @property
+    def stages(self) -> StageOptions:
+        """The stages with the learning rates of feature maps that are given, or that the map has by itself."""
+        rate = CODEBOOK_RATE if self.conversion.linear_part[0] == "codebook" else MAP_RATE
+        given = self.training
+        return replace(given, align_lr=given.align_lr or rate, map_lr=given.map_lr or rate)

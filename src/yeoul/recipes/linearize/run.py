@@ -242,7 +242,7 @@ class _Linearization:
         Raises:
             UserError: a stage has nothing to train, or no stage gets a step.
         """
-        stages = self.config.training
+        stages = self.config.stages
         recipe = Recipe(
             settings=self.config.planned(budget, context), trains=stages.trained, align_on=stages.align_on,
             rank=stages.rank, map_lr=stages.map_lr, kl_weight=stages.kl_weight, temperature=stages.temperature,
