@@ -47,6 +47,11 @@ def _layers(config: dict[str, Any]) -> str:
     used = dict.fromkeys(windows[kind] for kind in windows if kind in config["attention"])
     delta = {"dijiang", "hybrid"} & set(config["attention"]) and config["state_update"] == "delta"
     text = f"{config['num_layers']}: {kinds}" + "".join(f", window {window:,}" for window in used)
+    if any(config.get("exact", ())):
+        pairs = dict.fromkeys(
+            n for n, kind in zip(config["exact"], config["attention"], strict=True) if kind == "hybrid"
+        )
+        text += f", {', '.join(f'{n:,}' for n in pairs)} exact pairs"
     text += ", states by the delta rule" if delta else ""
     return text + (f", convolutions over {config['short_conv']}" if config["short_conv"] else "")
 
