@@ -58,8 +58,8 @@ class ConversionOptions:
     """Attention sinks: number of first tokens that the hybrid's softmax always sees."""
     exact: str = "auto"
     """Exact key-value pairs that each key-value head of the hybrid keeps beside its window, those that later queries
-    are likeliest to need: one number, or one for each converted layer, with commas; 0 for none; auto: a sixteenth of
-    the context, but at most 256, shared out among the layers by what they need."""
+    are likeliest to need: one number, or one for each converted layer, with commas; 0 for none; auto: one for every 16
+    tokens of the context, but at most 256."""
     keep_softmax: str = "0"
     """Number of layers that stay softmax: those that depend most on distant text; auto: the fewest that account for
     half of the long-context gain, at most a quarter of the layers. Their KV caches keep growing."""
