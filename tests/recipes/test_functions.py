@@ -139,3 +139,16 @@ def test_what_a_model_and_its_context_decide_of_a_conversion() -> None:
     for wrong in ("many", "-1", "1,", ""):
         with pytest.raises(UserError, match="--exact"):
             ConversionOptions(exact=wrong)
+
+
+def test_learning_rates_follow_the_map_and_the_size_of_the_model() -> None:
+    rates = lambda flags, parameters: (  # noqa: E731
+        (stages := yeoul.LinearizeConfig.of(**flags).stages(parameters)).align_lr, stages.map_lr, stages.lr,
+        stages.finetune_lr,
+    )  # fmt: skip
+    assert rates({}, 10_000_000) == (5e-4, 5e-4, 1e-4, 1e-4)
+    assert rates({"map": "fourier"}, 10_000_000) == (5e-3, 5e-3, 1e-4, 1e-4)
+    assert rates({}, 268_098_176) == (5e-4, 5e-4, 1e-5, 1e-5)
+    assert rates({"lr": 3e-4, "map_lr": 1e-3, "align_lr": 2e-3}, 268_098_176) == (2e-3, 1e-3, 3e-4, 1e-5)
+    planned = yeoul.LinearizeConfig.of(batch_size=1).planned(1_000_000, 1024, 268_098_176)
+    assert planned["align"].lr == 5e-4 and planned["distil"].lr == 1e-5

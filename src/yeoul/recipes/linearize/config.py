@@ -35,6 +35,8 @@ LONGEST = 2048
 """Context when none is given, if the model supports more."""
 LARGE_VOCABULARY, FEW_POSITIONS = 65_536, 0.125
 """Above so many tokens distillation compares predictions at this share of the positions."""
+RATE, LARGE_RATE, LARGE = 1e-4, 1e-5, 100_000_000
+"""Learning rates of the teacher's weights; above so many parameters a step of the first makes models worse."""
 MAP_RATE, CODEBOOK_RATE = 5e-3, 5e-4
 """Learning rates of feature maps. A codebook begins where it has only little to learn."""
 LEAST_PATIENCE = 10
@@ -188,10 +190,10 @@ class StageOptions:
     """Share of the budget for the last stage, cross-entropy on the text; distillation takes the rest."""
     align_lr: float | None = None
     """Peak learning rate of the feature maps in the first stage; by default 5e-3, or 5e-4 with the codebook map."""
-    lr: float = 1e-4
-    """Peak learning rate of the weights in the second stage."""
-    finetune_lr: float = 1e-4
-    """Peak learning rate in the last stage."""
+    lr: float | None = None
+    """Peak learning rate of the weights in the second stage; by default 1e-4, or 1e-5 above 100 million parameters."""
+    finetune_lr: float | None = None
+    """Peak learning rate in the last stage, likewise."""
     map_lr: float | None = None
     """Peak learning rate of feature maps, gates and convolutions in the second and third stage, likewise: new parts
     have further to go than those taken over from the teacher."""
@@ -263,8 +265,9 @@ class StageOptions:
         Raises:
             UserError: no stage gets a step.
         """
-        align_lr = self.align_lr or MAP_RATE
-        rates: dict[Stage, float] = {"align": align_lr, "distil": self.lr, "finetune": self.finetune_lr}
+        rates: dict[Stage, float] = {
+            "align": self.align_lr or MAP_RATE, "distil": self.lr or RATE, "finetune": self.finetune_lr or RATE,
+        }  # fmt: skip
         budgets = [(stage, share, rates[stage]) for stage, share in self.shares.items() if stage in self.stages]
         if not any(share for _, share, _ in budgets):
             raise UserError(
@@ -388,13 +391,16 @@ class LinearizeConfig(Settings):
         if self.tokens is not None and self.tokens < 1:
             raise UserError(f"--tokens is {self.tokens}, but must be at least one step's tokens")
 
-    def planned(self, budget: int, context: int) -> dict[Stage, TrainConfig]:
-        """Settings of the stages, in order, for a budget in tokens and sequences of so many."""
-        return self.habits.patient(self.stages.plan(budget, self.habits.common(context)))
+    def planned(self, budget: int, context: int, parameters: int = 0) -> dict[Stage, TrainConfig]:
+        """Settings of the stages, in order, for a budget in tokens and sequences of so many, of a model of so many
+        parameters."""
+        return self.habits.patient(self.stages(parameters).plan(budget, self.habits.common(context)))
 
-    @property
-    def stages(self) -> StageOptions:
-        """The stages with the learning rates of feature maps that are given, or that the map has by itself."""
-        rate = CODEBOOK_RATE if self.conversion.linear_part[0] == "codebook" else MAP_RATE
-        given = self.training
-        return replace(given, align_lr=given.align_lr or rate, map_lr=given.map_lr or rate)
+    def stages(self, parameters: int) -> StageOptions:
+        """The stages with the learning rates that are given, or those of the feature map and the size of the model."""
+        maps = CODEBOOK_RATE if self.conversion.linear_part[0] == "codebook" else MAP_RATE
+        weights, given = LARGE_RATE if parameters > LARGE else RATE, self.training
+        return replace(
+            given, align_lr=given.align_lr or maps, map_lr=given.map_lr or maps, lr=given.lr or weights,
+            finetune_lr=given.finetune_lr or weights,
+        )  # fmt: skip

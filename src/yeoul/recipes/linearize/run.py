@@ -242,9 +242,10 @@ class _Linearization:
         Raises:
             UserError: a stage has nothing to train, or no stage gets a step.
         """
-        stages = self.config.stages
+        parameters = self.teacher.num_parameters()
+        stages = self.config.stages(parameters)
         recipe = Recipe(
-            settings=self.config.planned(budget, context), trains=stages.trained, align_on=stages.align_on,
+            settings=self.config.planned(budget, context, parameters), trains=stages.trained, align_on=stages.align_on,
             rank=stages.rank, map_lr=stages.map_lr, kl_weight=stages.kl_weight, temperature=stages.temperature,
             positions=stages.positions(self.teacher.config.vocab_size),
         )  # fmt: skip
