@@ -45,7 +45,7 @@ from yeoul.recipes.caches import cache_bytes
 from yeoul.recipes.model_folder import ModelFolder
 from yeoul.text.tokenizer import Tokenizer
 
-SINKS, STRIDE, ROWS = 4, 4, 3
+SINKS, STRIDE, ROWS = 4, 4, 2
 NAMES = (
     "Anna Boris Clara David Emma Felix Grace Henry Irene Jacob Karen Louis Maria Nathan Olivia Peter Quentin Rachel "
     "Simon Teresa Ursula Victor Wendy Xavier"

@@ -32,6 +32,12 @@ PAIRS = (4, 16, 64)
 DISTANCES = (0, 128, 512, 2048)
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 DEPTHS = (0.1, 0.5, 0.9)
+NUMBERS = (
+    "{name}: {number}", "{name} = {number}", "{name}의 번호는 {number}입니다.", "{name} {number}번",
+    "The number of {name} is {number}.", "{name} has the code {number}.", "Call {name} at {number}.",
+    "비밀번호 {number} ({name})",
+)  # fmt: skip
+"""Sentences that give a number, for `recall_rows`."""
 CANDIDATES = 16
 """Values that a needle's is chosen from, itself included."""
 
@@ -268,9 +274,10 @@ def _mqar_item(material: Material, pairs: int, distance: int, rng: random.Random
 def recall_rows(
     tokenizer: Tokenizer, text: Sequence[int], *, rows: int, length: int, pairs: int = 16, seed: int = 0
 ) -> list[list[int]]:
-    """Texts with pairs of words at the beginning that come again at the end, to fit or to train a memory on.
+    """Texts whose end asks for what their beginning said, to fit or to train a memory on.
 
-    Other items than those of `mqar_questions`, of the same kind, with the distance that makes them as long as asked.
+    In turns pairs of words, as of `mqar_questions` but other ones, and short sentences that give numbers
+    (`NUMBERS`); between them text of the length that makes all as long as asked.
 
     Args:
         tokenizer: of the model.
@@ -292,7 +299,32 @@ def recall_rows(
     if not 0 < distance <= len(material.text):
         return []
     rng = random.Random(f"rows {seed} {length}")
-    return [list(_mqar_item(material, pairs, distance, rng).ids) for _ in range(rows)]
+    made = []
+    for number in range(rows):
+        told = _numbers_row(material, tokenizer, pairs, length, rng) if number % 2 else None
+        made.append(told or list(_mqar_item(material, pairs, distance, rng).ids))
+    return made
+
+
+def _numbers_row(
+    material: Material, tokenizer: Tokenizer, facts: int, length: int, rng: random.Random
+) -> list[int] | None:
+    """Sentences of one form that give numbers, text, and the same sentences in another order; None if too long."""
+    form = rng.choice(NUMBERS)
+    words = rng.sample(material.words, 2 * facts)
+    names = [tokenizer.decode([word]).strip() for word in words[:facts]]
+    digits = rng.randint(2, 6)
+    lines = [form.format(name=name, number="".join(rng.choice("0123456789") for _ in range(digits))) for name in names]
+    parts = [
+        tokenizer.encode("\n".join(order)) for order in (lines, rng.sample(lines, facts))
+    ]  # fmt: skip
+    room = length - len(material.begin) - sum(map(len, parts)) - 2 * len(material.newline)
+    if facts > 1 and room < length // 2:
+        return _numbers_row(material, tokenizer, facts // 2, length, rng)
+    if not 0 < room <= len(material.text):
+        return None
+    before, after = parts
+    return [*material.begin, *before, *material.newline, *material.filler(room, rng), *material.newline, *after]
 
 
 def needle_questions(

@@ -336,17 +336,19 @@ class _Linearization:
         return self._finish(self._train())
 
     def _calibration(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Text, and among it texts at whose end comes again what was said at their beginning."""
+        """Text, and then half as much of texts whose end asks for what their beginning said."""
+        ids: list[int] = []
+        count = length = 0
         for batch in batches:
             yield batch
-            ids = batch.labels[batch.labels != IGNORE].tolist() if any(self.student.config.exact) else []
-            rows = recall_rows(
-                self.tokenizer, ids, rows=max(1, len(batch.input_ids) // 2), length=batch.input_ids.shape[1] + 1,
-                seed=self.config.habits.seed,
-            )  # fmt: skip
-            if rows:
-                made = torch.tensor(rows)
-                yield Batch(input_ids=made[:, :-1], labels=made[:, 1:])
+            ids += batch.labels[batch.labels != IGNORE].tolist()
+            count, length = count + len(batch.input_ids), batch.input_ids.shape[1]
+        if not any(self.student.config.exact):
+            return
+        seed = self.config.habits.seed
+        rows = recall_rows(self.tokenizer, ids, rows=max(2, count // 2), length=length + 1, seed=seed)
+        for row in torch.tensor(rows).split(1) if rows else ():
+            yield Batch(input_ids=row[:, :-1], labels=row[:, 1:])
 
     def _settings(self) -> dict[str, Any]:
         """By flag, as config.yaml has them; never with `overwrite`: given back, it must not throw the run away."""
