@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from yeoul.data.batch import Batch
 from yeoul.errors import UserError
 from yeoul.evaluate import perplexity
-from yeoul.evaluate.associative import Material, RecallGrid, ask, mqar_questions, needle_questions
+from yeoul.evaluate.associative import Material, RecallGrid, ask, mqar_questions, needle_questions, recall_rows
 from yeoul.evaluate.words import line_break, text_ids, whole_words
 from yeoul.text.tokenizer import Tokenizer
 
@@ -210,3 +211,25 @@ def test_batches_and_chunks_change_nothing(tokenizer, material, monkeypatch):
     monkeypatch.setattr(perplexity, "CHUNK_ELEMENTS", 2 * tokenizer.vocab_size)
     monkeypatch.setattr(perplexity, "LEAST_ROWS", 1)
     assert ask(model, asked, batch_tokens=1) == whole
+
+
+def test_rows_say_at_their_end_what_their_beginning_said(tokenizer):
+    text = [token for line in sentences(KOREAN)[:200] for token in tokenizer.encode(line)]
+    made = lambda seed: recall_rows(tokenizer, text, rows=6, length=160, pairs=4, seed=seed)  # noqa: E731
+    rows = made(1)
+    assert [len(row) for row in rows] == [160] * 6 and rows == made(1) and rows != made(2)
+    words = set(whole_words(tokenizer))
+    for row in rows[::2]:  # pairs of words, the same at both ends
+        asked = [row[place : place + 2] for place in range(152, 160, 2)]
+        assert all(set(pair) <= words for pair in asked)
+        assert all(any(row[place : place + 2] == pair for place in range(30)) for pair in asked)
+    if tokenizer.unk_id is None or tokenizer.unk_id not in tokenizer.encode("0123456789"):
+        for row in rows[1::2]:
+            numbers = re.findall(r"\d{2,6}", tokenizer.decode(row))
+            assert numbers and sorted(numbers[: len(numbers) // 2]) == sorted(numbers[len(numbers) // 2 :])
+
+
+def test_no_rows_where_there_is_too_little(tokenizer):
+    text = tokenizer.encode(sentences(KOREAN)[0])
+    assert recall_rows(tokenizer, text, rows=3, length=10_000) == []
+    assert recall_rows(tokenizer, [], rows=3, length=100) == []
