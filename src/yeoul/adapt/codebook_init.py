@@ -47,7 +47,7 @@ def fit_codebook(layer: LinearAttention, inputs: LayerInputs, seed: int = 0) -> 
         held = entered[:, g] < T  # (B, T)
         keys = inputs.k[:, g][held].float() * book.shrink
         if len(keys) > MOST_KEYS:
-            keys = keys[torch.randperm(len(keys), generator=generator)[:MOST_KEYS]]
+            keys = keys[torch.randperm(len(keys), generator=generator)[:MOST_KEYS].to(keys.device)]
         queries = inputs.q[:, g * R : (g + 1) * R, first:].float() * book.shrink
         mean = queries.mean((0, 1, 2))  # w of the map
         _fit_head(book, g, keys, (queries - mean).reshape(-1, D), mean, generator)
@@ -61,14 +61,14 @@ def _fit_head(
     M = book.features
     centre = keys.mean(0)
     second = queries.T @ queries / len(queries)
-    second = second + RIDGE * second.diagonal().mean() * torch.eye(len(second))
+    second = second + RIDGE * second.diagonal().mean() * torch.eye(len(second)).to(second)
     values, vectors = torch.linalg.eigh(second)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T  # symmetric
     points = (keys - centre) @ root
     weight = ((keys - centre) @ mean).clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT).exp()
     codes, members = _k_means(points, weight, M, dice)
-    total = torch.zeros(M).index_add_(0, members, weight)
-    sums = torch.zeros(M, keys.shape[1]).index_add_(0, members, keys * weight[:, None])
+    total = weight.new_zeros(M).index_add_(0, members, weight)
+    sums = keys.new_zeros(M, keys.shape[1]).index_add_(0, members, keys * weight[:, None])
     inverse = torch.linalg.inv(root)
     means = torch.where((total > 0)[:, None], sums / total.clamp_min(1e-20)[:, None], codes @ inverse + centre)
     assign = codes @ root
@@ -82,13 +82,13 @@ def _fit_head(
 def _k_means(points: Tensor, weight: Tensor, count: int, dice: torch.Generator) -> tuple[Tensor, Tensor]:
     """Codes (count, D) of weighted points (N, D), and each point's code (N,); fewer points than codes stand twice."""
     few = len(points) <= count
-    start = torch.arange(count) % len(points) if few else torch.multinomial(weight, count, generator=dice)
-    codes = points[start].clone()
+    start = torch.arange(count) % len(points) if few else torch.multinomial(weight.cpu(), count, generator=dice)
+    codes = points[start.to(points.device)].clone()
     for round in range(ROUNDS + 1):
         members = torch.cat([_nearest(part, codes) for part in points.split(8192)])
         if round == ROUNDS:
             break
-        total = torch.zeros(count).index_add_(0, members, weight)
+        total = weight.new_zeros(count).index_add_(0, members, weight)
         sums = torch.zeros_like(codes).index_add_(0, members, points * weight[:, None])
         codes = torch.where((total > 0)[:, None], sums / total.clamp_min(1e-20)[:, None], codes)
     return codes, members
@@ -105,14 +105,15 @@ def _fit_weights(
     """Sets s of each query head and code: the logarithm of what softmax pays to the code, less what the map does."""
     (_, H, T, _), G, M = inputs.q.shape, inputs.k.shape[1], book.features
     R = H // G
-    wanted, given = torch.full((H, M), LEAST_MASS), torch.full((H, M), LEAST_MASS)
+    device = inputs.k.device
+    wanted, given = (torch.full((H, M), LEAST_MASS, device=device) for _ in range(2))
     begin = 0
     for texts in inputs.chunks():
         entry = entered[begin : begin + len(texts.x)]
         begin += len(texts.x)
         codes = book.codes(texts.k)  # (n, G, T)
-        rows = torch.randperm(T - first, generator=dice)[:MOST_QUERIES] + first
-        later = torch.arange(T)[None] > rows[:, None]
+        rows = (torch.randperm(T - first, generator=dice)[:MOST_QUERIES] + first).to(device)
+        later = torch.arange(T, device=device)[None] > rows[:, None]
         for g in range(G):
             heads, code = slice(g * R, (g + 1) * R), codes[:, g]
             q, k = texts.q[:, heads][:, :, rows], texts.k[:, g]

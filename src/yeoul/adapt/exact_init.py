@@ -55,9 +55,9 @@ class LayerInputs(NamedTuple):
             yield LayerInputs(*parts)
 
 
-def far_mask(length: int, window: int, sinks: int) -> Tensor:
+def far_mask(length: int, window: int, sinks: int, device: torch.device) -> Tensor:
     """(T, T) bool: key j has left the window of query i and is no sink."""
-    place = torch.arange(length)
+    place = torch.arange(length, device=device)
     return (place[:, None] - place[None] >= window) & (place[None] >= sinks)
 
 
@@ -80,8 +80,8 @@ def fit_scores(layer: LinearAttention, inputs: LayerInputs) -> list[float]:
     last = T - layer.window - min(LEAST_QUERIES, max(1, (T - layer.window) // 4))
     if last <= layer.sinks + 1:
         return [math.nan] * G
-    keys, far = slice(layer.sinks, last), far_mask(T, layer.window, layer.sinks)
-    later = torch.ones(T, T, dtype=torch.bool).triu(1)
+    keys, far = slice(layer.sinks, last), far_mask(T, layer.window, layer.sinks, inputs.k.device)
+    later = torch.ones(T, T, dtype=torch.bool, device=inputs.k.device).triu(1)
     found = []
     for g in range(G):
         wanted, given = [], []
@@ -110,17 +110,17 @@ def _ridge(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
 @torch.no_grad()
 def entry_times(layer: LinearAttention, inputs: LayerInputs) -> Tensor:
     """The query with which each key enters the state, (B, G, T) int64; `NEVER` for those that do not."""
-    (B, G, T, _), w = inputs.k.shape, layer.window
-    entered = torch.full((B, G, T), NEVER)
-    leaving = torch.arange(T) >= w + layer.sinks
+    (B, G, T, _), w, device = inputs.k.shape, layer.window, inputs.k.device
+    entered = torch.full((B, G, T), NEVER, device=device)
+    leaving = torch.arange(T, device=device) >= w + layer.sinks
     if not layer.exact:
-        entered[:, :, : max(0, T - w)] = torch.arange(w, T)
+        entered[:, :, : max(0, T - w)] = torch.arange(w, T, device=device)
         entered[:, :, : layer.sinks] = NEVER
         return entered
     score = layer.gates(inputs.x, AttentionContext(), inputs.k, inputs.v)[SCORE]
     scores = torch.nn.functional.pad(score, (w, 0))[:, :, :T]
     chosen = select_pairs(scores, leaving[None], layer.exact, w)
-    times = torch.where(chosen.written, torch.arange(T), NEVER)
+    times = torch.where(chosen.written, torch.arange(T, device=device), NEVER)
     # column t of the call is key t - w
     place = (chosen.evicted - w).clamp_min(0)
     return entered.scatter_reduce(2, place, times, "amin")

@@ -215,7 +215,8 @@ def _match_scales(layer: LinearAttention, inputs: LayerInputs) -> None:
     if not scales or T <= first + 1:
         return
     entered = entry_times(layer, inputs)  # (N, G, T)
-    held = (entered[:, :, None] <= torch.arange(T)[:, None]).repeat_interleave(H // G, 1)  # (N, H, T, T)
+    queries = torch.arange(T, device=q.device)[:, None]
+    held = (entered[:, :, None] <= queries).repeat_interleave(H // G, 1)  # (N, H, T, T)
     wanted = _scores(q, k, layer.scale).masked_fill(~held, -torch.inf).logsumexp(-1)  # (N, H, T)
     query_logs, key_logs = maps(q), maps.of_keys(k)
     summed = _entered(key_logs, entered).logcumsumexp(2)  # (N, G, T, M)
