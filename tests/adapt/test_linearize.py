@@ -188,7 +188,7 @@ def test_without_a_budget_the_text_decides_and_the_choices_are_said(
     command = f"linearize {tiny_folder} --data builtin:100KB --context 32 --out {tmp_path}/run"
     assert main(command.split()) == 2
     said = capsys.readouterr().out
-    assert "4 passes over" in said and "hybrid, window 64" in said and "trains maps, learning rate 0.005" in said
+    assert "4 passes over" in said and "hybrid, window 64" in said and "trains maps, learning rate 0.0005" in said
     monkeypatch.setattr(linearize, "LARGEST_BUDGET", 5000)
     assert main(command.split()) == 2
     assert "Budget: 5,000 tokens" in capsys.readouterr().out

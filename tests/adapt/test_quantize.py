@@ -122,7 +122,9 @@ def test_every_kind_computes_one_meaning_and_is_read_back(kind: str, tmp_path: P
         full = model(ids())
         quantize_model(model, config)
         whole = model(ids())
-        assert 0 < rms_ratio(whole, full) < (0.1 if config.bits == 8 else 1.0)
+        # which pairs stay exact is a choice: rounded weights may make another where scores lie close together
+        most = 0.1 if not kind.startswith("exact") else 0.3
+        assert 0 < rms_ratio(whole, full) < (most if config.bits == 8 else 1.0)
         cache = model.new_cache(2)
         pieces = [model(ids()[:, a:b], cache=cache) for a, b in ((0, 7), *((t, t + 1) for t in range(7, 24)))]
         assert rms_ratio(torch.cat(pieces, 1), whole) < 1e-5
