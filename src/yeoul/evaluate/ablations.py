@@ -75,7 +75,7 @@ def views(converted: Decoder) -> dict[str, View]:
 
     Returns:
         "converted"; where layers are linear also "linear only" and "window only" (of a hybrid, with the exact pairs),
-        "no exact pairs" and "no attention". Open one at a time.
+        "no pairs" and "no attention". Open one at a time.
     """
     layers = [b.self_attn for b in converted.layers if isinstance(b.self_attn, LinearAttention)]
     found: dict[str, View] = {"converted": lambda: nullcontext(converted)}
@@ -83,7 +83,7 @@ def views(converted: Decoder) -> dict[str, View]:
         found["linear only"] = lambda: parts(converted, window=False)
         found["window only"] = lambda: parts(converted, linear=False)
     if any(layer.exact for layer in layers):
-        found["no exact pairs"] = lambda: parts(converted, exact=False)
+        found["no pairs"] = lambda: parts(converted, exact=False)
     if layers:
         found["no attention"] = lambda: parts(converted, linear=False, window=False)
     return found

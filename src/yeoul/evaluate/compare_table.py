@@ -46,7 +46,7 @@ def _legend(comparison: Comparison) -> str:
         ("", "the baseline that a conversion must beat"),
         ("converted", "the model after the conversion"),
         ("linear only, window only", "the converted model with the other part of its attention switched off"),
-        ("no exact pairs", "all that leaves its window enters the state"),
+        ("no pairs", "all that leaves its window enters the state"),
     ]
     return "\n".join(f"{name:<{LABEL}}  {text}" for name, text in rows)
 
