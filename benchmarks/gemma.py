@@ -52,18 +52,31 @@ def write_table(path: Path, rows: list[tuple[str, str]], header: tuple[str, str]
     return path
 
 
+def high_water(pid: int) -> int:
+    """The kernel's mark of a process's largest resident set, in bytes; 0 where it cannot be read."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return max((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), default=0)
+
+
 def measured(command: list[str], log: Path) -> dict[str, Any]:
     """Seconds, CPU seconds, peak bytes and exit code of a command; what it prints goes to a file."""
     print(f"$ {shlex.join(command)}", flush=True)
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
+        peak, pid = 0, 0
+        while not pid:  # `yeoul linearize` sets the kernel's mark back, so that it has to be read meanwhile
+            peak = max(peak, high_water(process.pid))
+            time.sleep(0.1)
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
     return {
         "command": shlex.join(["yeoul", *command[3:]]),
         "seconds": time.perf_counter() - start,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_bytes": usage.ru_maxrss * 1024,
+        "peak_bytes": max(peak, usage.ru_maxrss * 1024),
         "exit_code": os.waitstatus_to_exitcode(status),
     }
 

@@ -1,7 +1,7 @@
 """Which keys are worth keeping, from what a teacher's later queries paid them: a ridge regression, in closed form.
 
 The target of a key is the logarithm of the most attention that any query beyond the window pays it, over the query
-heads that read it (KVzap's, Jegou and others 2026, arXiv 2601.07891, without its norms): what one later query needs
+heads that read it (KVzap's, arXiv 2601.07891, without its norms): what one later query needs
 badly is worth a place, not what many need a little, which a state can hold as well. The score has to be known when the
 key leaves the window, so that it is regressed on the layer's input, the key and the value.
 """

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class ExactScore(nn.Module):
     """A number of each key for each key-value head, linear in the layer's input, the key and the value.
 
-    As in KVzap (Jegou and others 2026, arXiv 2601.07891) it stands for the most attention that a query beyond the
+    As in KVzap (arXiv 2601.07891) it stands for the most attention that a query beyond the
     window will pay to the key. Computed in fp32, autocast or not. Before it is fitted all keys are worth 0, and the
     oldest stay.
 

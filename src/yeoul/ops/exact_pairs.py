@@ -3,10 +3,10 @@
 With room for L pairs, a query sees those L keys of its text that have left the window by then and score highest; of
 equal scores the older stays. So a key stays from when it leaves the window until L others that score higher have left
 as well, and never comes back. That depends on the scores alone: the order of eviction is known before anything is
-read, and whole sequences, pieces of them and single tokens have the same pairs. Eviction by a score that is known when
-a key arrives is LoLA's (McDermott and others 2025, arXiv 2505.23666) and KVzap's (Jegou and others 2026, arXiv
-2601.07891); here it goes in blocks of w queries, which together with the keys of two blocks see the L pairs that were
-there before the block: O(T (L + w)) in place of a loop over tokens.
+read, and whole sequences, pieces of them and single tokens have the same pairs. A score that depends on the key and
+nothing later is KVzap's (arXiv 2601.07891); that what gives way enters a linear state is LoLA's (arXiv 2505.23666).
+It goes in blocks of w queries, which beside the keys of two blocks see the L pairs that were there before the block:
+attention over T (L + 2 w) keys, and T (L + w)^2 / w comparisons of scores, in place of a loop over tokens.
 """
 
 from __future__ import annotations

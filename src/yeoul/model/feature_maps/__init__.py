@@ -11,10 +11,11 @@ is learned, and how it begins on a teacher's queries and keys:
 | wpff | the same with a learned weight in place of 1 / sqrt(M) | the same, section 3.2 |
 | dcf, wdcf | t_i c_i . x' + log d_i, c_i rows of the DCT | the same, section 3.3: D exp(T C x) |
 | dijiang-code | x . (column i of the DCT) t_i, then log-softmax | the authors' code |
-| dijiang | see `yeoul.model.feature_maps.base.FrequencyFeatureMap` | this package |
+| dijiang | see `yeoul.model.feature_maps.frequencies.FrequencyFeatureMap` | this package |
 | hedgehog | log-softmax of (W x, -W x) | Zhang and others, arXiv 2402.04347, section 4 |
 | elu | log(elu(x_i) + 1) | Katharopoulos and others, arXiv 2006.16236, equation 7 |
 | cosformer | log relu(x_i) + log cos or sin of the position | Qin and others, arXiv 2202.08791, section 3.3 |
+| codebook | r_i . x' + s_i; of keys w . x' - u_i at the nearest code, else -inf | keys as in arXiv 2309.16354 |
 | fourier | no logarithm: cos and sin of t_i c_i . x' + p_i | Rahimi and Recht 2007 |
 
 x' = x sqrt(scale) with scale 1 / sqrt(D) unless given, so that q' . k' is the score of softmax attention.

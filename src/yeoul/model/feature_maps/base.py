@@ -36,8 +36,8 @@ class VectorStatistics(NamedTuple):
 class FeatureMap(nn.Module):
     """What attention asks of a map; one for each key-value head. A new one is a file in this folder:
 
-    a subclass under `@FEATURE_MAPS.register` with `choices`, `grouped` and `reset_parameters`, and where it can begin
-    on a teacher's vectors, `init_from`. Nothing else names it.
+    a subclass under `@FEATURE_MAPS.register` with `choices`, `make_parameters`, `reset_parameters` and `grouped`, and
+    where it can begin on a teacher's vectors, `init_from`. Nothing else names it.
 
     Maps that do not estimate exp(q.k) itself (all but kernel "exp") have one learned weight for each head, whose
     logarithm is log_mass (G,) fp32: it says how much they weigh against a softmax window, and cancels without one. Its
@@ -94,6 +94,16 @@ class FeatureMap(nn.Module):
         self.shrink = (scale or head_dim**-0.5) ** 0.5
         self.features = config.size(head_dim)
         self.count = self.features // 2 if config.pairs else self.features  # frequencies F
+        self.make_parameters()
+        self.reset_parameters()
+
+    def make_parameters(self) -> None:
+        """Makes the parameters, without values.
+
+        Raises:
+            UserError: the map cannot be what its configuration says.
+        """
+        raise TypeError(f"{type(self).__name__} has no make_parameters()")
 
     def grouped(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Log-features of any rows of each key-value head.

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from yeoul.errors import UserError
 from yeoul.model.feature_maps.base import Choices, FeatureMap, wide
-from yeoul.model.feature_maps.config import FeatureMapConfig
 from yeoul.model.feature_maps.registry import FEATURE_MAPS
 
 
@@ -46,26 +45,18 @@ class CodebookFeatureMap(FeatureMap):
         """Four for each channel."""
         return 4 * head_dim
 
-    def __init__(
-        self,
-        head_dim: int,
-        num_kv_heads: int,
-        config: FeatureMapConfig,
-        scale: float | None = None,
-        num_heads: int | None = None,
-    ) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
-        if config.separate:
+    def make_parameters(self) -> None:
+        """See `FeatureMap.make_parameters`."""
+        if self.config.separate:
             raise UserError("the feature map 'codebook' has both sides in one: separate must be false")
-        G, H, M, D = num_kv_heads, self.num_heads, self.features, head_dim
-        reads, weights = "directions" in config.learn, "weights" in config.learn
+        G, H, M, D = self.num_kv_heads, self.num_heads, self.features, self.head_dim
+        reads, weights = "directions" in self.config.learn, "weights" in self.config.learn
         self.assign = nn.Parameter(torch.empty(G, M, D), requires_grad=False)
         self.assign_bias = nn.Parameter(torch.empty(G, M), requires_grad=False)
         self.key_direction = nn.Parameter(torch.empty(G, D), requires_grad=weights)
         self.key_bias = nn.Parameter(torch.empty(G, M), requires_grad=weights)
         self.directions = nn.Parameter(torch.empty(H, M, D), requires_grad=reads)
         self.read_bias = nn.Parameter(torch.empty(H, M), requires_grad=weights)
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Codes at random, of the length that keys of unit variance have; nothing on the meta device."""

@@ -19,8 +19,8 @@ class FeatureMapConfig:
 
     Attributes:
         name: "dijiang" (ours), "performer", "pff", "wpff", "dcf", "wdcf", "dijiang-code" (as the authors of DiJiang
-            compute it), "hedgehog", "elu", "cosformer", "fourier" (with the delta rule only): the names of the files
-            in `yeoul.model.feature_maps`, whose `choices` say which settings each of them takes.
+            compute it), "hedgehog", "elu", "cosformer", "codebook", "fourier" (with the delta rule only): the names of
+            the files in `yeoul.model.feature_maps`, whose `choices` say which settings each of them takes.
         features: number of features M of a head; None means what the map has by itself.
         directions: "dct"; "random" (uniform on the sphere), "orthogonal" (the same in orthogonal blocks).
         pairs: use every frequency with both signs, which halves the variance of odd terms and keeps features positive.

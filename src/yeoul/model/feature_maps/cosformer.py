@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from yeoul.errors import UserError
 from yeoul.model.feature_maps.base import FeatureMap, wide
-from yeoul.model.feature_maps.config import FeatureMapConfig
 from yeoul.model.feature_maps.registry import FEATURE_MAPS
 
 LEAST = 1e-6
@@ -35,22 +34,15 @@ class CosformerFeatureMap(FeatureMap):
         """Two for each channel."""
         return 2 * head_dim
 
-    def __init__(
-        self,
-        head_dim: int,
-        num_kv_heads: int,
-        config: FeatureMapConfig,
-        scale: float | None = None,
-        num_heads: int | None = None,
-    ) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
-        if self.features != 2 * head_dim:
+    def make_parameters(self) -> None:
+        """See `FeatureMap.make_parameters`."""
+        if self.features != 2 * self.head_dim:
             raise UserError(
-                f"the feature map 'cosformer' has {2 * head_dim} features for heads of {head_dim}, not {self.features}"
+                f"the feature map 'cosformer' has {2 * self.head_dim} features for heads of {self.head_dim}, "
+                f"not {self.features}"
             )
-        self.length = config.option("length")
-        self.log_mass = nn.Parameter(torch.empty(num_kv_heads))
-        self.reset_parameters()
+        self.length = self.config.option("length")
+        self.log_mass = nn.Parameter(torch.empty(self.num_kv_heads))
 
     def reset_parameters(self) -> None:
         """Rectified vectors of unit variance have the product D / 2 pi on average; nothing on the meta device."""

@@ -7,7 +7,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from yeoul.model.feature_maps.base import Choices
-from yeoul.model.feature_maps.config import FeatureMapConfig
 from yeoul.model.feature_maps.frequencies import LEARNED, FrequencyFeatureMap, dct_matrix, spread
 from yeoul.model.feature_maps.registry import FEATURE_MAPS
 
@@ -21,15 +20,9 @@ class DiJiangCodeFeatureMap(FrequencyFeatureMap):
         pairs=(False,), kernel=("softmax",), learn=LEARNED,
     )  # fmt: skip
 
-    def __init__(
-        self,
-        head_dim: int,
-        num_kv_heads: int,
-        config: FeatureMapConfig,
-        scale: float | None = None,
-        num_heads: int | None = None,
-    ) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
+    def make_parameters(self) -> None:
+        """See `FeatureMap.make_parameters`."""
+        super().make_parameters()
         self.shrink = 1.0
 
     def dct(self) -> Tensor:

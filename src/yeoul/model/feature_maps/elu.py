@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from yeoul.errors import UserError
 from yeoul.model.feature_maps.base import FeatureMap, wide
-from yeoul.model.feature_maps.config import FeatureMapConfig
 from yeoul.model.feature_maps.registry import FEATURE_MAPS
 
 
@@ -20,21 +19,13 @@ class EluFeatureMap(FeatureMap):
     Its logarithm is x below 0 and log(1 + x) above. Parameter (fp32): log_mass (G,).
     """
 
-    def __init__(
-        self,
-        head_dim: int,
-        num_kv_heads: int,
-        config: FeatureMapConfig,
-        scale: float | None = None,
-        num_heads: int | None = None,
-    ) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
-        if self.features != head_dim:
+    def make_parameters(self) -> None:
+        """See `FeatureMap.make_parameters`."""
+        if self.features != self.head_dim:
             raise UserError(
-                f"the feature map 'elu' has {head_dim} features for heads of {head_dim}, not {self.features}"
+                f"the feature map 'elu' has {self.head_dim} features for heads of {self.head_dim}, not {self.features}"
             )
-        self.log_mass = nn.Parameter(torch.empty(num_kv_heads))
-        self.reset_parameters()
+        self.log_mass = nn.Parameter(torch.empty(self.num_kv_heads))
 
     def reset_parameters(self) -> None:
         """The weight; nothing on the meta device."""

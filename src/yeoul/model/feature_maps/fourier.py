@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from yeoul.model.feature_maps.base import Choices, FeatureMap, VectorStatistics, wide
-from yeoul.model.feature_maps.config import FeatureMapConfig
 from yeoul.model.feature_maps.frequencies import (
     LEARNED,
     SEQUENCES,
@@ -53,21 +52,13 @@ class FourierFeatureMap(FeatureMap):
         """Eight for each channel."""
         return head_dim * 8
 
-    def __init__(
-        self,
-        head_dim: int,
-        num_kv_heads: int,
-        config: FeatureMapConfig,
-        scale: float | None = None,
-        num_heads: int | None = None,
-    ) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
-        G, count, trained = num_kv_heads, self.count, config.learn
+    def make_parameters(self) -> None:
+        """See `FeatureMap.make_parameters`."""
+        G, count, trained = self.num_kv_heads, self.count, self.config.learn
         self.frequencies = nn.Parameter(torch.empty(G, count), requires_grad="frequencies" in trained)
-        self.directions = nn.Parameter(torch.empty(G, head_dim, count), requires_grad="directions" in trained)
+        self.directions = nn.Parameter(torch.empty(G, self.head_dim, count), requires_grad="directions" in trained)
         self.phases = nn.Parameter(torch.empty(G, count), requires_grad="directions" in trained)
         self.log_weights = nn.Parameter(torch.empty(G, count), requires_grad="weights" in trained)
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Bandwidth `BANDWIDTH` for vectors of unit variance, no phases, equal weights; nothing on the meta device."""

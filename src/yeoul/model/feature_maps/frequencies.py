@@ -109,28 +109,19 @@ class FrequencyFeatureMap(FeatureMap):
     has_norm_term: ClassVar[bool] = True
     """Whether the logarithms of kernel "exp" have the term -|x'|^2 / 2."""
 
-    def __init__(
-        self,
-        head_dim: int,
-        num_kv_heads: int,
-        config: FeatureMapConfig,
-        scale: float | None = None,
-        num_heads: int | None = None,
-    ) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
-        trained = config.learn
-        G = num_kv_heads
+    def make_parameters(self) -> None:
+        """See `FeatureMap.make_parameters`."""
+        config, trained, G, D = self.config, self.config.learn, self.num_kv_heads, self.head_dim
         self.frequencies = nn.Parameter(torch.empty(G, self.count), requires_grad="frequencies" in trained)
         self.log_weights = nn.Parameter(torch.empty(G, self.features), requires_grad="weights" in trained)
         self.directions: nn.Parameter | None = None
         if config.directions != "dct" or "directions" in trained:
-            self.directions = nn.Parameter(torch.empty(G, head_dim, self.count), requires_grad="directions" in trained)
+            self.directions = nn.Parameter(torch.empty(G, D, self.count), requires_grad="directions" in trained)
         if config.kernel == "softmax":
             self.log_mass = nn.Parameter(torch.empty(G))
             if config.mass == "learned":
-                self.mass_direction = nn.Parameter(torch.empty(G, head_dim))
+                self.mass_direction = nn.Parameter(torch.empty(G, D))
                 self.temper = nn.Parameter(torch.empty(G))
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Frequencies and directions by the configuration, equal weights; nothing on the meta device."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from yeoul.errors import UserError
 from yeoul.model.feature_maps.base import Choices, FeatureMap, wide
-from yeoul.model.feature_maps.config import FeatureMapConfig
 from yeoul.model.feature_maps.frequencies import spread
 from yeoul.model.feature_maps.registry import FEATURE_MAPS
 
@@ -31,24 +30,16 @@ class HedgehogFeatureMap(FeatureMap):
     )  # fmt: skip
     learned: ClassVar[tuple[str, ...]] = ("directions",)
 
-    def __init__(
-        self,
-        head_dim: int,
-        num_kv_heads: int,
-        config: FeatureMapConfig,
-        scale: float | None = None,
-        num_heads: int | None = None,
-    ) -> None:
-        super().__init__(head_dim, num_kv_heads, config, scale, num_heads)
-        if self.count > head_dim:
+    def make_parameters(self) -> None:
+        """See `FeatureMap.make_parameters`."""
+        if self.count > self.head_dim:
             raise UserError(
-                f"the feature map 'hedgehog' has at most {2 * head_dim} features for heads of {head_dim}, "
+                f"the feature map 'hedgehog' has at most {2 * self.head_dim} features for heads of {self.head_dim}, "
                 f"not {self.features}"
             )
-        learned = "directions" in config.learn
-        self.directions = nn.Parameter(torch.empty(num_kv_heads, head_dim, self.count), requires_grad=learned)
-        self.log_mass = nn.Parameter(torch.empty(num_kv_heads))
-        self.reset_parameters()
+        learned = "directions" in self.config.learn
+        self.directions = nn.Parameter(torch.empty(self.num_kv_heads, self.head_dim, self.count), requires_grad=learned)
+        self.log_mass = nn.Parameter(torch.empty(self.num_kv_heads))
 
     def reset_parameters(self) -> None:
         """W the identity; nothing on the meta device."""

@@ -142,7 +142,6 @@ class ConversionOptions:
         seed: int = 0,
         kept: tuple[int, ...] = (),
         context: int | None = None,
-        exact: Mapping[int, int] | None = None,
     ) -> Conversion:
         """The `Conversion` that the settings describe.
 
@@ -151,7 +150,6 @@ class ConversionOptions:
             seed: of the frequencies.
             kept: layers that stay softmax; those of --softmax-layers where it is empty.
             context: tokens of a sequence that is trained on.
-            exact: pairs of each converted layer; None: `exact_of`.
 
         Raises:
             UserError: --exact does not fit the model.
@@ -168,7 +166,7 @@ class ConversionOptions:
         kept = kept or self.softmax_layers
         layers = [i for i, kind in enumerate(teacher.attention) if kind == "softmax" and i not in kept]
         longest = min(teacher.max_position_embeddings, LONGEST)
-        pairs = exact or (self.exact_of(layers, context or longest) if self.attention == "hybrid" else {})
+        pairs = self.exact_of(layers, context or longest) if self.attention == "hybrid" else {}
         convolved = self.attention == "dijiang" or update == "delta"
         return Conversion(
             attention=self.attention, window=self.window_of(teacher), sinks=self.sinks,

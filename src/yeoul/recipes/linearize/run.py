@@ -199,7 +199,6 @@ class _Linearization:
         self.dtypes = _dtypes(config, source)
         self.teacher, self.tokenizer = self._load()
         self.asked_context = self._context()
-        self.pairs: dict[int, int] | None = None  # exact pairs of each layer, where they are chosen
         self.student = self._convert()
         self._recipe(config.tokens or LARGEST_BUDGET, self.asked_context)  # what cannot be is said before text is read
 
@@ -230,7 +229,7 @@ class _Linearization:
 
     def _conversion(self, kept: tuple[int, ...] = (), context: int | None = None) -> Conversion:
         return self.config.conversion.conversion(
-            self.teacher.config, self.config.habits.seed, kept, context or self.asked_context, self.pairs
+            self.teacher.config, self.config.habits.seed, kept, context or self.asked_context
         )
 
     def _convert(self, kept: tuple[int, ...] = (), context: int | None = None) -> Decoder:
