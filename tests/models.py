@@ -137,6 +137,7 @@ def make(kind: str) -> Decoder:
             torch.nn.init.uniform_(module.bias, -3, 1)
         if isinstance(module, ExactScore):  # which begins with 0: the oldest would stay
             torch.nn.init.normal_(module.weight, std=0.3)
+            torch.nn.init.uniform_(module.recency, 0, 0.1)
         if isinstance(module, ShortConvolution):
             torch.nn.init.normal_(module.weight, std=0.5)
         if isinstance(module, GatedDeltaAttention):

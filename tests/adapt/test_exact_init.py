@@ -10,7 +10,7 @@ import torch
 
 from models import VOCAB, bare_conversion, make, rms_ratio
 from yeoul.adapt.codebook_init import fit_codebook
-from yeoul.adapt.exact_init import NEVER, LayerInputs, entry_times, fit_scores
+from yeoul.adapt.exact_init import NEVER, LayerInputs, entry_times, fit_recency, fit_scores
 from yeoul.adapt.linear_init import calibrate, layer_inputs
 from yeoul.adapt.linearize import Alignment, convert
 from yeoul.data.batch import Batch
@@ -48,8 +48,10 @@ def test_entry_times_are_what_the_layer_does(exact: int) -> None:
     layer, inputs = first_layer(teacher, converted(teacher, exact), batch(2, 31))
     if layer.exact_score is not None:
         torch.nn.init.normal_(layer.exact_score.weight)
+        torch.nn.init.uniform_(layer.exact_score.recency, 0, 0.3)
     found = entry_times(layer, inputs)
-    scores = layer.exact_score(inputs.x, inputs.k, inputs.v) if layer.exact_score is not None else None
+    place = torch.arange(31)[None]
+    scores = None if layer.exact_score is None else layer.exact_score(inputs.x, inputs.k, inputs.v, place)
     for row in range(2):
         for group in range(2):
             kept: list[int] = []
@@ -104,12 +106,28 @@ def test_scores_follow_what_later_queries_pay() -> None:
     assert kept_share(None) > 1.15 * max(kept_share(dice), kept_share(newest))
 
 
+@pytest.mark.parametrize("slope", [0.2, -0.2])
+def test_recency_is_what_distance_costs(slope: float) -> None:
+    """Keys that queries prefer the younger they are: then the youngest are worth a place, and otherwise the oldest."""
+    teacher = make("softmax")
+    layer, inputs = first_layer(teacher, converted(teacher, 6), batch(2, 64))
+    q, k = torch.zeros_like(inputs.q), torch.zeros_like(inputs.k)
+    q[..., 0], k[..., 0] = 1, slope * torch.arange(64) / layer.scale
+    far = torch.ones(64, 64, dtype=torch.bool).tril()
+    weights = (q @ k.repeat_interleave(2, 1).mT * layer.scale).masked_fill(~far, -math.inf).softmax(-1)
+    inputs = inputs._replace(q=q, k=k, given=weights @ inputs.v.repeat_interleave(2, 1))
+    layer.linear_enabled = False
+    assert layer.exact_score is not None
+    assert fit_recency(layer, inputs) == (slope > 0)
+    assert bool((layer.exact_score.recency > 0).all()) == (slope > 0)
+
+
 def test_texts_within_the_window_change_nothing() -> None:
     teacher = make("softmax")
     student = converted(teacher, 3)
     layer, inputs = first_layer(teacher, student, batch(2, WINDOW + 1))
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    assert all(math.isnan(value) for value in fit_scores(layer, inputs))
+    assert all(math.isnan(value) for value in fit_scores(layer, inputs)) and not fit_recency(layer, inputs)
     fit_codebook(layer, inputs)
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
 
@@ -146,3 +164,13 @@ def test_a_score_travels_in_fp32() -> None:
 
     _, k, v = layer.project(x, AttentionContext())
     assert layer.gates(x, AttentionContext(), k, v)[SCORE].dtype == torch.float32
+
+
+@torch.no_grad()
+def test_a_layer_by_itself_counts_positions_across_calls() -> None:
+    """Without a model that counts them, what is worth more by its position is the same in pieces and as a whole."""
+    layer = make("exact").layers[0].self_attn
+    assert isinstance(layer, LinearAttention)
+    x, cache = torch.randn(1, 60, 64, generator=torch.Generator().manual_seed(0)), layer.new_cache()
+    pieces = [layer(part, cache=cache) for part in (x[:, :23], x[:, 23:24], x[:, 24:51], *x[:, 51:].split(1, 1))]
+    assert rms_ratio(torch.cat(pieces, 1), layer(x)) < 1e-5

@@ -122,7 +122,7 @@ def without_choice(model: Decoder) -> Decoder:
     copied = copy.deepcopy(model)
     for module in copied.modules():
         if isinstance(module, ExactScore):
-            torch.nn.init.zeros_(module.weight)
+            module.reset_parameters()
     return copied
 
 

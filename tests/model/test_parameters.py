@@ -6,8 +6,9 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from models import KINDS, bare_conversion, make, rms_ratio
+from models import KINDS, VOCAB, bare_conversion, make, rms_ratio
 from yeoul.adapt.linearize import convert, learned_parameters
 from yeoul.model.attention import AttentionContext
 from yeoul.model.checkpoint import load_model, save_model
@@ -74,3 +75,18 @@ def test_gates_are_not_rounded_in_a_model_of_bf16(tmp_path) -> None:
 def test_options_and_maps_of_a_teacher_are_the_same_after_a_copy() -> None:
     config = FeatureMapConfig(name="fourier", separate=True)
     assert FeatureMapConfig(**config.to_dict()) == config and hash(config) == hash(FeatureMapConfig(**config.to_dict()))
+
+
+@torch.no_grad()
+def test_a_folder_of_an_earlier_version_lacks_what_changes_nothing_at_zero(tmp_path) -> None:
+    model = make("exact-codebook")
+    for block in model.layers:
+        block.self_attn.exact_score.recency.zero_()  # type: ignore[union-attr]
+    save_model(model, tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    added = {name for name in weights if name.endswith("exact_score.recency")}
+    assert len(added) == len(model.layers)
+    save_file({name: tensor for name, tensor in weights.items() if name not in added}, path, {"format": "pt"})
+    ids = torch.randint(0, VOCAB, (2, 40))
+    assert torch.equal(load_model(tmp_path)(ids), model(ids))

@@ -3,7 +3,8 @@
 The target of a key is the logarithm of the most attention that any query beyond the window pays it, over the query
 heads that read it (KVzap's, arXiv 2601.07891, without its norms): what one later query needs
 badly is worth a place, not what many need a little, which a state can hold as well. The score has to be known when the
-key leaves the window, so that it is regressed on the layer's input, the key and the value.
+key leaves the window, so that it is regressed on the layer's input, the key and the value. How much less a key is worth
+the older it is, that cannot say, because the most attention may be far in its past: several rates are tried.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ RIDGE = 0.01
 LEAST_ATTENTION = 1e-9
 LEAST_QUERIES = 64
 """Queries beyond the window that a key must have had for what they paid it to count."""
+RECENCY = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""What a key may lose of its score, which is a logarithm of attention, while a text of the sample goes by."""
+NEARLY = 1.01
+"""An error that is at most so many times the least is as good: without need, a key is worth the same however old."""
 NEVER = 2**30
 MOST_SCORES = 4 * 1024**2
 """Scores of a head that are looked at together."""
@@ -95,6 +100,41 @@ def fit_scores(layer: LinearAttention, inputs: LayerInputs) -> list[float]:
         layer.exact_score.weight[g] = weight.to(layer.exact_score.weight)
         found.append(correlation)
     return found
+
+
+@torch.no_grad()
+def fit_recency(layer: LinearAttention, inputs: LayerInputs) -> bool:
+    """Sets the recency of a layer that is fitted but for it: the smallest that gives nearly the least error.
+
+    Each text counts alike, so that those on which the layer errs most do not decide alone. The state was fitted for
+    the keys that it holds without recency: where this is True, it should be once more.
+
+    Returns:
+        whether any key-value head has one now.
+    """
+    assert layer.exact_score is not None
+    recency, T = layer.exact_score.recency, inputs.k.shape[2]
+    recency.zero_()
+    if T <= layer.window + layer.sinks + layer.exact:
+        return False
+    errors = []
+    for candidate in RECENCY:
+        recency.fill_(candidate / T)
+        errors.append(_errors(layer, inputs))
+    ratios = torch.stack([(error / errors[0].clamp_min(1e-30)).mean(0) for error in errors])  # (candidates, G)
+    enough = (ratios <= NEARLY * ratios.amin(0)).int().argmax(0)  # the first
+    recency.copy_(torch.tensor(RECENCY).to(recency)[enough.to(recency.device)] / T)
+    return bool(recency.any())
+
+
+def _errors(layer: LinearAttention, inputs: LayerInputs) -> Tensor:
+    """(B, G) squared errors of what the layer gives, of each text and key-value head."""
+    found = []
+    for texts in inputs.chunks():
+        gates = layer.gates(texts.x, AttentionContext(), texts.k, texts.v)
+        gap = (layer.attend(texts.q, texts.k, texts.v, gates) - texts.given).float()
+        found.append(gap.unflatten(1, (layer.num_kv_heads, -1)).square().sum((2, 3, 4)))
+    return torch.cat(found)
 
 
 def _ridge(x: Tensor, y: Tensor) -> tuple[Tensor, float]:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from yeoul.adapt.codebook_init import fit_codebook
-from yeoul.adapt.exact_init import MOST_SCORES, LayerInputs, entry_times, fit_scores
+from yeoul.adapt.exact_init import MOST_SCORES, LayerInputs, entry_times, fit_recency, fit_scores
 from yeoul.data.batch import Batch
 from yeoul.model.attention import AttentionContext, ProjectedAttention, SoftmaxAttention
 from yeoul.model.decoder import Decoder
@@ -158,13 +158,21 @@ def _calibrate_layer(layer: LinearAttention, inputs: LayerInputs) -> HeadStatist
     layer.set_decay(torch.log1p(1 / distance))  # a geometric weight r^n has the mean r / (1 - r)
     if layer.exact:
         fit_scores(layer, inputs)
+    _fit_state(layer, inputs, rows)
+    if layer.exact and fit_recency(layer, inputs):
+        _fit_state(layer, inputs, rows)
+    return statistics
+
+
+def _fit_state(layer: LinearAttention, inputs: LayerInputs, rows: int) -> None:
+    """What state and feature map are told of all texts, or of the first `rows`."""
+    maps = layer.feature_map
     if isinstance(maps, CodebookFeatureMap):
         fit_codebook(layer, inputs)
     elif layer.tunables():
         _search(layer, LayerInputs(*(tensor[: min(2, rows)] for tensor in inputs)))
     elif layer.window:
         _match_scales(layer, LayerInputs(*(tensor[:rows] for tensor in inputs)))
-    return statistics
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:

@@ -19,7 +19,7 @@ from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.families import write_config
 from yeoul.model.finite import check_to_save
 from yeoul.model.folder import load_quantization, model_folder, read_description, read_family, said_by
-from yeoul.model.parameters import fp32_parameters
+from yeoul.model.parameters import absent_parameters, fill_absent, fp32_parameters
 from yeoul.model.quantization import FIELD, Quantization
 from yeoul.model.quantized import QuantizedEmbedding, QuantizedLinear, quantized_modules
 from yeoul.model.quantized_folder import (
@@ -138,7 +138,8 @@ def _examine(folder: Path) -> _Folder:
     expected = stored_layout(model)
     given = {name: _ours_on_meta(name, place, config, family) for name, place in stored.items()}
     _check(given, expected, folder)
-    if missing := set(expected).difference(name for pairs in given.values() for name, _ in pairs):
+    there = absent_parameters(model).union(name for pairs in given.values() for name, _ in pairs)
+    if missing := set(expected) - there:
         name = published_name(min(missing), family)
         raise UserError(f"tensor {shown(name)} of the model that {said_by(folder)} describes is missing", folder)
     used = {name: stored[name] for name, pairs in given.items() if pairs}
@@ -235,6 +236,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torc
             fixed = name.endswith((".weight_packed", ".weight_scale"))
             wanted = torch.float32 if name in kept else None if fixed else dtype
             tensors[name] = _own(ours.to(device=target, dtype=wanted))
+    fill_absent(tensors, model, target)
     model.load_state_dict(tensors, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained[name])

@@ -26,7 +26,7 @@ from yeoul.model.families import write_config
 from yeoul.model.finite import check_to_save
 from yeoul.model.folder import read_description, read_family
 from yeoul.model.heads import HEAD_POOLINGS, ClassificationHead, Meaning, SequenceClassifier
-from yeoul.model.parameters import fp32_parameters
+from yeoul.model.parameters import fill_absent, fp32_parameters
 from yeoul.model.tensor_files import SINGLE, Stored, read_tensors, stored_tensors
 from yeoul.model.tensor_names import count_layers, to_ours, to_published
 from yeoul.safe_json import read_object
@@ -124,6 +124,7 @@ def load_sequence_classifier(
     dtype = dtype or one_dtype(stored, described, published_in_fp32(decoder, family))
     tensors = _tensors(stored, config, family, torch.device(device), dtype, fp32_parameters(decoder))
     head.load_state_dict({SCORE: tensors.pop(SCORE)}, assign=True)
+    fill_absent(tensors, decoder, device)
     _check(tensors, dict(decoder.state_dict()), folder)
     decoder.load_state_dict(tensors, assign=True)
     for name, parameter in decoder.named_parameters():

@@ -9,6 +9,7 @@ How a token enters the state and how it is read is what subclasses add, see `yeo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -239,6 +240,10 @@ class LinearAttention(ProjectedAttention):
             raise ValueError("a layer that sees all positions (causal=False) has no cache")
         if context is None and attention_mask is not None:
             context = AttentionContext(mask=attention_mask.bool())
+        context = context or AttentionContext()
+        if context.positions is None and isinstance(cache, HybridCache) and cache.window.length:
+            later = torch.arange(x.shape[1], device=x.device) + cache.window.length
+            context = dataclasses.replace(context, positions=later[None])
         return super().forward(x, context, cache)
 
     def channels(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -255,12 +260,12 @@ class LinearAttention(ProjectedAttention):
     def gates(self, x: Tensor, context: AttentionContext, k: Tensor, v: Tensor) -> Gates:
         """What each token says beside its key and value, by name: each (B, G, T, ...), numbers in fp32 at least."""
         gates: Gates = {}
+        positions = context.positions
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)[None]
         if self.exact_score is not None:
-            gates[SCORE] = self.exact_score(x, k, v)
+            gates[SCORE] = self.exact_score(x, k, v, positions)
         if self.feature_map.uses_positions:
-            positions = context.positions
-            if positions is None:
-                positions = torch.arange(x.shape[1], device=x.device)[None]
             gates[POSITIONS] = positions.expand(x.shape[0], -1)[:, None]
         return gates
 
