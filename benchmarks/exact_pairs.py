@@ -62,7 +62,7 @@ class Chosen(nn.Module):
         super().__init__()
         self.how, self.groups = how, groups
 
-    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, x: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         shape = (x.shape[0], self.groups, x.shape[1])
         if self.how == "newest":
             return torch.arange(shape[2], dtype=torch.float32).expand(shape)
