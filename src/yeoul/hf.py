@@ -303,10 +303,12 @@ class YeoulForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is not None and cache.memory is None:
             cache.memory = decoder.new_cache(B)
         recorder = _Recorder(decoder, inputs_embeds, bool(output_hidden_states))
+        places = _positions(position_ids, mask, cache, B, T)
         with recorder:
             hidden = decoder.hidden(
                 input_ids if input_ids is not None else torch.zeros(B, T, dtype=torch.int64, device=self.device),
-                mask, cache=None if cache is None else cache.memory, **_positions(position_ids, mask, cache, B, T),
+                mask, cache=None if cache is None else cache.memory,
+                positions=places.get("positions"), seq_ids=places.get("seq_ids"),
             )  # fmt: skip
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = decoder.cap(self.lm_head(hidden[:, kept])).float()

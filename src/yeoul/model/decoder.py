@@ -256,11 +256,19 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         seq_ids: Tensor | None = None,
         cache: Cache | None = None,
+        given: tuple[int, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm, (B, T, hidden); arguments as `forward`."""
+        """Hidden states after the final norm, (B, T, hidden); arguments as `forward`.
+
+        Args:
+            given: number of a block and what it is given, (B, T, hidden), where that is known: those before it are not
+                run.
+        """
         context = self.attention_context(input_ids, attention_mask, positions, seq_ids, cache)
-        x = self.embed(input_ids, context.positions)
+        first, x = given or (0, self.embed(input_ids, context.positions))
         for i, block in enumerate(self.model.layers):
+            if i < first:
+                continue
             if self.gradient_checkpointing and self.training and cache is None:
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:

@@ -5,13 +5,15 @@ Shapes: N tokens, d and e widths of student and teacher, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from yeoul.data.batch import IGNORE, Batch
+from yeoul.model.decoder import Decoder
 from yeoul.ops.first_order import first_order
 from yeoul.train.loss import (
     Loss,
@@ -132,15 +134,16 @@ def distillation_objective(
     """
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
-        student, goal = cast(Any, model), cast(Any, teacher)
+        student, goal = cast(Decoder, model), cast(Decoder, teacher)
         labels = _sampled(batch.labels, positions).flatten()
         valid = labels != IGNORE
         count = int(valid.sum())
-        target = None
+        target = given = None
         if kl_weight > 0:  # before the student fills the memory with what its gradient needs
-            with torch.no_grad():
-                target = goal.hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids).flatten(0, 1)
-        hidden = student.hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids).flatten(0, 1)
+            target, given = _follow(goal, batch, shared_blocks(student, goal))
+            target = target.flatten(0, 1)
+        hidden = student.hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids, given=given)
+        hidden = hidden.flatten(0, 1)
         total, parts = hidden.new_zeros((), dtype=torch.float32), {}
         if target is not None:
             kl = linear_kl(
@@ -156,6 +159,46 @@ def distillation_objective(
         return Loss(total=total, count=count, parts=parts)
 
     return objective
+
+
+def shared_blocks(student: Decoder, teacher: Decoder) -> int:
+    """How many blocks from the first on are the teacher's own, weights in the same memory and none of them trained:
+    there both compute the same."""
+    pairs = zip(_stages(student), _stages(teacher), strict=False)
+    return max(0, sum(1 for _ in itertools.takewhile(lambda pair: _is_same(*pair), pairs)) - 1)
+
+
+def _stages(model: Decoder) -> Iterator[Sequence[nn.Module]]:
+    """What a batch goes through: the embeddings, and block after block."""
+    inner = model.model
+    yield [module for name, module in inner.named_children() if name.startswith("embed_")]
+    yield from ([block] for block in model.layers)
+
+
+def _is_same(ours: Sequence[nn.Module], theirs: Sequence[nn.Module]) -> bool:
+    """Whether two stages are of the same make, with weights in the same memory that nobody trains."""
+
+    def traits(modules: Sequence[nn.Module]) -> list[object]:
+        found: list[object] = []
+        for part in itertools.chain.from_iterable(module.modules() for module in modules):
+            found.append((type(part), getattr(part, "window", None), getattr(part, "sinks", None)))
+            found += [(name, p.data_ptr(), p.shape, p.dtype) for name, p in part.named_parameters(recurse=False)]
+        return found
+
+    trained = any(p.requires_grad for module in ours for p in module.parameters())
+    return not trained and traits(ours) == traits(theirs)
+
+
+@torch.no_grad()
+def _follow(teacher: Decoder, batch: Batch, shared: int) -> tuple[Tensor, tuple[int, Tensor] | None]:
+    """The teacher's hidden states behind the final norm, (B, T, hidden), and those behind its first `shared` blocks."""
+    if not shared:
+        return teacher.hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids), None
+    walk = teacher.walk(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids)
+    for number, _ in enumerate(walk):
+        if number == shared:
+            between = walk.hidden
+    return teacher.model.norm(walk.hidden), (shared, between if shared < len(teacher.layers) else walk.hidden)
 
 
 def _sampled(labels: Tensor, share: float) -> Tensor:
