@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yeoul.files import replace_folder, write_text
 from yeoul.report import plots
@@ -75,17 +75,32 @@ def _figure(plot: Plot) -> Markup:
     return Markup(body).format(plot.name, panels, in_each(plot.caption), in_each(plot.alt))
 
 
+def rendered(template: str, *, title: Text, **values: Any) -> str:
+    """A page of `templates/`, which extends `base.html.j2`; everything that is not `Markup` is escaped.
+
+    Args:
+        template: file name.
+        title: what stands in the browser's bar.
+        values: by their names in the template; `t` there is `in_each`.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    templates = resources.files("yeoul.report").joinpath("templates")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=FunctionLoader(lambda name: templates.joinpath(name).read_text(encoding="utf-8")),
+    )  # fmt: skip
+    return environment.get_template(template).render(t=in_each, title=title, **values)
+
+
 def render_html(report: Report, pictures: Sequence[Plot], missing: Words = "") -> str:
     """The page as text; everything that comes from a model or a file is escaped."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     shown = {plot.name: plot for plot in pictures}
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = resources.files("yeoul.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    return rendered(
+        "report.html.j2",
         report=report,
-        t=in_each,
         title=text(report.title),
         words=Text(in_words(report), in_korean(report)),
         highlights=highlights(report),
