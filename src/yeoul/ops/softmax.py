@@ -24,14 +24,14 @@ def softmax_attention(
     Args:
         q: (B, H, T, D).
         k: (B, G, S, D), H a multiple of G; neither k nor v is repeated over the query heads.
-        v: (B, G, S, D).
+        v: (B, G, S, E), of any width.
         allowed: (B or 1, 1, T, S) bool, what each query sees; None means all.
         scale: factor of the scores.
         causal: each query sees the keys up to its own place; T = S, and `allowed` is None.
         softcap: scores s become softcap * tanh(s / softcap) (Gemma 2); None leaves them.
 
     Returns:
-        (B, H, T, D) in q's dtype.
+        (B, H, T, E) in q's dtype.
     """
     (B, H, T, D), G, S = q.shape, k.shape[1], k.shape[2]
     if softcap is None:
@@ -45,4 +45,4 @@ def softmax_attention(
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
-    return torch.matmul(weights.view(B, G, H // G * T, S), v).view(B, H, T, D)
+    return torch.matmul(weights.view(B, G, H // G * T, S), v).view(B, H, T, -1)
