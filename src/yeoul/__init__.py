@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from yeoul.recipes.finetune.config import FinetuneConfig
     from yeoul.recipes.finetune.run import FinetuneResult, finetune, plan_finetune
     from yeoul.recipes.info.examine import ModelInfo, info
+    from yeoul.recipes.inspect_attention import InspectConfig, InspectResult, inspect_attention
     from yeoul.recipes.linearize.config import LinearizeConfig
     from yeoul.recipes.linearize.run import LinearizeResult, linearize, plan_linearize
     from yeoul.recipes.loading import load
@@ -90,6 +91,9 @@ _HOMES = {
     "compare": "yeoul.recipes.evaluate",
     "EvaluateConfig": "yeoul.recipes.evaluate",
     "EvaluateResult": "yeoul.recipes.evaluate",
+    "inspect_attention": "yeoul.recipes.inspect_attention",
+    "InspectConfig": "yeoul.recipes.inspect_attention",
+    "InspectResult": "yeoul.recipes.inspect_attention",
     "bench": "yeoul.recipes.bench",
     "BenchConfig": "yeoul.recipes.bench",
     "BenchResult": "yeoul.recipes.bench",
@@ -117,6 +121,8 @@ __all__ = [
     "FeatureMapConfig",
     "FinetuneConfig",
     "FinetuneResult",
+    "InspectConfig",
+    "InspectResult",
     "LinearizeConfig",
     "LinearizeResult",
     "LoraConfig",
@@ -140,6 +146,7 @@ __all__ = [
     "finetune",
     "generate",
     "info",
+    "inspect_attention",
     "inspect_tokenizer",
     "linear_attention",
     "linearize",
