@@ -64,12 +64,26 @@ def test_models_from_memory(home: Path) -> None:
     assert '"overlap": 1.0' in result.html()
 
 
+def test_the_teacher_of_a_run(home: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model").symlink_to(home / "hybrid")
+    (run / "linearize.json").write_text("{}", encoding="utf-8")
+    (run / "config.yaml").write_text(f"model: {home / 'softmax'}\n", encoding="utf-8")
+    result = inspect_attention(run, TEXT, against="teacher", device="cpu")
+    assert [model.name for model in result.models] == ["run", "softmax"] and f"--against {home}" in result.command
+    with pytest.raises(UserError, match="its teacher is not known"):
+        inspect_attention(home / "softmax", TEXT, against="teacher", device="cpu")
+
+
 def test_long_texts_are_cut_and_it_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = inspect_attention(home / "softmax", TEXT * 20, InspectConfig(max_tokens=10), device="cpu")
     assert (
         len(long.ids) == 10 and long.note is not None and "first 10 " in long.note.en and "--max-tokens" in long.note.ko
     )
     assert long.text_tokens > 64 and "first 10 " in long.html()
+    assert len(TEXT) * 20 < recipe.LONGEST_SHOWN and long.command
+    assert not inspect_attention(home / "softmax", TEXT * 40, InspectConfig(max_tokens=10), device="cpu").command
     bounded = inspect_attention(home / "softmax", TEXT * 20, device="cpu")
     assert len(bounded.ids) == 64 and bounded.note is not None and "positions" in bounded.note.en
     monkeypatch.setattr(recipe, "MOST_WEIGHTS", 8 * 20 * 20 // 2)

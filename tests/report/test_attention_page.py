@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
+import subprocess
 import zlib
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -71,6 +74,33 @@ def test_weights_survive_eight_bits(number: int) -> None:
             true, read = (np.where(sign * x[h] > 0, sign * x[h], 0) for x in (given, found))
             bound = (np.sqrt(true * most) + most / max(steps, 1) / 4) / max(steps, 1)
             assert (np.abs(read - true)[true > 0] <= bound[true > 0] + 1e-6).all()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="runs the page's own functions")
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_script_reads_the_same_weights_and_parts(number: int) -> None:
+    page = example()
+    model = page_data(page)["models"][0]
+    source = resources.files("yeoul.report").joinpath("templates/attention.js").read_text(encoding="utf-8")
+    functions = [
+        re.search(rf"^function {name}\(.*?^}}", source, re.DOTALL | re.MULTILINE) for name in ("weight", "part")
+    ]
+    asked = (
+        "\n".join(found[0] for found in functions if found)
+        + f"""
+        var T = {T}, PAIRS = T * (T + 1) / 2, layer = {json.dumps(model["layers"][number])};
+        var model = {{ bytes: {list(unpacked(model["weights"]))} }}, read = [];
+        for (var h = 0; h < {H}; h++) for (var t = 0; t < T; t++) for (var s = 0; s < T; s++)
+          read.push([weight(model, layer, h, t, s), part(model, layer, h, t, s)]);
+        console.log(JSON.stringify(read));"""
+    )
+    done = subprocess.run(["node", "-e", asked], capture_output=True, text=True, check=True)
+    read = np.array(json.loads(done.stdout)).reshape(H, T, T, 2)
+    np.testing.assert_allclose(read[..., 0], weights_of(model, number), rtol=1e-6, atol=1e-9)
+    row, column = np.arange(T)[:, None], np.arange(T)[None]
+    place = np.where(column < 1, 3, np.where(row - column < 2, 2, 5)) * (column <= row)
+    given = page.models[0].layers[number].part
+    np.testing.assert_array_equal(read[..., 1], np.where(given == 4, 4, place))
 
 
 def test_exact_pairs_are_marked_where_they_are() -> None:

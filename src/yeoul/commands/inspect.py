@@ -34,7 +34,7 @@ class Config:
     text: str
     """Text that it reads."""
     against: Place | None = None
-    """Second model, shown beside the first: for a linearized model its teacher."""
+    """Second model, shown beside the first. The word "teacher" means the model that MODEL's run was linearized from."""
     out: Path = Path("attention.html")
     """File for the page; one that is there is replaced."""
     settings: Annotated[InspectConfig, Parameter(name="*")] = field(default_factory=InspectConfig)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     Loadable = str | Path | tuple[Decoder, Tokenizer | None]
     """A folder, a run, a GGUF file, or an id on the hub; or what `yeoul.load` gave."""
 
+TEACHER = "teacher"
+"""In place of a model's name: the one that the other was linearized from."""
+LONGEST_SHOWN = 1000
+"""Characters of a text that stands in the command line on the page."""
 MOST_WEIGHTS = 2**25
 """Weights of both models together: each is a byte of the page before it is deflated, and ten in memory."""
 
@@ -92,7 +96,7 @@ class InspectResult:
         models: MODEL, and the one that it is compared with.
         steps: of the head that is explained.
         note: why the text is cut; None where it is not.
-        command: the command line for the same; "" where a model came from memory.
+        command: the command line for the same; "" where a model came from memory, or for long texts.
     """
 
     text_tokens: int
@@ -155,7 +159,8 @@ def inspect_attention(
         model: a folder, a run, a GGUF file, or an id on the hub; or what `yeoul.load` gave.
         text: what it reads; the begin token of its texts is put before it.
         config: what is looked at; None for the defaults.
-        against: a second model with the same tokenizer, such as the teacher of a linearized one.
+        against: a second model with the same tokenizer, such as the teacher of a linearized one; "teacher" is the model
+            that the run of a linearized one was made from.
         device: "auto", "cpu", "cuda" or "cuda:N"; models that are loaded stay where they are.
         say: called with progress messages; None for no output.
 
@@ -175,6 +180,8 @@ class _Inspection:
         runtime.set_threads()
         if not text:
             raise UserError("the text is empty", "--text")
+        if against == TEACHER and not isinstance(model, tuple) and not Path(TEACHER).exists():
+            against = _teacher_of(model)
         self.given = [model] if against is None else [model, against]
         self.text, self.config, self.device, self.say = text, config, device, say
 
@@ -282,10 +289,23 @@ class _Inspection:
 
     def _command(self) -> str:
         first, *others = self.given
-        if any(isinstance(given, tuple) for given in self.given):
+        if any(isinstance(given, tuple) for given in self.given) or len(self.text) > LONGEST_SHOWN:
             return ""
         against = str(others[0]) if others else None
         return command_line("inspect", str(first), settings=self.config, text=self.text, against=against)
+
+
+def _teacher_of(model: str | Path) -> str:
+    """What the run of `yeoul linearize` that made a model says it was made from."""
+    from yeoul.config import read_yaml
+    from yeoul.recipes.model_folder import ModelFolder
+
+    run = ModelFolder.open(model).top
+    said = run / "config.yaml"
+    named = read_yaml(said).get("model") if (run / "linearize.json").is_file() and said.is_file() else None
+    if not isinstance(named, str):
+        raise UserError("this is not the folder of a linearization, so its teacher is not known", model, "name it")
+    return named
 
 
 def _short(given: Loadable) -> str:

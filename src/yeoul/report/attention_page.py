@@ -100,7 +100,10 @@ def render_attention(page: AttentionPage) -> str:
     from markupsafe import Markup
 
     templates = resources.files("yeoul.report").joinpath("templates")
-    own = {name: templates.joinpath(f"attention.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    style, *scripts = (
+        templates.joinpath(name).read_text(encoding="utf-8")
+        for name in ("attention.css", "attention.js", "attention_steps.js")
+    )
     names = " · ".join(model.name for model in page.models)
     heads = sum(len(layer.weights) for layer in page.models[0].layers)
     return rendered(
@@ -110,8 +113,8 @@ def render_attention(page: AttentionPage) -> str:
         notes=[*page.notes, *_conversions(page)],
         command=page.command,
         data=page_data(page),
-        style=Markup(own["css"]),
-        script=Markup(own["js"]),
+        style=Markup(style),
+        script=Markup("\n".join(scripts)),
     )
 
 
