@@ -45,8 +45,8 @@ NEIGHBOURS = {
     ("gguf_header", "errors"),
 }
 LAZY = {
-    "gguf", "huggingface_hub", "jinja2", "matplotlib", "pyarrow", "sentencepiece", "tensorboard", "tokenizers",
-    "torch.utils.tensorboard", "transformers", "zstandard",
+    "gguf", "huggingface_hub", "jinja2", "matplotlib", "pyarrow", "sacrebleu", "sentencepiece", "tensorboard",
+    "tokenizers", "torch.utils.tensorboard", "transformers", "zstandard",
 }  # fmt: skip
 """Only imported inside functions: they cost time or may be missing."""
 

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from yeoul.recipes.quantize.run import QuantizeResult, quantize
     from yeoul.recipes.saving import save
     from yeoul.recipes.screen import load_screen
+    from yeoul.recipes.sweep.config import SweepConfig
+    from yeoul.recipes.sweep.result import SweepResult
+    from yeoul.recipes.sweep.run import sweep
     from yeoul.recipes.tokenizer import TrainTokenizerConfig, inspect_tokenizer, train_tokenizer
     from yeoul.text.tokenizer import Tokenizer
 
@@ -94,6 +97,9 @@ _HOMES = {
     "inspect_attention": "yeoul.recipes.inspect_attention",
     "InspectConfig": "yeoul.recipes.inspect_attention",
     "InspectResult": "yeoul.recipes.inspect_attention",
+    "sweep": "yeoul.recipes.sweep.run",
+    "SweepConfig": "yeoul.recipes.sweep.config",
+    "SweepResult": "yeoul.recipes.sweep.result",
     "bench": "yeoul.recipes.bench",
     "BenchConfig": "yeoul.recipes.bench",
     "BenchResult": "yeoul.recipes.bench",
@@ -133,6 +139,8 @@ __all__ = [
     "QuantizeConfig",
     "QuantizeResult",
     "SamplingParams",
+    "SweepConfig",
+    "SweepResult",
     "Tokenizer",
     "TrainTokenizerConfig",
     "UserError",
@@ -161,6 +169,7 @@ __all__ = [
     "quantize",
     "save",
     "stream",
+    "sweep",
     "train_tokenizer",
 ]
 

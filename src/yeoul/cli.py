@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Evaluate it": {
         "evaluate": "Perplexity, bits per byte and recall; a conversion against its teacher",
         "inspect": "Where each attention head looks, as a page: softmax, linear, side by side",
+        "sweep": "Settings of sampling: accuracy against diversity, and which one to take",
         "bench": "Tokens per second and cache size at growing context lengths",
         "info": "Architecture, parameters and memory of a model",
     },

@@ -53,6 +53,27 @@ def test_a_batch_is_its_rows_one_by_one(tiny: Tiny, kind: str, params: SamplingP
     assert together == alone
 
 
+OWN = [
+    SamplingParams(max_tokens=16, temperature=1.2, top_k=5, seed=3),
+    GREEDY,
+    SamplingParams(max_tokens=9, temperature=0.7, top_p=0.6, seed=3, repetition_penalty=1.5),
+    SamplingParams(max_tokens=12, temperature=1.2, min_p=0.2, seed=11, ignore_eos=True),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_with_settings_of_their_own_are_as_if_alone(tiny: Tiny, kind: str) -> None:
+    """One batch of different settings, one prompt of them twice: each row as with its settings alone, seed included."""
+    model = tiny(kind)
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[3]]
+    alone = [generate_ids(model, [p], own, eos_ids={7})[0] for p, own in zip(prompts, OWN, strict=True)]
+    generation = Generation(model, prompts, OWN, eos_ids={7})
+    while generation.step():
+        pass
+    assert [row.ids for row in generation.rows] == alone
+    assert len(alone[3]) == 12 and len(alone[2]) <= 9
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunk", [1, 7, 16])
 def test_chunks_of_the_prefill_do_not_matter(tiny: Tiny, kind: str, chunk: int) -> None:

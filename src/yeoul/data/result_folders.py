@@ -13,6 +13,7 @@ _MARKS: tuple[tuple[str, ...], ...] = (
     ("config.yaml", "stages"),
     ("metrics.jsonl", "checkpoints"),
     ("demo.json", "pretrain"),
+    ("settings.json", "results.jsonl"),
     ("tokens.bin", "meta.json"),
     ("config.json", "*.safetensors"),
     ("*.gguf",),

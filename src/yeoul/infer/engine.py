@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from yeoul.errors import UserError
 from yeoul.infer.generation import PREFILL_CHUNK, FinishReason, Generation, Row, evaluating
-from yeoul.infer.sample import SamplingParams
+from yeoul.infer.params import SamplingParams
 from yeoul.infer.stopping import StopMatcher
 
 if TYPE_CHECKING:
@@ -129,7 +129,11 @@ def end_ids(model: Decoder, tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def _start(
-    model: Decoder, tokenizer: Tokenizer, prompts: list[list[int]], params: SamplingParams, **more: Any
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    params: SamplingParams | Sequence[SamplingParams],
+    **more: Any,
 ) -> Generation:
     pad = tokenizer.pad_id if tokenizer.pad_id is not None else 0
     return Generation(
@@ -156,7 +160,8 @@ class TextStream(Iterator[str]):
     def __init__(self, generation: Generation, tokenizer: Tokenizer) -> None:
         self.generation = generation
         self.result: GenerationResult | None = None
-        self._text = RowText(tokenizer, generation.params.stop, generation.rows[0].prompt)
+        (row,) = generation.rows
+        self._text = RowText(tokenizer, row.params.stop, row.prompt)
         self._cancelled = False
         self._pieces = self._run()
 
@@ -204,22 +209,28 @@ def run(
     model: Decoder,
     tokenizer: Tokenizer | None,
     prompts: Sequence[str | list[int]],
-    params: SamplingParams,
+    params: SamplingParams | Sequence[SamplingParams],
     *,
     batch_size: int = BATCH_SIZE,
 ) -> list[GenerationResult]:
     """Answers prompts, texts or token ids, in batches: the same answers as one by one, in their order.
+
+    Args:
+        params: of all prompts, where prompt i draws with seed + i; or those of each, with its own seed.
 
     Raises:
         UserError: no tokenizer, an empty prompt, or one longer than the model's context.
     """
     tokenizer = _needed(tokenizer)
     ids = [prompt_ids(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
+    if not isinstance(params, SamplingParams) and len(params) != len(ids):
+        raise ValueError(f"{len(params)} settings for {len(ids)} prompts")
     results: dict[int, GenerationResult] = {}
     with evaluating(model):
         for group in _groups([len(i) for i in ids], batch_size):
-            generation = _start(model, tokenizer, [ids[i] for i in group], params, rows=group)
-            texts = {i: RowText(tokenizer, params.stop, ids[i]) for i in group}
+            own = params if isinstance(params, SamplingParams) else [params[i] for i in group]
+            generation = _start(model, tokenizer, [ids[i] for i in group], own, rows=group)
+            texts = {row.index: RowText(tokenizer, row.params.stop, row.prompt) for row in generation.rows}
             while drawn := generation.step():
                 for row, _ in drawn:
                     text = texts[row.index]

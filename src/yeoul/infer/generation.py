@@ -17,7 +17,8 @@ from torch import Tensor
 
 from yeoul.data.padding import pad_batch
 from yeoul.errors import UserError
-from yeoul.infer.sample import SamplingParams, row_generators, sample, seen_tokens
+from yeoul.infer.params import SamplingParams
+from yeoul.infer.sample import own_generators, row_generators, sample_rows, seen_tokens
 from yeoul.units import count
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Row:
 
     index: int
     prompt: list[int]
+    params: SamplingParams
     limit: int
     ids: list[int]
     finish_reason: FinishReason | None = None
@@ -49,7 +51,8 @@ class Generation:
     Args:
         model: on any device, in any dtype; dropout is off while it runs.
         prompts: token ids, at least one each; different lengths are padded on the left.
-        eos_ids: tokens that end a sequence, unless `params.ignore_eos`.
+        params: of all prompts, where row i draws with seed + i; or those of each, with its own seed.
+        eos_ids: tokens that end a sequence, unless its `params.ignore_eos`.
         pad_id: any valid token; it is masked.
         vocab_size: only ids below it are drawn (a model's table is often longer than its tokenizer's).
         rows: numbers of the prompts, for their seeds and messages; 0, 1, ... by default.
@@ -63,7 +66,7 @@ class Generation:
         self,
         model: Decoder,
         prompts: Sequence[Sequence[int]],
-        params: SamplingParams,
+        params: SamplingParams | Sequence[SamplingParams],
         *,
         eos_ids: Collection[int] = (),
         pad_id: int = 0,
@@ -73,15 +76,17 @@ class Generation:
         cached: int = 0,
         prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
-        self.model, self.params, self.pad_id, self.prefill_chunk = model, params, pad_id, prefill_chunk
+        self.model, self.pad_id, self.prefill_chunk = model, pad_id, prefill_chunk
         self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
-        self.eos_ids = frozenset() if params.ignore_eos else frozenset(eos_ids)
+        self.eos_ids = frozenset(eos_ids)
         self.device = model.device
         indices = list(range(len(prompts))) if rows is None else list(rows)
-        self.rows = [self._row(i, list(ids)) for i, ids in zip(indices, prompts, strict=True)]
-        self.generators = row_generators(params.seed, indices)
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        self.rows = [self._row(i, list(ids), own) for i, ids, own in zip(indices, prompts, each, strict=True)]
+        shared = isinstance(params, SamplingParams)
+        self.generators = row_generators(each[0].seed if each else None, indices) if shared else own_generators(each)
         self.seen: Tensor | None = None
-        if params.repetition_penalty != 1:
+        if any(own.repetition_penalty != 1 for own in each):
             self.seen = seen_tokens(prompts, self.vocab_size, self.device)
         self.cache, self._cached = cache, cached
         self._tokens: Tensor | None = None  # (B,) drawn, not yet read by the model
@@ -90,7 +95,7 @@ class Generation:
         self._start = time.perf_counter()
         self.prefill_seconds = 0.0
 
-    def _row(self, index: int, prompt: list[int]) -> Row:
+    def _row(self, index: int, prompt: list[int], params: SamplingParams) -> Row:
         config = self.model.config
         if not prompt:
             raise UserError("the prompt is empty", where=f"prompt {index + 1}")
@@ -99,7 +104,7 @@ class Generation:
                 f"the prompt has a token beyond the model's {config.vocab_size}",
                 where=f"prompt {index + 1}", fix="use the tokenizer that the model was trained with",
             )  # fmt: skip
-        limit = self.params.max_tokens
+        limit = params.max_tokens
         if config.bounded_context is not None:
             limit = min(limit, config.bounded_context - len(prompt))
             if limit < 1:
@@ -108,7 +113,7 @@ class Generation:
                     f"prompt and answer together may have {config.bounded_context}",
                     where=f"prompt {index + 1}", fix="shorten the prompt",
                 )  # fmt: skip
-        return Row(index, prompt, limit, [])
+        return Row(index, prompt, params, limit, [])
 
     @property
     def cached_ids(self) -> list[int]:
@@ -133,13 +138,14 @@ class Generation:
         logits = self._prefill() if self._tokens is None else self._decode()
         if logits is None:
             return []
-        tokens = sample(logits[:, : self.vocab_size], self.params, self.generators, self.seen)  # (B,)
+        params = [row.params for row in self._batch]
+        tokens = sample_rows(logits[:, : self.vocab_size], params, self.generators, self.seen)  # (B,)
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
         self._tokens = tokens
         drawn = list(zip(self._batch, tokens.tolist(), strict=True))
         for row, token in drawn:
-            if token in self.eos_ids:
+            if token in self.eos_ids and not row.params.ignore_eos:
                 self.finish(row, "eos")
                 continue
             row.ids.append(token)

@@ -137,15 +137,58 @@ def sample(
     return logits.argmax(-1) if params.temperature == 0 else draw(logits, generators)
 
 
+def sample_rows(
+    logits: Tensor,
+    params: Sequence[SamplingParams],
+    generators: Sequence[torch.Generator],
+    seen: Tensor | None = None,
+) -> Tensor:
+    """The next token of each row, drawn as that row's own settings say: as `sample` of each row alone.
+
+    Args:
+        logits: (B, V), as in `sample`.
+        params: one a row; rows with equal settings are drawn together.
+        generators: one a row.
+        seen: (B, V) bool.
+    Returns:
+        (B,) int64.
+    """
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for row, own in enumerate(params):
+        shape = (own.repetition_penalty, own.temperature, own.top_k, own.top_p, own.min_p)
+        groups.setdefault(shape, []).append(row)
+    if len(groups) == 1:
+        return sample(logits, params[0], generators, seen)
+    tokens = torch.empty(len(params), dtype=torch.int64, device=logits.device)
+    for rows in groups.values():
+        index = torch.tensor(rows, device=logits.device)
+        chosen = None if seen is None else seen.index_select(0, index)
+        drawing = [generators[row] for row in rows]
+        tokens[index] = sample(logits.index_select(0, index), params[rows[0]], drawing, chosen)
+    return tokens
+
+
 def row_generators(seed: int | None, rows: Sequence[int]) -> list[torch.Generator]:
     """One CPU generator for each row: row i draws with seed + i; without a seed, with fresh entropy."""
     generators = [torch.Generator() for _ in rows]
     for row, generator in zip(rows, generators, strict=True):
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed + row)
+        _seed(generator, None if seed is None else seed + row)
     return generators
+
+
+def own_generators(params: Sequence[SamplingParams]) -> list[torch.Generator]:
+    """One CPU generator for each row, seeded as its own settings say."""
+    generators = [torch.Generator() for _ in params]
+    for own, generator in zip(params, generators, strict=True):
+        _seed(generator, own.seed)
+    return generators
+
+
+def _seed(generator: torch.Generator, seed: int | None) -> None:
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
 
 
 def seen_tokens(sequences: Sequence[Sequence[int]], vocab_size: int, device: torch.device | str = "cpu") -> Tensor:

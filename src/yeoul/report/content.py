@@ -104,10 +104,63 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table, its first column to the left and the others to the right; `marked` are numbers of rows."""
+
+    head: tuple[Words, ...]
+    rows: tuple[tuple[Words, ...], ...]
+    marked: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """One point of a `Scatter`; a line goes through those that are `joined`, and those with a label carry it."""
+
+    x: float
+    y: float
+    kind: Literal["other", "edge", "chosen", "reference"] = "other"
+    joined: bool = False
+    label: Words = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scatter:
+    """Points in a plane whose best corner is the upper right one.
+
+    Attributes:
+        x_label, y_label: words that `languages` knows.
+        costs: y is a cost on a logarithmic axis, drawn downwards.
+        alt: what it shows, in words.
+    """
+
+    name: str
+    x_label: str
+    y_label: str
+    dots: tuple[Dot, ...]
+    caption: Text
+    alt: Text
+    costs: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a page: sentences, a picture, tables with what stands before each, and texts under their titles."""
+
+    heading: Words
+    paragraphs: tuple[Words, ...] = ()
+    scatter: Scatter | None = None
+    tables: tuple[tuple[Words, Table], ...] = ()
+    texts: tuple[tuple[Words, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """A whole report; empty parts are left out of the page.
 
     Attributes:
+        lead: sentences at the beginning, before those that are made of the numbers below.
+        figures: (value, label) in large type, before those that are made of the numbers below.
+        sections: what comes first on the page.
         parameters: of the softmax model; `seconds`: the whole took, more than the stages together.
         recall_chance: share that guessing gives in the models' `recall`.
         configuration: title -> setting -> value.
@@ -115,6 +168,9 @@ class Report:
     """
 
     title: Words = Text("From softmax to linear time", "소프트맥스에서 선형 시간으로")
+    lead: Words = ""
+    figures: tuple[tuple[Words, Text], ...] = ()
+    sections: tuple[Section, ...] = ()
     parameters: int | None = None
     seconds: float | None = None
     stages: tuple[Stage, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from yeoul.report.content import Command, ModelRow, Report, Words
+from yeoul.report.content import Command, ModelRow, Report, Section, Words
 from yeoul.report.korean import in_korean
 from yeoul.report.languages import korean_duration, text
 from yeoul.report.plots import Plot
@@ -24,7 +24,9 @@ def render_markdown(report: Report, pictures: Sequence[Plot], missing: Words = "
     ending = ".svg" if language == "en" else f".{language}.svg"
     shown = {plot.name: _picture(plot, ending, say) for plot in pictures}
     words = in_words(report) if language == "en" else in_korean(report)
-    parts = [f"# {say(report.title)}", words, say(missing)]
+    parts = [f"# {say(report.title)}", f"{say(report.lead)} {words}".strip(), say(missing)]
+    for section in report.sections:
+        parts += _section(section, shown, say)
     parts += [*_stages(report, say), shown.get("loss", "")]
     parts += [*_models(report, say), shown.get("bits-per-byte", "")]
     if report.speeds:
@@ -39,6 +41,19 @@ def render_markdown(report: Report, pictures: Sequence[Plot], missing: Words = "
 def _picture(plot: Plot, ending: str, say: Say) -> str:
     links = [f"![{say(panel.title) or say(plot.alt)}](report/{panel.name}{ending})" for panel in plot.panels]
     return f"{' '.join(links)}\n\n{say(plot.caption)}"
+
+
+def _section(section: Section, shown: Mapping[str, str], say: Say) -> list[str]:
+    parts = [f"## {say(section.heading)}", *(say(paragraph) for paragraph in section.paragraphs)]
+    if section.scatter is not None:
+        parts.append(shown.get(section.scatter.name, ""))
+    for before, table in section.tables:
+        rows = [[say(cell) for cell in row] for row in table.rows]
+        rows = [[f"**{row[0]}**", *row[1:]] if i in table.marked else row for i, row in enumerate(rows)]
+        parts += [say(before), _table(table.head, rows, say)]
+    for title, own in section.texts:
+        parts += [f"{say(title)}:", _fenced(own)]
+    return parts
 
 
 def _stages(report: Report, say: Say) -> list[str]:
@@ -150,7 +165,7 @@ def _fenced(content: str, language: str = "text") -> str:
     return f"{fence}{language}\n{content}\n{fence}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], say: Say) -> str:
+def _table(head: Sequence[Words], rows: Sequence[Sequence[str]], say: Say) -> str:
     """A Markdown table: first column to the left, the others to the right."""
     escape = lambda cell: str(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")  # noqa: E731
     lines = ["| " + " | ".join(map(say, head)) + " |", "|" + ":--|" + "--:|" * (len(head) - 1)]

@@ -102,7 +102,7 @@ def render_html(report: Report, pictures: Sequence[Plot], missing: Words = "") -
         "report.html.j2",
         report=report,
         title=text(report.title),
-        words=Text(in_words(report), in_korean(report)),
+        words=_joined(text(report.lead), Text(in_words(report), in_korean(report))),
         highlights=highlights(report),
         missing=missing,
         plot=lambda name: _figure(shown[name]) if name in shown else Markup(""),
@@ -115,9 +115,13 @@ def render_html(report: Report, pictures: Sequence[Plot], missing: Words = "") -
     )
 
 
+def _joined(first: Text, then: Text) -> Text:
+    return Text(f"{first.en} {then.en}".strip(), f"{first.ko} {then.ko}".strip())
+
+
 def highlights(report: Report) -> list[tuple[Words, Text]]:
     """The few figures that stand in large type: (value, label)."""
-    found: list[tuple[Words, Text]] = []
+    found: list[tuple[Words, Text]] = list(report.figures)
     teacher, converted, pair = report.row("teacher"), report.row("converted"), report.longest()
     if teacher and converted and teacher.bits_per_byte and converted.bits_per_byte:
         label = Text(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from yeoul.report.content import Curve, Report, SpeedPoint, Text, Words
+from yeoul.report.content import Curve, Report, Scatter, SpeedPoint, Text, Words
 from yeoul.report.languages import LANGUAGES, text
 from yeoul.units import short, size
 
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 INK = "#6b7480"
 PANEL = (3.3, 2.5)
 """Inches of a panel: three stand side by side on a wide page, one fills a phone."""
+SCATTER = (4.6, 3.3)
+DOTS: dict[str, dict[str, Any]] = {
+    "other": {"color": "#9aa3ad", "marker": "o", "linestyle": "", "markersize": 4, "alpha": 0.8, "zorder": 2},
+    "edge": {"color": "#0080c8", "marker": "o", "linestyle": "", "markersize": 5.5, "zorder": 3},
+    "reference": {"color": "#9468c2", "marker": "D", "linestyle": "", "markersize": 6, "zorder": 3},
+    "chosen": {"color": "#d55e00", "marker": "o", "linestyle": "", "markersize": 9, "zorder": 4},
+}
 BITS = "bits per byte of held-out text (less is better)"
 COLOURS = {"teacher": "#d55e00", "converted": "#0080c8", "ablation": "#9aa3ad"}
 STAGE_COLOURS = {"train": "#0080c8", "validation": "#d55e00"}
@@ -91,7 +98,46 @@ def available() -> bool:
 def all_plots(report: Report) -> list[Plot]:
     """Every plot that the report has numbers for; needs matplotlib."""
     makers: list[Callable[[Report], Plot | None]] = [loss_curves, bits_per_byte, speed]
-    return [plot for plot in (make(report) for make in makers) if plot is not None]
+    made = [plot for plot in (make(report) for make in makers) if plot is not None]
+    return made + [scatter(section.scatter) for section in report.sections if section.scatter is not None]
+
+
+def scatter(content: Scatter) -> Plot:
+    """Points, the edge among them as a line, and labels at those that have one."""
+
+    def draw(axes: Axes) -> None:
+        for kind, style in DOTS.items():
+            own = [dot for dot in content.dots if dot.kind == kind]
+            axes.plot([dot.x for dot in own], [dot.y for dot in own], **style)
+        edge = sorted((dot.x, dot.y) for dot in content.dots if dot.joined)
+        axes.plot([x for x, _ in edge], [y for _, y in edge], color=COLOURS["converted"], linewidth=1.4, zorder=1)
+        if content.costs:
+            axes.set_yscale("log")
+            _plain_log_ticks(axes, [dot.y for dot in content.dots])
+            axes.invert_yaxis()
+        low, high = axes.get_xlim()
+        for dot in content.dots:
+            if dot.label:
+                right = dot.x > (low + high) / 2
+                axes.annotate(
+                    text(dot.label).en, (dot.x, dot.y), xytext=(-8 if right else 8, 7), textcoords="offset points",
+                    ha="right" if right else "left", color=DOTS[dot.kind]["color"], fontweight="bold", fontsize=8.5,
+                )  # fmt: skip
+        axes.set_xlabel(content.x_label)
+        axes.set_ylabel(content.y_label)
+
+    panel = Panel(name=content.name, title="", svg=_svg(content.name, SCATTER, draw))
+    return Plot(name=content.name, caption=content.caption, alt=content.alt, panels=(panel,))
+
+
+def _plain_log_ticks(axes: Axes, values: Sequence[float]) -> None:
+    from matplotlib.ticker import NullFormatter
+
+    low, high = min(values) / 1.15, max(values) * 1.15
+    axes.set_ylim(low, high)
+    ticks = _log_ticks(low, high)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def loss_curves(report: Report) -> Plot | None:

@@ -97,10 +97,14 @@ class Progress:
         self, step: int, loss: float, lr: float, tokens_per_second: float, seconds_left: float, memory: int
     ) -> None:
         """Show where the run is: loss, learning rate, tokens/s, time left (s), memory (bytes)."""
+        parts = [f"loss {loss:.4f}", f"{duration(seconds_left)} left", rate(tokens_per_second), size(memory)]
+        self.write(step, [*parts, f"lr {lr:.2e}"])
+
+    def write(self, step: int, parts: list[str]) -> None:
+        """Show how many steps are done, and more, the most important first."""
         self._last = time.monotonic()
         share = 100 * step / self.steps
-        parts = [f"{self.name} {step:,}/{self.steps:,} ({share:.0f} %)", f"loss {loss:.4f}"]
-        parts += [f"{duration(seconds_left)} left", rate(tokens_per_second), size(memory), f"lr {lr:.2e}"]
+        parts = [f"{self.name} {step:,}/{self.steps:,} ({share:.0f} %)", *parts]
         if self._terminal:
             width = shutil.get_terminal_size().columns
             self._stream.write("\r\x1b[K" + fitting(parts, width - 1))

@@ -1,0 +1,1 @@
+"""Settings of sampling measured: accuracy against diversity, over a grid of settings and prompts."""
