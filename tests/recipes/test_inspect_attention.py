@@ -9,8 +9,11 @@ import pytest
 import torch
 
 import yeoul
+from models import rms_ratio
 from yeoul import cli
+from yeoul.adapt.quantize import QuantizationConfig, quantize_model
 from yeoul.errors import UserError
+from yeoul.model.checkpoint import load_model
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.recipes import inspect_attention as recipe
@@ -56,6 +59,29 @@ def test_values_come_back_and_nothing_is_printed(home: Path, capfd: pytest.Captu
     assert result.command.startswith("yeoul inspect ") and "--head 1.3" in result.command
 
 
+@pytest.mark.parametrize("name", ["softmax", "hybrid"])
+def test_weights_in_eight_bits(name: str, home: Path, tmp_path: Path) -> None:
+    """Quantized models compute in bfloat16, and are looked at so: the weights are those of the whole model nearly."""
+    model = load_model(home / name)
+    quantize_model(model, QuantizationConfig.rounded(bits=8))
+    save_folder(model, Tokenizer.load(home / name), tmp_path)
+    found = inspect_attention(tmp_path, TEXT, InspectConfig(head="1.3"), against=home / name, device="cpu")
+    for quantized, whole in zip(*(model.layers for model in found.models), strict=True):
+        torch.testing.assert_close(quantized.weights, whole.weights, rtol=0.1, atol=0.02)
+    assert found.steps is not None
+    assert rms_ratio(found.steps.output, found.steps.weights @ found.steps.v) < 1e-5
+
+
+def test_a_gguf_file(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the extra [gguf] is not installed")
+    file = tmp_path / "model.gguf"
+    yeoul.export(home / "softmax", file, yeoul.ExportConfig(dtype="f32"))
+    found = inspect_attention(file, TEXT, against=home / "softmax", device="cpu")
+    assert [model.name for model in found.models] == ["model", "softmax"]
+    for ours, whole in zip(*(model.layers for model in found.models), strict=True):
+        torch.testing.assert_close(ours.weights, whole.weights, rtol=1e-4, atol=1e-6)
+
+
 def test_models_from_memory(home: Path) -> None:
     loaded = yeoul.load(home / "softmax", device="cpu")
     result = yeoul.inspect_attention(loaded, TEXT, against=loaded)
@@ -74,6 +100,14 @@ def test_the_teacher_of_a_run(home: Path, tmp_path: Path) -> None:
     assert [model.name for model in result.models] == ["run", "softmax"] and f"--against {home}" in result.command
     with pytest.raises(UserError, match="its teacher is not known"):
         inspect_attention(home / "softmax", TEXT, against="teacher", device="cpu")
+
+
+def test_foreign_words_on_the_page(home: Path, tmp_path: Path) -> None:
+    """Half a surrogate pair, markup, and what turns the direction of a line around."""
+    found = inspect_attention(home / "softmax", "강\udcff가 </script><b>\u202e\n", device="cpu")
+    page = found.save(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "\u202e" not in page and "<b>" not in page
+    assert inspect_attention(home / "softmax", "가", device="cpu").html(), "one token has nothing to look back at"
 
 
 def test_long_texts_are_cut_and_it_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

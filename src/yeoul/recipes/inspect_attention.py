@@ -10,6 +10,7 @@ from yeoul import runtime
 from yeoul.config import Settings
 from yeoul.errors import UserError
 from yeoul.files import write_text
+from yeoul.foreign_text import visible
 from yeoul.recipes.command_line import command_line
 from yeoul.recipes.options import Say, silent
 from yeoul.report.content import Text
@@ -177,13 +178,15 @@ class _Inspection:
     def __init__(
         self, model: Loadable, text: str, config: InspectConfig, against: Loadable | None, device: str, say: Say
     ) -> None:
+        from yeoul.text.tokenizer import without_surrogates
+
         runtime.set_threads()
         if not text:
             raise UserError("the text is empty", "--text")
         if against == TEACHER and not isinstance(model, tuple) and not Path(TEACHER).exists():
             against = _teacher_of(model)
         self.given = [model] if against is None else [model, against]
-        self.text, self.config, self.device, self.say = text, config, device, say
+        self.text, self.config, self.device, self.say = without_surrogates(text), config, device, say
 
     def result(self) -> InspectResult:
         """Both models, one after the other, so that only one of those that are loaded here is in memory."""
@@ -337,7 +340,7 @@ def _page(result: InspectResult) -> AttentionPage:
         )  # fmt: skip
     return AttentionPage(
         tokens=[(token.text, token.piece, token.special) for token in result.tokens], models=models, steps=steps,
-        notes=[] if result.note is None else [result.note], command=result.command,
+        notes=[] if result.note is None else [result.note], command=visible(result.command),
     )  # fmt: skip
 
 
