@@ -53,6 +53,20 @@ def test_evaluate_scores_the_text_put_aside(run_folder, capsys):
     assert sum(b["tokens"] for b in values["by_position"]) == 400
 
 
+def test_mistakes_in_korean_are_counted(run_folder, capsys):
+    """Of what the model writes and of the text, whose Korean is right; a random model breaks characters."""
+    settings = EvaluateConfig(korean=3, new_tokens=24, max_tokens=4_000)
+    assert evaluate.run(evaluate.Config(str(run_folder), settings=settings)) == 0
+    said = capsys.readouterr().out
+    assert "Korean, by rule" in said and "wrong particles" in said
+    found = evaluated(run_folder, config=settings)
+    assert found.korean["text"].wrong_particles == 0 < found.korean["text"].particles
+    assert found.korean["text"].words > 0 and found.as_dict()["korean"]["text"]["particle_rate"] == 0
+    assert evaluated(run_folder, config=EvaluateConfig(max_tokens=100)).korean == {}
+    with pytest.raises(UserError, match="--korean"):
+        EvaluateConfig(korean=-1)
+
+
 def test_evaluate_prints_words(run_folder, capsys):
     config = evaluate.Config(
         str(run_folder), data=str(run_folder / "text.txt"), settings=EvaluateConfig(max_tokens=100, context=32)

@@ -91,4 +91,21 @@ def describe(values: dict[str, Any]) -> str:
             f"of {r['questions']} questions, "
             f"guessing gives {100 * r['chance']:.0f} %" + (f", {r['skipped']} did not fit" if r["skipped"] else ""),
         ]
-    return "\n".join(lines)
+    return "\n".join(lines + _korean(values["korean"] if "korean" in values else {}))
+
+
+def _korean(scores: dict[str, Any]) -> list[str]:
+    """Mistakes in what the model has written, beside those in the text."""
+    if not scores:
+        return []
+    lines = ["", f"{'Korean, by rule':<18}  {'written':>20}  {'text':>20}"]
+    for name, wrong, among, rate in (
+        ("wrong particles", "wrong_particles", "particles", "particle_rate"),
+        ("broken syllables", "broken", "syllables", "broken_rate"),
+        ("spacing errors", "spacing", "words", "spacing_rate"),
+    ):
+        cells = [
+            "–" if s[rate] is None else f"{100 * s[rate]:.2f} % ({s[wrong]:,}/{s[among]:,})" for s in scores.values()
+        ]
+        lines.append(f"{name:<18}  " + "  ".join(f"{cell:>20}" for cell in cells))
+    return lines

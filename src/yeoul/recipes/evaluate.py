@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from yeoul.data.shards import TokenShards
     from yeoul.evaluate.associative import RecallGrid
     from yeoul.evaluate.compare import Comparison
+    from yeoul.evaluate.korean import KoreanScore
     from yeoul.evaluate.perplexity import LMScore
     from yeoul.evaluate.recall import RecallScore
     from yeoul.model.decoder import Decoder
@@ -67,6 +68,8 @@ class EvaluateConfig(Settings):
     """Window that recall must reach beyond, and to which the teacher is cut; when not given, MODEL's own, or 64."""
     sinks: int = 4
     """Number of first positions that the cut teacher still sees."""
+    korean: int = 0
+    """Passages of the text that MODEL continues by random draws, to count mistakes in Korean by rule; 0 for none."""
     prompts: int = 16
     """Number of prompts that teacher and MODEL continue greedily; 0 for none."""
     new_tokens: int = 64
@@ -80,6 +83,7 @@ class EvaluateConfig(Settings):
             ("batch-size", self.batch_size, 1),
             ("max-tokens", self.max_tokens, 1),
             ("recall", self.recall, 0),
+            ("korean", self.korean, 0),
             ("window", self.window, 1),
             ("sinks", self.sinks, 0),
             ("prompts", self.prompts, 0),
@@ -100,6 +104,7 @@ class EvaluateResult:
         tokenizer: of the model.
         score: loss, perplexity and bits per byte, by position where that was asked for.
         recall: of facts told earlier; None where nothing was asked.
+        korean: mistakes by rule (`yeoul.evaluate.korean`) in what the model has "written", and in the "text" itself.
         grids: "mqar" and "needle" of one model, where they were asked for.
         comparison: with the teacher.
     """
@@ -111,6 +116,7 @@ class EvaluateResult:
     tokenizer: Tokenizer
     score: LMScore
     recall: RecallScore | None
+    korean: dict[str, KoreanScore]
     grids: dict[str, RecallGrid]
     comparison: Comparison | None
 
@@ -123,6 +129,8 @@ class EvaluateResult:
         }  # fmt: skip
         if self.recall is not None:
             values["recall"] = self.recall.as_dict()
+        if self.korean:
+            values["korean"] = {name: score.as_dict() for name, score in self.korean.items()}
         values |= {kind: grid.as_dict() for kind, grid in self.grids.items()}
         if self.comparison is not None:
             values |= {"teacher": self.teacher, "comparison": self.comparison.as_dict()}
@@ -157,11 +165,13 @@ def evaluate(
     recall = run.recall() if run.config.recall else None
     with run.text() as (name, batches):
         score = run.score(batches)
+        korean = run.korean(batches) if run.config.korean else {}
         compared = None if run.teacher is None else run.compare(run.teacher, batches)
         grids = run.grids(batches) if compared is None else {}
     return EvaluateResult(
         model=run.name, teacher=None if teacher is None else _name(teacher), data=name, context=run.context,
-        tokenizer=run.tokenizer, score=score, recall=recall, grids=grids, comparison=compared,
+        tokenizer=run.tokenizer, score=score, recall=recall, korean=korean, grids=grids,
+        comparison=compared,
     )  # fmt: skip
 
 
@@ -330,6 +340,28 @@ class _Evaluation:
                 raise UserError("nothing fits: " + "; ".join(questions.left_out), f"--{kind}")
             grids[kind] = ask(self.model, questions, dtype=self.dtype)
         return grids
+
+    def korean(self, batches: Batches) -> dict[str, KoreanScore]:
+        """Mistakes in continuations of passages of the text, drawn as `yeoul generate` does, and in the text itself."""
+        from yeoul.evaluate.korean import judge_all
+        from yeoul.evaluate.sampling import Continuation, judged_text
+        from yeoul.evaluate.words import TEXT_TOKENS, text_ids
+        from yeoul.infer.engine import run
+        from yeoul.infer.params import SamplingParams
+
+        self.say(f"Continuing {self.config.korean} passages, for mistakes in Korean ...")
+        ids = text_ids(self.tokenizer, batches(), TEXT_TOKENS)
+        new = min(self.config.new_tokens, self.context // 2)
+        length = min(self.context - new, 64, max(1, len(ids) - new))
+        count = max(1, min(self.config.korean, len(ids) // (length + new)))
+        starts = [i * (len(ids) - length - new) // max(count - 1, 1) for i in range(count)]
+        passages = [ids[start : start + length] for start in starts]
+        texts = [self.tokenizer.decode(passage) for passage in passages]
+        prompts: list[str | list[int]] = [self.tokenizer.framing.prompt(passage) for passage in passages]
+        results = run(self.model, self.tokenizer, prompts, SamplingParams(max_tokens=new, seed=0))
+        written = [judged_text(text, Continuation.of(result)) for text, result in zip(texts, results, strict=True)]
+        own = [self.tokenizer.decode(ids[start : start + length + new]) for start in starts]
+        return {"written": judge_all(written), "text": judge_all(own)}
 
     def recall(self) -> RecallScore:
         """Built-in questions about facts told earlier."""
