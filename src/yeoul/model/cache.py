@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,12 @@ class LayerCache:
         """Keeps the given rows, (B',) int64, in that order."""
         for name, tensor in self._tensors().items():
             setattr(self, name, tensor.index_select(0, index))
+
+    def fork(self, index: Tensor) -> Self:
+        """The given rows, (B',) int64, each as often as it is named, as a memory of their own; this one stays."""
+        other = copy.copy(self)
+        other.reorder(index)
+        return other
 
 
 class KVCache(LayerCache):
@@ -328,6 +335,12 @@ class HybridCache(LayerCache):
         self.window.reorder(index)
         self.linear.reorder(index)
 
+    def fork(self, index: Tensor) -> Self:
+        """See `LayerCache.fork`."""
+        other = copy.copy(self)
+        other.window, other.linear = self.window.fork(index), self.linear.fork(index)
+        return other
+
 
 class Cache:
     """The memory of a whole model: one `LayerCache` a layer, and where each row's text stands."""
@@ -350,6 +363,16 @@ class Cache:
         self.next_position = self.next_position.index_select(0, index)
         if self._text_length is not None:
             self._text_length = self._text_length.index_select(0, index)
+
+    def fork(self, index: Tensor) -> Cache:
+        """A snapshot to go on from: the given rows, (B',) int64, each as often as it is named; this cache stays as it
+        is, and may be forked again."""
+        other = copy.copy(self)
+        other.layers = [layer.fork(index) for layer in self.layers]
+        other.next_position = self.next_position.index_select(0, index)
+        if self._text_length is not None:
+            other._text_length = self._text_length.index_select(0, index)
+        return other
 
     def expect(self, lengths: Tensor) -> None:
         """How long the text of each row is, (B,) int64, where it is read in pieces: before the first of them."""
