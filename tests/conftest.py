@@ -23,3 +23,10 @@ def _one_thread_fixed_seed() -> None:
     """Two-thread operations stall beside other jobs; a fixed seed makes failures repeatable."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every training ends with a page, whose plots take a second each: only tests of pages draw them."""
+    if "report" not in request.path.parts and "test_run_report" not in request.path.name:
+        monkeypatch.setattr("yeoul.report.plots.available", lambda: False)

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from yeoul.recipes.pretrain.run import PretrainResult, plan_pretrain, pretrain
     from yeoul.recipes.quantize.config import QuantizeConfig
     from yeoul.recipes.quantize.run import QuantizeResult, quantize
+    from yeoul.recipes.run_report import report_runs
+    from yeoul.recipes.runs import list_runs
     from yeoul.recipes.saving import save
     from yeoul.recipes.screen import load_screen
     from yeoul.recipes.sweep.config import SweepConfig
@@ -104,6 +106,8 @@ _HOMES = {
     "BenchConfig": "yeoul.recipes.bench",
     "BenchResult": "yeoul.recipes.bench",
     "info": "yeoul.recipes.info.examine",
+    "list_runs": "yeoul.recipes.runs",
+    "report_runs": "yeoul.recipes.run_report",
     "ModelInfo": "yeoul.recipes.info.examine",
     "demo": "yeoul.recipes.demo.run",
     "DemoConfig": "yeoul.recipes.demo.config",
@@ -158,6 +162,7 @@ __all__ = [
     "inspect_tokenizer",
     "linear_attention",
     "linearize",
+    "list_runs",
     "load",
     "load_classifier",
     "load_embedder",
@@ -167,6 +172,7 @@ __all__ = [
     "plan_pretrain",
     "pretrain",
     "quantize",
+    "report_runs",
     "save",
     "stream",
     "sweep",

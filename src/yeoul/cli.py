@@ -40,6 +40,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "sweep": "Settings of sampling: accuracy against diversity, and which one to take",
         "bench": "Tokens per second and cache size at growing context lengths",
         "info": "Architecture, parameters and memory of a model",
+        "runs": "The runs in a folder: how far each is, and what came of it",
+        "report": "A page about a run, or one that compares several",
     },
 }
 VERBS = tuple(verb for group in GROUPS.values() for verb in group)

@@ -44,6 +44,8 @@ class Config:
     """Continue the run in --out, if there is one."""
     overwrite: bool = False
     """Discard the run in --out and start over."""
+    report: bool = True
+    """Write report.html and report.md into --out at the end."""
     dry_run: bool = False
     """Print the data, the memory and the time training would take, and stop without writing anything."""
     device: str = "auto"
@@ -59,6 +61,7 @@ class Config:
 def run(config: Config) -> int:
     """Fine-tune, and return the exit code: 0 done, 130 or 143 stopped by a signal with everything saved."""
     from yeoul.recipes.finetune.run import finetune, plan_finetune
+    from yeoul.recipes.run_report import leave_report
     from yeoul.train.interrupt import Interrupted
 
     place: dict[str, Any] = {
@@ -77,6 +80,8 @@ def run(config: Config) -> int:
         return stop.exit_code
     tell("\n".join(["", *result.notes, f"Training loss {result.loss:.4f} after {result.tokens:,} tokens."]))
     print("\n".join([*result.outcome, *_next(config, result)]), flush=True)
+    if config.report:
+        leave_report(config.out, tell)
     return 0
 
 

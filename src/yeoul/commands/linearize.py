@@ -37,6 +37,8 @@ class Config:
     """YAML file with any of these settings; flags take precedence."""
     overwrite: bool = False
     """Discard the run in --out and start over."""
+    report: bool = True
+    """Write report.html and report.md into --out at the end."""
     dry_run: bool = False
     """Print what would be converted, the memory and the time it would take, and stop without writing anything."""
     device: str = "auto"
@@ -48,6 +50,7 @@ class Config:
 def run(config: Config) -> int:
     """Linearize; the exit code is 0, or 130 or 143 where a signal stopped it with everything saved."""
     from yeoul.recipes.linearize.run import linearize, plan_linearize
+    from yeoul.recipes.run_report import leave_report
     from yeoul.train.interrupt import Interrupted
 
     place: dict[str, Any] = {"out": config.out, "overwrite": config.overwrite, "device": config.device, "say": tell}
@@ -60,6 +63,8 @@ def run(config: Config) -> int:
     except Interrupted as stop:
         return stop.exit_code
     _print(config.out, result)
+    if config.report:
+        leave_report(config.out, tell)
     return 0
 
 

@@ -39,6 +39,8 @@ class Config:
     """Discard the run in --out and start over."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
+    report: bool = True
+    """Write report.html and report.md into --out at the end."""
     dry_run: bool = False
     """Print the model, the memory and the time training would take, and stop without reading or writing anything."""
     settings: Annotated[PretrainConfig, Parameter(name="*")] = field(default_factory=PretrainConfig)
@@ -48,6 +50,7 @@ class Config:
 def run(config: Config) -> int:
     """Pretrain, and return the exit code: 0 done, 130 or 143 stopped by a signal with everything saved."""
     from yeoul.recipes.pretrain.run import plan_pretrain, pretrain
+    from yeoul.recipes.run_report import leave_report
     from yeoul.train.interrupt import Interrupted
 
     place: dict[str, Any] = {
@@ -65,6 +68,8 @@ def run(config: Config) -> int:
     except Interrupted as stop:
         return stop.exit_code
     _print(config, result)
+    if config.report:
+        leave_report(config.out, tell)
     return 0
 
 

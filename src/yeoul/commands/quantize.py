@@ -37,6 +37,8 @@ class Config:
     """Replace the output if it exists."""
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:N."""
+    report: bool = True
+    """Write report.html and report.md beside the weights."""
     json: bool = False
     """Print JSON instead of the table."""
     config: Path | None = None
@@ -46,13 +48,16 @@ class Config:
 def run(config: Config) -> int:
     """Quantize, and print the table."""
     from yeoul.recipes.quantize.run import quantize
+    from yeoul.recipes.run_report import leave_report
 
     out = config.out or Path(f"{model_name(config.model)}-{config.settings.weights.bits}bit")
+    say = lambda what: print(what, file=sys.stderr, flush=True)  # noqa: E731
     result = quantize(
-        config.model, config.settings, out=out, overwrite=config.overwrite, device=config.device,
-        say=lambda what: print(what, file=sys.stderr, flush=True),
+        config.model, config.settings, out=out, overwrite=config.overwrite, device=config.device, say=say
     )  # fmt: skip
     print(json.dumps(result.record, ensure_ascii=False, indent=2) if config.json else describe(result.record))
+    if config.report:
+        leave_report(out, say)
     return 0
 
 

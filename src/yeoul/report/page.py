@@ -137,8 +137,11 @@ def highlights(report: Report) -> list[tuple[Words, Text]]:
         smaller = 1 / cache_ratio(report)
         label = Text(f"cache at {new.context:,} tokens", f"{new.context:,}토큰에서 캐시 크기")
         found.append((f"1/{smaller:.3g}" if smaller > 1 else f"{1 / smaller:.3g} ×", label))
+    if teacher is None:
+        return found  # of one run alone the first paragraph says it
     seconds = report.seconds or sum(stage.seconds or 0 for stage in report.stages)
     if seconds:
         time = Text(duration(seconds), korean_duration(seconds))
-        found.append((time, Text("from text to this page", "텍스트에서 이 페이지까지")))
+        whole = Text("from text to this page", "텍스트에서 이 페이지까지")
+        found.append((time, whole if report.seconds else Text("of training", "학습 시간")))
     return found

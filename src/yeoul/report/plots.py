@@ -37,6 +37,8 @@ DOTS: dict[str, dict[str, Any]] = {
 BITS = "bits per byte of held-out text (less is better)"
 COLOURS = {"teacher": "#d55e00", "converted": "#0080c8", "ablation": "#9aa3ad"}
 STAGE_COLOURS = {"train": "#0080c8", "validation": "#d55e00"}
+RUN_COLOURS = ("#0080c8", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a6fd0", "#9aa3ad")
+"""Of lines that are told apart by the run that they are of, in turn."""
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -166,23 +168,26 @@ def loss_curves(report: Report) -> Plot | None:
 
 
 def _loss_panel(axes: Axes, curves: Sequence[Curve]) -> None:
+    runs = [name for name in dict.fromkeys(curve.name for curve in curves) if name not in STAGE_COLOURS]
+    colours = STAGE_COLOURS | {name: RUN_COLOURS[i % len(RUN_COLOURS)] for i, name in enumerate(runs)}
     for curve in curves:
-        colour = STAGE_COLOURS.get(curve.name, COLOURS["ablation"])
+        colour = colours[curve.name]
         if curve.name == "validation":
             axes.plot(curve.x, curve.y, "o-", color=colour, markersize=4, linewidth=1)
         else:
             axes.plot(curve.x, curve.y, color=colour, alpha=0.3, linewidth=0.9)
-            axes.plot(curve.x, smooth(curve.y), color=colour)
+            axes.plot(curve.x, smooth(curve.y), "o-" if len(curve.x) == 1 else "-", color=colour, markersize=4)
     values = sorted(y for curve in curves for y in curve.y if math.isfinite(y))
     if values:
         # The first steps of a fresh model are far above the rest and would flatten it.
         top = max(values[int(0.97 * (len(values) - 1))], max(c.y[-1] for c in curves))
         low, room = values[0], max(top - values[0], 1e-6)
         axes.set_ylim(low - 0.08 * room, top + 0.12 * room)
-    _end_labels(axes, [(c.x[-1], c.y[-1], c.name, STAGE_COLOURS.get(c.name, INK)) for c in curves])
+    _end_labels(axes, [(c.x[-1], c.y[-1], c.name, colours[c.name]) for c in curves])
     axes.set_xlabel("tokens")
     axes.set_ylabel(curves[0].unit)
     axes.xaxis.set_major_formatter(_formatter(short))
+    axes.ticklabel_format(axis="y", style="plain", useOffset=False)
     axes.locator_params(axis="x", nbins=4)
 
 

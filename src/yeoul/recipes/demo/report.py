@@ -102,17 +102,16 @@ def _linear_stages(values: Mapping[str, Any]) -> list[Stage]:
             "each layer's linear attention learned to reproduce its softmax attention",
             "층마다 선형 어텐션이 소프트맥스 어텐션의 출력을 따라 하도록 학습",
         ),
-        "distil": Text(
-            "the whole model learned to match the teacher's predictions", "모델 전체가 교사의 예측을 따라 하도록 학습"
-        ),
-        "finetune": Text("the whole model was trained on the text", "모델 전체가 텍스트로 학습"),
+        "distil": Text("the model learned to match the teacher's predictions", "교사의 예측을 따라 하도록 학습"),
+        "finetune": Text("the model was trained on the text", "텍스트로 학습"),
     }
+    dropped = Text("which was no better than before, and is not kept", "이전보다 낫지 않아 버림")
     return [
         Stage(
             name=name,
             tokens=stage["tokens"],
             seconds=stage["seconds"],
-            result=_joined(what.get(name), _validation_words(stage)),
+            result=_joined(what.get(name), _validation_words(stage), None if stage.get("kept", True) else dropped),
         )
         for name, stage in values["stages"].items()
     ]

@@ -25,6 +25,7 @@ from yeoul.recipes import dry_run, fitting
 from yeoul.recipes.finetune.config import FinetuneConfig
 from yeoul.recipes.finetune.start import check_out, open_start
 from yeoul.recipes.finetune.task import Outcome
+from yeoul.recipes.machine import machine_facts
 from yeoul.recipes.options import Say, given_or_temporary, progress_line, silent
 from yeoul.recipes.run_folder import RunFolder
 from yeoul.recipes.saving import weights_digest
@@ -383,7 +384,7 @@ class _Finetuning:
             "task": self.config.task, "method": self.config.method, "parameters": self.total, "trained": self.trained,
             "steps": result.step, "tokens": result.tokens, "seconds": round(result.seconds, 3),
             "loss": result.loss, "before": before, "after": kept.validation, "last": result.validation,
-            "best": result.best, "kept": kept.step,
+            "best": result.best, "kept": kept.step, "machine": machine_facts(),
         })  # fmt: skip
         came = "the adapter is as it came" if self.start.adapter is not None else "the adapter changes nothing"
         notes = verdict(

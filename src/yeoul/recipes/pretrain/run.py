@@ -14,6 +14,7 @@ from yeoul.data.sources import source_key
 from yeoul.files import replace_folder, write_json
 from yeoul.model.decoder import Decoder
 from yeoul.recipes import dry_run, fitting
+from yeoul.recipes.machine import machine_facts
 from yeoul.recipes.options import Say, given_or_temporary, progress_line, silent
 from yeoul.recipes.pretrain.config import PretrainConfig
 from yeoul.recipes.pretrain.start import init_weights, open_init, tokenizer_of
@@ -283,7 +284,7 @@ class _Pretraining:
             write_json(self.folder.out / RECORD, {
                 "steps": result.step, "tokens": result.tokens, "seconds": round(result.seconds, 3),
                 "loss": result.loss, "before": before, "after": kept.validation, "last": result.validation,
-                "best": result.best, "kept": kept.step,
+                "best": result.best, "kept": kept.step, "machine": machine_facts(),
             })  # fmt: skip
         return PretrainResult(
             model=model.eval(), tokenizer=tokenizer, tokens=result.tokens, seconds=result.seconds, loss=result.loss,
