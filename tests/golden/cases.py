@@ -34,6 +34,7 @@ NOT_REPEATABLE = {
     "prefill_seconds",
     "tokens_per_second",
     "energy",
+    "machine",
     "speed",
     "model",
     "out",
