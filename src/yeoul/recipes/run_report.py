@@ -70,9 +70,8 @@ def leave_report(folder: Path, say: Say) -> None:
     try:
         report_runs([folder], say=say)
     except (UserError, OSError) as error:
-        say(
-            f"The report could not be written ({str(error).rstrip('.')}). To write it later: yeoul report {shlex.quote(str(folder))}"
-        )
+        why = str(error).rstrip(".")
+        say(f"The report could not be written ({why}). To write it later: yeoul report {shlex.quote(str(folder))}")
 
 
 def run_report(folder: Path) -> Report:
