@@ -67,9 +67,9 @@ def test_a_sweep_in_memory(kind: str, tokenizer: Tokenizer, tmp_path: Path, monk
     assert all(s.perplexity and s.judge_perplexity and s.recall is not None for s in result.scores)
     assert result.best in result.edge and result.best is not None and str(result.best.setting) in result.why.en
     assert result.scores[0].kept < result.scores[1].kept, "a lower p keeps fewer tokens"
-    assert result.greedy.greedy == 1 and len(result.texts) == 5 and len(result.texts[result.best.setting]) == 2
+    assert result.greedy.greedy == 1 and len(result.texts) == 6 and len(result.texts[result.best.setting]) == 2
     assert list(tmp_path.iterdir()) == []
-    assert result.table().count("\n") == 7 and "judge" in result.table()
+    assert result.table().count("\n") == 8 and "judge" in result.table()
 
 
 def test_settings_do_not_depend_on_the_grid(tokenizer: Tokenizer) -> None:
@@ -88,7 +88,7 @@ def test_a_stopped_sweep_goes_on(
     calls, real = [], module.score_setting
 
     def stopping(setting: Any, *args: Any, **more: Any) -> Any:
-        if len(calls) == 3:  # greedy and two settings
+        if len(calls) == 3:  # greedy, plain and a setting
             raise Interrupted(2)
         calls.append(setting)
         return real(setting, *args, **more)
@@ -105,12 +105,12 @@ def test_a_stopped_sweep_goes_on(
     told: list[str] = []
     result = sweep(model, PROMPTS, SMALL, out=out, say=told.append)
     assert values(result) == values(whole)
-    assert len(again) == 2 and "2 of 4 settings are already measured." in told
+    assert len(again) == 3 and "1 of 4 settings are already measured." in told
     assert json.loads((out / "sweep.json").read_text(encoding="utf-8"))["why"]["en"] == result.why.en
     sweep(model, PROMPTS, SMALL, out=out)
-    assert len(again) == 2, "nothing is measured twice"
+    assert len(again) == 3, "nothing is measured twice"
     larger = SweepConfig.of(**{**vars(SMALL), "temperature": (0.5, 1.5, 2.0)})
-    assert len(sweep(model, PROMPTS, larger, out=out).scores) == 6 and len(again) == 4
+    assert len(sweep(model, PROMPTS, larger, out=out).scores) == 6 and len(again) == 5
 
 
 def test_results_of_another_sweep_are_not_mixed_in(tokenizer: Tokenizer, tmp_path: Path, no_plots: None) -> None:

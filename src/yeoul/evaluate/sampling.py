@@ -57,7 +57,8 @@ class Setting:
         return SamplingParams(**asdict(self), max_tokens=max_tokens, seed=seed, ignore_eos=ignore_eos)
 
 
-GREEDY = Setting(temperature=0.0)
+GREEDY, PLAIN = Setting(temperature=0.0), Setting(temperature=1.0)
+"""What every sweep measures: always the likeliest token, and the model's own distribution with nothing ruled out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,30 +26,28 @@ class Tradeoff:
     faithful: bool = False
 
 
-def tradeoff(scores: Sequence[SettingScore], greedy: SettingScore) -> Tradeoff:
+def tradeoff(scores: Sequence[SettingScore], greedy: SettingScore, plain: SettingScore) -> Tradeoff:
     """The efficient edge (Pareto) and its knee.
 
-    The knee is the setting furthest above the straight line between the ends of the edge, in a plane of distinct-2 and
-    the logarithm of perplexity, both scaled to the ends; the ends themselves, usually greedy decoding and the wildest
-    setting, only where there is nothing between. Where prompts tell facts, only settings that recall as many as the
-    best of the edge are considered.
+    The knee is the setting of the edge furthest above the straight line from greedy decoding to plain sampling
+    (temperature 1, nothing ruled out), in a plane of distinct-2 and the logarithm of perplexity. Text less likely than
+    that of plain sampling is less likely than the model itself holds text to be, so settings beyond it are recommended
+    only where there are no others. Where prompts tell facts, only those are considered that recall as many as the best.
     """
     points = {
         i: (math.log(score.accuracy), score.distinct_2)
         for i, score in enumerate([greedy, *scores], start=-1)  # greedy decoding is -1
         if score.accuracy is not None
     }
-    whole = efficient(points)
-    edge = [i for i in whole if i >= 0]
-    if not edge:
-        return Tradeoff(edge=(), chosen=None)
-    best = max(scores[i].recall or 0.0 for i in edge)
-    faithful = any((scores[i].recall or 0.0) < best for i in edge)
-    considered = [i for i in edge if (scores[i].recall or 0.0) >= best]
-    between = [i for i in considered if i not in (whole[0], whole[-1])]
-    gain = dict(zip(whole, heights([points[i] for i in whole]), strict=True))
-    chosen = max(between or considered, key=lambda i: (round(gain[i], 9), -points[i][0]))
-    return Tradeoff(edge=tuple(edge), chosen=chosen, faithful=faithful)
+    edge = [i for i in efficient(points) if i >= 0]
+    if not edge or greedy.accuracy is None or plain.accuracy is None:
+        return Tradeoff(edge=tuple(edge), chosen=edge[0] if edge else None)
+    within = [i for i in edge if points[i][0] <= math.log(plain.accuracy)] or edge
+    best = max(scores[i].recall or 0.0 for i in within)
+    considered = [i for i in within if (scores[i].recall or 0.0) >= best]
+    ends = points[-1], (math.log(plain.accuracy), plain.distinct_2)
+    chosen = max(considered, key=lambda i: (round(height(points[i], *ends), 9), -points[i][0]))
+    return Tradeoff(edge=tuple(edge), chosen=chosen, faithful=len(considered) < len(within))
 
 
 def efficient(points: dict[int, tuple[float, float]]) -> list[int]:
@@ -63,10 +61,9 @@ def efficient(points: dict[int, tuple[float, float]]) -> list[int]:
     return edge
 
 
-def heights(edge: Sequence[tuple[float, float]]) -> list[float]:
-    """How far each (cost, gain) of an edge lies above the line between its ends, both scaled to 0 ... 1."""
-    (low, bottom), (high, top) = edge[0], edge[-1]
-    width, height = high - low, top - bottom
-    if width <= 0 or height <= 0:
-        return [0.0 for _ in edge]
-    return [(gain - bottom) / height - (cost - low) / width for cost, gain in edge]
+def height(point: tuple[float, float], start: tuple[float, float], end: tuple[float, float]) -> float:
+    """How far a (cost, gain) lies above the line between two others, in shares of their distances; 0 without a line."""
+    width, rise = end[0] - start[0], end[1] - start[1]
+    if width <= 0 or rise <= 0:
+        return 0.0
+    return (point[1] - start[1]) / rise - (point[0] - start[0]) / width

@@ -94,6 +94,7 @@ KOREAN = {
     "distinct-2 (more is more varied)": "distinct-2(높을수록 다양함)",
     "recommended": "추천",
     "greedy": "탐욕 디코딩",
+    "plain sampling": "순수 샘플링",
     "temperature": "온도",
     "judge's perplexity": "심판의 퍼플렉시티",
     "as greedy": "탐욕과 같음",

@@ -20,7 +20,7 @@ class SweepConfig(Settings):
     """Which settings of sampling are tried, and on how much text."""
 
     temperature: tuple[float, ...] = (0.4, 0.7, 1.0, 1.3)
-    """Temperatures; one or more numbers. Greedy decoding is always measured beside them."""
+    """Temperatures, one or more. Greedy decoding and plain sampling (1, nothing ruled out) are always measured too."""
     top_k: tuple[int, ...] = (0, 40)
     """Numbers of likeliest tokens to draw from; 0 = all."""
     top_p: tuple[float, ...] = (1.0, 0.95, 0.8)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from yeoul.evaluate.korean import findings
 from yeoul.evaluate.nucleus import Nucleus
-from yeoul.evaluate.sampling import GREEDY
+from yeoul.evaluate.sampling import GREEDY, PLAIN
 from yeoul.recipes.machine import machine_facts
 from yeoul.recipes.sweep.result import SweepResult
 from yeoul.report.content import Command, Dot, Report, Scatter, Section, Table, Text, Words
@@ -53,18 +56,18 @@ def _against(judged_by: Text, greedy: float | None) -> Text:
 
 def _tradeoff(result: SweepResult) -> Section:
     edge, chosen = result.tradeoff.edge, result.tradeoff.chosen
-    dots = [
-        Dot(
-            x=score.distinct_2, y=score.accuracy, label="recommended" if i == chosen else "",
-            kind="chosen" if i == chosen else "edge" if i in edge else "other", joined=i in edge,
-        )
-        for i, score in enumerate(result.scores)
-        if score.accuracy is not None
-    ]  # fmt: skip
-    greedy, ends = result.greedy, [score.accuracy or 0.0 for score in result.edge[:1]]
-    if greedy.accuracy is not None:
-        joined = not ends or greedy.accuracy < ends[0]
-        dots.append(Dot(x=greedy.distinct_2, y=greedy.accuracy, kind="reference", joined=joined, label="greedy"))
+    dots = []
+    for i, score in enumerate(result.scores):
+        if score.accuracy is not None and score.setting != PLAIN:
+            kind: Any = "chosen" if i == chosen else "edge" if i in edge else "other"
+            label = "recommended" if i == chosen else ""
+            dots.append(Dot(x=score.distinct_2, y=score.accuracy, kind=kind, joined=i in edge, label=label))
+    on_edge = {result.scores[i].setting for i in edge}
+    first = min((score.accuracy or 0.0 for score in result.edge), default=math.inf)
+    for name, own in (("greedy", result.greedy), ("plain sampling", result.plain)):
+        if own.accuracy is not None:
+            joined = own.setting in on_edge or (own is result.greedy and own.accuracy < first)
+            dots.append(Dot(x=own.distinct_2, y=own.accuracy, kind="reference", joined=joined, label=name))
     picture = Scatter(
         name="tradeoff", x_label="distinct-2 (more is more varied)", y_label="perplexity (less is more accurate)",
         dots=tuple(dots),
@@ -117,7 +120,12 @@ def _table(result: SweepResult, only: tuple[str, ...] = (), *, edge_only: bool =
     if edge_only:
         rows = [(mark, cells) for mark, cells in rows if mark]
     chosen = [i for i, head in enumerate(heads) if not only or head in only]
-    names = {"→": Text("recommended", "추천"), "*": Text("edge", "경계"), "g": Text("greedy", "탐욕 디코딩")}
+    names = {
+        "→": Text("recommended", "추천"),
+        "*": Text("edge", "경계"),
+        "g": Text("greedy", "탐욕 디코딩"),
+        "p": Text("plain", "순수 샘플링"),
+    }
     return Table(
         head=("", *(heads[i] for i in chosen)),
         rows=tuple((names.get(mark, ""), *(cells[i] for i in chosen)) for mark, cells in rows),
@@ -248,8 +256,12 @@ def _notes(result: SweepResult) -> tuple[Words, ...]:
             else f"두 번째 모델({result.judge})은 프롬프트와 글을 자신의 토큰으로 읽습니다.",
         ),
         Text(
-            "The recommended setting is the point of the edge furthest above the line between its ends, with the "
-            "logarithm of perplexity (the knee).",
-            "추천 설정은 퍼플렉시티의 로그로 볼 때 효율 경계의 양 끝을 이은 선에서 가장 멀리 위에 있는 점입니다.",
+            "The recommended setting is the point of the edge furthest above the line from greedy decoding to plain "
+            "sampling (temperature 1, nothing ruled out), with the logarithm of perplexity: the knee. What is less "
+            "likely "
+            "than plain sampling's text is not recommended.",
+            "추천 설정은 퍼플렉시티의 로그로 볼 때 탐욕 디코딩과 순수 샘플링(온도 1, 거르지 않음)을 이은 선에서 가장 "
+            "멀리 위에 "
+            "있는 경계의 점입니다. 순수 샘플링보다 덜 그럴듯한 설정은 추천하지 않습니다.",
         ),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from yeoul.config import flat_values
 from yeoul.evaluate.korean import KoreanScore
 from yeoul.evaluate.nucleus import Nucleus
-from yeoul.evaluate.sampling import Prompt, Setting, SettingScore
+from yeoul.evaluate.sampling import PLAIN, Prompt, Setting, SettingScore
 from yeoul.evaluate.tradeoff import Tradeoff
 from yeoul.recipes.sweep.config import SweepConfig
 from yeoul.report.content import Text
@@ -59,7 +59,8 @@ class SweepResult:
         model, judge: what they are called; `judge` is None where there is none.
         config: what was asked for.
         prompts: that were continued.
-        scores: of each setting, in the order of the grid; `greedy` that of greedy decoding.
+        scores: of each setting, in the order of the grid.
+        greedy, plain: of greedy decoding, and of temperature 1 with nothing ruled out.
         tradeoff: indices of the efficient edge among them, and of the recommended setting.
         nucleus: the model's next token behind the first prompt, and what top-p keeps of it.
         texts: the continuations of each setting, in the order of the prompts.
@@ -72,6 +73,7 @@ class SweepResult:
     prompts: tuple[Prompt, ...]
     scores: tuple[SettingScore, ...]
     greedy: SettingScore
+    plain: SettingScore
     tradeoff: Tradeoff
     nucleus: Nucleus
     texts: dict[Setting, tuple[str, ...]]
@@ -102,7 +104,7 @@ class SweepResult:
     @property
     def why(self) -> Text:
         """The recommendation and its reason, one sentence."""
-        best, edge, greedy = self.best, self.edge, self.greedy
+        best, greedy = self.best, self.greedy
         if best is None and not any(score.tokens for score in self.scores):
             return Text(
                 "No setting wrote a single token, so there is nothing to recommend.",
@@ -114,21 +116,12 @@ class SweepResult:
                 "추천 설정은 탐욕 디코딩입니다. 더 다양한 설정이 없습니다.",
             )
         facts = _facts(best, greedy) if self.tradeoff.faithful else Text("", "")
-        start, end = _point(greedy), _point(edge[-1])
-        if best is edge[-1]:
-            return Text(
-                f"Use {best.setting}: nothing lies between it ({end.en}) and greedy decoding ({start.en}) on the "
-                f"efficient edge{facts.en}.",
-                f"추천 설정은 {best.setting}입니다. 효율 경계에서 이 설정({end.ko})과 탐욕 디코딩({start.ko}) 사이에 "
-                f"다른 "
-                f"설정이 없습니다{facts.ko}.",
-            )
         return Text(
             f"Use {best.setting}: of the efficient edge it buys the most diversity for its perplexity "
-            f"({_point(best).en}), measured against greedy decoding ({start.en}) and the most varied setting, "
-            f"{edge[-1].setting} ({end.en}){facts.en}.",
-            f"추천 설정은 {best.setting}입니다. 탐욕 디코딩({start.ko})과 가장 다양한 설정인 "
-            f"{edge[-1].setting}({end.ko})에 "
+            f"({_point(best).en}), measured against greedy decoding ({_point(greedy).en}) and plain sampling "
+            f"({_point(self.plain).en}){facts.en}.",
+            f"추천 설정은 {best.setting}입니다. 탐욕 디코딩({_point(greedy).ko})과 순수 "
+            f"샘플링({_point(self.plain).ko})에 "
             f"견주어, 효율 경계에서 퍼플렉시티에 비해 가장 많은 다양성을 얻습니다({_point(best).ko}){facts.ko}.",
         )
 
@@ -139,7 +132,7 @@ class SweepResult:
             "model": self.model, "judge": self.judge, "settings": flat_values(self.config),
             "prompts": [asdict(prompt) for prompt in self.prompts],
             "recommended": None if self.best is None else asdict(self.best.setting),
-            "why": asdict(self.why), "greedy": self.greedy.as_dict(),
+            "why": asdict(self.why), "greedy": self.greedy.as_dict(), "plain": self.plain.as_dict(),
             "scores": [
                 score.as_dict() | {"edge": i in edge, "recommended": i == chosen}
                 for i, score in enumerate(self.scores)
@@ -150,12 +143,14 @@ class SweepResult:
     def rows(self) -> tuple[list[str], list[tuple[str, list[str]]]]:
         """Heads and rows of the table, the most accurate first: (mark, cells); columns that nothing fills are left out.
 
-        Marks: "→" the recommended setting, "*" the others of the edge, "g" greedy decoding.
+        Marks: "→" the recommended setting, "*" the others of the edge, "g" greedy decoding, "p" plain sampling where it
+        is not in the grid.
         """
         edge, chosen = self.tradeoff.edge, self.tradeoff.chosen
         order = sorted(range(len(self.scores)), key=lambda i: self.scores[i].accuracy or float("inf"))
         marks = {i: "→" if i == chosen else "*" if i in edge else "" for i in order}
-        found = [("g", self.greedy), *((marks[i], self.scores[i]) for i in order)]
+        plain = [] if any(score.setting == PLAIN for score in self.scores) else [("p", self.plain)]
+        found = [("g", self.greedy), *plain, *((marks[i], self.scores[i]) for i in order)]
         used = [(head, cell) for head, cell in COLUMNS if any(cell(score) != "–" for _, score in found)]
         return [head for head, _ in used], [(mark, [cell(score) for _, cell in used]) for mark, score in found]
 
@@ -165,7 +160,7 @@ class SweepResult:
         lines = [["", *(SHORT.get(head, head) for head in heads)], *([mark, *cells] for mark, cells in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join([*text, "", "→ recommended, * efficient edge, g greedy; recall to space in %"])
+        return "\n".join([*text, "", "→ recommended, * efficient edge, g greedy, p plain; recall to space in %"])
 
 
 def _point(score: SettingScore) -> Text:

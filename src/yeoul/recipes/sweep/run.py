@@ -17,7 +17,7 @@ import torch
 from yeoul import runtime
 from yeoul.errors import UserError
 from yeoul.evaluate.nucleus import nucleus
-from yeoul.evaluate.sampling import GREEDY, Continuation, Reader, Setting, SettingScore, load_bleu, score_setting
+from yeoul.evaluate.sampling import GREEDY, PLAIN, Continuation, Reader, Setting, SettingScore, load_bleu, score_setting
 from yeoul.evaluate.tradeoff import tradeoff
 from yeoul.files import only_run, remove, write_json, write_text
 from yeoul.infer.engine import prompt_ids
@@ -65,8 +65,8 @@ def sweep(
 ) -> SweepResult:
     """Measure what temperature, top-k, top-p and min-p do to a model's texts: accuracy against diversity.
 
-    Every setting of the grid continues the same prompts with the same seeds, as rows of common batches, and so does
-    greedy decoding.
+    Every setting of the grid continues the same prompts with the same seeds, as rows of common batches, and so do
+    greedy decoding and plain sampling (temperature 1, nothing ruled out).
 
     Args:
         model: a folder, a run, or an id on the hub; or what `yeoul.load` gave.
@@ -138,16 +138,15 @@ class _Sweep:
     def go(self) -> SweepResult:
         """Measure what is not known yet."""
         start, known = time.monotonic(), len([s for s in self.settings if s in self.done])
-        left = [setting for setting in self.settings if setting not in self.done]
         if known:
             self.say(f"{known} of {count(len(self.settings), 'setting')} are already measured.")
         stream = io.StringIO() if self.say is silent else None
         progress = Progress("sweep", len(self.settings), stream=stream)
         with StopRequests() as stop:
             stop.at_once = True  # what is measured is written
-            if GREEDY not in self.done:
-                self._measure([GREEDY])
-            for batch in self._batches(left):
+            if missing := [setting for setting in (GREEDY, PLAIN) if setting not in self.done]:
+                self._measure(missing)
+            for batch in self._batches([setting for setting in self.settings if setting not in self.done]):
                 began = time.monotonic()
                 tokens = self._measure(batch)
                 finished = sum(setting in self.done for setting in self.settings)
@@ -192,9 +191,10 @@ class _Sweep:
 
     def _result(self) -> SweepResult:
         scores = tuple(self.done[setting][0] for setting in self.settings)
+        greedy, plain = self.done[GREEDY][0], self.done[PLAIN][0]
         return SweepResult(
             model=self.names[0], judge=self.names[1], config=self.config, prompts=tuple(self.distinct),
-            scores=scores, greedy=self.done[GREEDY][0], tradeoff=tradeoff(scores, self.done[GREEDY][0]),
+            scores=scores, greedy=greedy, plain=plain, tradeoff=tradeoff(scores, greedy, plain),
             nucleus=nucleus(self.own.model, self.own.tokenizer, self.distinct[0].text),
             texts={setting: tuple(own.text for own in texts) for setting, (_, texts) in self.done.items()},
             seconds=self.seconds,
