@@ -25,8 +25,8 @@ TRANSLATED = [
     for page in PAGES
     if page.with_name(page.name.replace(".md", ".ko.md")).exists()
 ]
-OTHER_FLAGS = {"--constraint", "--editable", "--help", "--version", "--config"}
-"""Flags of pip in the installation, and those that every verb has."""
+OTHER_FLAGS = {"--constraint", "--editable", "--help", "--version", "--config", "--model"}
+"""Flags of pip in the installation and of lm-eval, and those that every verb has."""
 
 
 @dataclass(frozen=True)

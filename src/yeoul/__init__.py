@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from yeoul.recipes.sweep.config import SweepConfig
     from yeoul.recipes.sweep.result import SweepResult
     from yeoul.recipes.sweep.run import sweep
+    from yeoul.recipes.tasks.run import TasksConfig, TasksResult, evaluate_tasks
     from yeoul.recipes.tokenizer import TrainTokenizerConfig, inspect_tokenizer, train_tokenizer
     from yeoul.text.tokenizer import Tokenizer
 
@@ -102,6 +103,9 @@ _HOMES = {
     "sweep": "yeoul.recipes.sweep.run",
     "SweepConfig": "yeoul.recipes.sweep.config",
     "SweepResult": "yeoul.recipes.sweep.result",
+    "evaluate_tasks": "yeoul.recipes.tasks.run",
+    "TasksConfig": "yeoul.recipes.tasks.run",
+    "TasksResult": "yeoul.recipes.tasks.run",
     "bench": "yeoul.recipes.bench",
     "BenchConfig": "yeoul.recipes.bench",
     "BenchResult": "yeoul.recipes.bench",
@@ -145,6 +149,8 @@ __all__ = [
     "SamplingParams",
     "SweepConfig",
     "SweepResult",
+    "TasksConfig",
+    "TasksResult",
     "Tokenizer",
     "TrainTokenizerConfig",
     "UserError",
@@ -154,6 +160,7 @@ __all__ = [
     "demo",
     "doctor",
     "evaluate_model",
+    "evaluate_tasks",
     "export",
     "finetune",
     "generate",

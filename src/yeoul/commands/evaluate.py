@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from yeoul.config import Place
 from yeoul.recipes.evaluate import EvaluateConfig
+from yeoul.recipes.tasks.run import READ, TasksConfig, alone, evaluate_tasks
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Config:
 
     Bits per byte can be compared between models with different tokenizers; loss and perplexity cannot. With
     --teacher, a converted model is judged against the model it was made from: how much it keeps of the use of
-    distant text, of recall, and of free generation.
+    distant text, of recall, and of free generation. With --tasks, it is asked standard tasks instead, by lm-eval.
     """
 
     model: Place
@@ -30,6 +31,10 @@ class Config:
     """Text: a file, a folder, a Hub dataset or "builtin"; when not given, the text that the run held out."""
     teacher: Place | None = None
     """Softmax model that MODEL was converted from; measures what MODEL kept, including --mqar and --needle."""
+    tasks: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = ()
+    """Standard task: a name (yeoul_korean, kobest_copa), a YAML file, or a folder of these; several with commas."""
+    asking: Annotated[TasksConfig, Parameter(name="*")] = field(default_factory=TasksConfig)
+    """How standard tasks are asked."""
     settings: Annotated[EvaluateConfig, Parameter(name="*")] = field(default_factory=EvaluateConfig)
     """What is measured."""
     json: bool = False
@@ -46,6 +51,12 @@ def run(config: Config) -> int:
     from yeoul.recipes.evaluate import evaluate
 
     say = None if config.json else _tell
+    if config.tasks:
+        alone(config.settings, data=config.data, teacher=config.teacher)
+        given = {name: getattr(config.settings, name) for name in READ}
+        asked = evaluate_tasks(config.model, config.tasks, config.asking, device=config.device, say=say, **given)
+        print(json.dumps(asked.as_dict(), ensure_ascii=False, indent=2) if config.json else asked.table())
+        return 0
     result = evaluate(
         config.model, config.data, config.settings, teacher=config.teacher, device=config.device, say=say
     )  # fmt: skip

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from yeoul.data.batch import IGNORE, Batch
 from yeoul.errors import UserError
-from yeoul.evaluate.perplexity import token_losses
+from yeoul.evaluate.continuations import score_continuations
 from yeoul.infer.engine import run
 from yeoul.infer.params import SamplingParams
 
@@ -138,29 +137,11 @@ def continuation_logprobs(
     for prompt, continuation in pairs:
         own, whole = _ids(tokenizer, prompt), _ids(tokenizer, prompt + continuation)
         same = len(commonprefix((own, whole)))
-        encoded.append((whole, min(max(1, same), len(whole) - 1)))
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))  # rows of like length: little padding
-    results = [0.0] * len(encoded)
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
-        batch = _right_padded([encoded[i] for i in chosen])
-        losses, _, _ = token_losses(model, batch.to(next(model.parameters()).device))
-        rows = (batch.labels != IGNORE).nonzero()[:, 0]  # (N,) in the order of the losses
-        sums = torch.zeros(len(chosen), dtype=torch.float64).index_add_(0, rows, losses)
-        for i, value in zip(chosen, sums.tolist(), strict=True):
-            results[i] = -value
-    return results
-
-
-def _right_padded(encoded: Sequence[tuple[list[int], int]]) -> Batch:
-    """Rows of ids with the labels from the given place on; nothing sees the padding on its right."""
-    length = max(len(ids) for ids, _ in encoded) - 1
-    input_ids = torch.zeros(len(encoded), length, dtype=torch.int64)
-    labels = torch.full((len(encoded), length), IGNORE, dtype=torch.int64)
-    for row, (ids, start) in enumerate(encoded):
-        input_ids[row, : len(ids) - 1] = torch.tensor(ids[:-1], dtype=torch.int64)
-        labels[row, start - 1 : len(ids) - 1] = torch.tensor(ids[start:], dtype=torch.int64)
-    return Batch(input_ids=input_ids, labels=labels)
+        cut = min(max(1, same), len(whole) - 1)
+        encoded.append((whole[:cut], whole[cut:]))
+    longest = max((len(before) + len(behind) for before, behind in encoded), default=None)
+    found = score_continuations(model, encoded, batch_size=batch_size, longest=longest)
+    return [likelihood.logprob for likelihood in found]
 
 
 def _candidates(items: Sequence[Item], pool: Sequence[Item], count: int, seed: int) -> list[list[str]]:

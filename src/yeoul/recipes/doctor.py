@@ -22,7 +22,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "train": (("tensorboard",), "TensorBoard logs"),
     "hf": (("transformers",), "linearized models inside transformers"),
     "gguf": (("gguf",), "GGUF files for llama.cpp"),
-    "eval": (("sacrebleu",), "self-BLEU in sweeps"),
+    "eval": (("lm_eval", "sacrebleu"), "standard tasks, self-BLEU in sweeps"),
 }
 """Extra -> the modules it brings, and what they are for."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from yeoul.errors import UserError, shown
 from yeoul.text.template import from_message, has_generation, render
-from yeoul.text.tracked import Tracked
+from yeoul.text.tracked import WRITTEN, Tracked
 
 if TYPE_CHECKING:
     from yeoul.text.tokenizer import Tokenizer
@@ -102,6 +102,26 @@ def render_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generat
     """The ids alone, for a conversation that continues, whatever the template makes of earlier answers."""
     talk = Talk(tokenizer, messages)
     return _encode(talk, talk.render(add_generation_prompt))[0]
+
+
+def render_text(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    """The conversation as the template writes it, special tokens spelled out: for programs that pass texts on.
+
+    Args:
+        add_generation_prompt: end with the beginning of an assistant's turn; otherwise the text ends where the last
+            message does, so that it can be continued.
+    """
+    text = Talk(tokenizer, messages).render(add_generation_prompt)
+    return text.plain() if add_generation_prompt else text.plain()[: len(text) - len(_ending(text))]
+
+
+def encode_written(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of what `render_text` gave, and of what was written behind it: special tokens are found anywhere in it."""
+    ids = list[int]()
+    for segment in _segments(tokenizer, Tracked.all_from(text, WRITTEN)):
+        ids += [token for token, _ in segment.encoded(tokenizer)]
+        ids += [] if segment.token is None else [segment.token]
+    return ids
 
 
 class Talk:

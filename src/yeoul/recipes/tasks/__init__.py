@@ -1,0 +1,1 @@
+"""Standard tasks: lm-eval reads our models."""
