@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
@@ -20,6 +21,7 @@ from yeoul.config import application, arguments_by_flag, save_config
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
 GUIDE = ROOT / "docs" / "guides"
+CONCEPTS = ROOT / "docs" / "concepts"
 TRANSLATED = [
     (page, page.with_name(page.name.replace(".md", ".ko.md")))
     for page in PAGES
@@ -122,6 +124,30 @@ def test_translations_have_the_same_commands(english: Path, korean: Path) -> Non
         for page in (english, korean)
     )
     assert first == second
+
+
+@pytest.mark.parametrize(("english", "korean"), TRANSLATED, ids=lambda page: page.name)
+def test_translations_have_the_same_python(english: Path, korean: Path) -> None:
+    """But for comments, so that what runs of the one is true of the other."""
+    first, second = (
+        [ast.dump(ast.parse(block.text)) for block in blocks_of(page) if block.language == "python"]
+        for page in (english, korean)
+    )
+    assert first == second
+
+
+def test_every_concept_is_short_runs_checks_itself_and_is_in_both_indexes() -> None:
+    english = {page for page in CONCEPTS.glob("*.md") if not page.name.endswith(".ko.md")}
+    assert english <= {page for page, _ in TRANSLATED}
+    for ending in (".md", ".ko.md"):
+        index = (CONCEPTS / f"README{ending}").read_text(encoding="utf-8")
+        links = [name for name in re.findall(r"\]\(([\w.-]+)\)", index) if not name.startswith("README")]
+        expected = [page.name.replace(".md", ending) for page in sorted(english) if page.name != "README.md"]
+        assert sorted(links) == expected
+    for page in english - {CONCEPTS / "README.md"}:
+        assert len(page.read_text(encoding="utf-8").splitlines()) <= 60, page.name
+        code = "".join(block.text for block in blocks_of(page) if block.language == "python")
+        assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(code))), page.name
 
 
 def test_make_demo_installs_what_the_readme_then_uses() -> None:
@@ -230,10 +256,22 @@ RUNNABLE = [
     for block in BLOCKS
     if block.language == "python" and (block.page.parent == ROOT or block.page == GUIDE / "python.md")
 ]
+SNIPPETS = [
+    block
+    for block in BLOCKS
+    if block.language == "python"
+    and block.page.parent == CONCEPTS
+    and not block.page.name.endswith(".ko.md")  # the same, see above
+]
 
 
-def _walk(home: Path) -> None:
-    """Tokenizer, pretrain and linearize with the smallest budgets: `home/runs/demo` is as a demo leaves it."""
+def _walk(home: Path, steps: int = 3) -> None:
+    """Tokenizer, pretrain and linearize with the smallest budgets: `home/runs/demo` is as a demo leaves it.
+
+    Args:
+        home: where the runs are put.
+        steps: how many of the three are gone.
+    """
     text, demo = "builtin:150KB", home / "runs" / "demo"
     common = ["--batch-size", "4", "--val-tokens", "500", "--device", "cpu", "--dtype", "float32", "--save-every", "0"]
     commands = [
@@ -243,8 +281,23 @@ def _walk(home: Path) -> None:
         ["linearize", f"{demo}/pretrain", "--data", text, "--out", f"{demo}/linear", "--tokens", "2000",
          "--window", "8", "--contexts", "32", "128", *common],
     ]  # fmt: skip
-    for command in commands:
+    for command in commands[:steps]:
         assert cli.main(command) == 0, command
+
+
+def _execute(block: Block) -> None:
+    lines = "\n" * block.line + block.text  # so that a traceback names the page and its line
+    exec(compile(lines, str(block.page), "exec"), {"__name__": "docs"})
+
+
+def test_the_python_of_the_concepts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a tokenizer and a model as a demo leaves them; one test, for the same reason as below."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("YEOUL_DEVICE", "cpu")
+    _walk(tmp_path, steps=2)
+    monkeypatch.chdir(tmp_path)
+    for block in SNIPPETS:
+        _execute(block)
 
 
 def test_a_walk_and_the_python_at_its_end(
@@ -262,8 +315,7 @@ def test_a_walk_and_the_python_at_its_end(
     assert (tmp_path / "runs" / "demo" / "linear" / "linearize.json").is_file()
     monkeypatch.chdir(tmp_path)
     for block in RUNNABLE:
-        lines = "\n" * block.line + block.text  # so that a traceback names the page and its line
-        exec(compile(lines, str(block.page), "exec"), {"__name__": "docs"})
+        _execute(block)
 
 
 # -- nothing of the place where it was written
