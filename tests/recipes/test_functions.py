@@ -148,7 +148,24 @@ def test_learning_rates_follow_the_map_and_the_size_of_the_model() -> None:
     )  # fmt: skip
     assert rates({}, 10_000_000) == (5e-4, 5e-4, 1e-4, 1e-4)
     assert rates({"map": "fourier"}, 10_000_000) == (5e-3, 5e-3, 1e-4, 1e-4)
-    assert rates({}, 268_098_176) == (5e-4, 5e-4, 1e-5, 1e-5)
-    assert rates({"lr": 3e-4, "map_lr": 1e-3, "align_lr": 2e-3}, 268_098_176) == (2e-3, 1e-3, 3e-4, 1e-5)
+    assert rates({}, 268_098_176) == (5e-4, 5e-4, 3e-5, 3e-5)
+    assert rates({"train_distil": "all", "train_finetune": "low-rank"}, 268_098_176) == (5e-4, 5e-4, 1e-5, 1e-4)
+    assert rates({"lr": 3e-4, "map_lr": 1e-3, "align_lr": 2e-3}, 268_098_176) == (2e-3, 1e-3, 3e-4, 3e-5)
     planned = yeoul.LinearizeConfig.of(batch_size=1).planned(1_000_000, 1024, 268_098_176)
-    assert planned["align"].lr == 5e-4 and planned["distil"].lr == 1e-5
+    assert planned["align"].lr == 5e-4 and planned["distil"].lr == 3e-5
+
+
+@pytest.mark.parametrize(
+    ("flags", "parameters", "trains_all"),
+    [
+        ({}, 10_000_000, True), ({}, 268_098_176, False), ({"train_distil": "all"}, 268_098_176, True),
+        ({"train_distil": "maps"}, 10_000_000, False),
+        ({"train_distil": "maps", "finetune_share": 0.1}, 10_000_000, True),
+    ],
+)  # fmt: skip
+def test_what_is_trained_follows_the_size_of_the_model(
+    flags: dict[str, Any], parameters: int, trains_all: bool
+) -> None:
+    stages = yeoul.LinearizeConfig.of(**flags).stages(parameters)
+    assert stages.trained["distil"] == flags.get("train_distil", "all" if parameters < 1e8 else "attention")
+    assert stages.trains_all == trains_all

@@ -35,8 +35,10 @@ LONGEST = 2048
 """Context when none is given, if the model supports more."""
 LARGE_VOCABULARY, FEW_POSITIONS = 65_536, 0.125
 """Above so many tokens distillation compares predictions at this share of the positions."""
-RATE, LARGE_RATE, LARGE = 1e-4, 1e-5, 100_000_000
-"""Learning rates of the teacher's weights; above so many parameters a step of the first makes models worse."""
+RATE, LARGE = 1e-4, 100_000_000
+LARGE_RATES: Mapping[Trained, float] = {"all": 1e-5, "attention": 3e-5}
+"""Learning rates of the teacher's weights, and above so many parameters, by what is trained: there one step of the
+first makes models worse."""
 MAP_RATE, CODEBOOK_RATE = 5e-3, 5e-4
 """Learning rates of feature maps. A codebook begins where it has only little to learn."""
 LEAST_PATIENCE = 10
@@ -189,7 +191,8 @@ class StageOptions:
     align_lr: float | None = None
     """Peak learning rate of the feature maps in the first stage; by default 5e-3, or 5e-4 with the codebook map."""
     lr: float | None = None
-    """Peak learning rate of the weights in the second stage; by default 1e-4, or 1e-5 above 100 million parameters."""
+    """Peak learning rate of the weights in the second stage; by default 1e-4, but above 100 million parameters 1e-5 for
+    all weights and 3e-5 for the attention."""
     finetune_lr: float | None = None
     """Peak learning rate in the last stage, likewise."""
     map_lr: float | None = None
@@ -198,9 +201,10 @@ class StageOptions:
     train_align: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "maps"
     """What alignment trains: feature maps and gates (maps); the whole attention; all weights; or the maps and a
     low-rank part of the attention (low-rank), or of attention and MLPs (low-rank-all)."""
-    train_distil: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "all"
-    """What distillation trains, likewise; all holds the weights in memory twice, for teacher and student."""
-    train_finetune: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] = "all"
+    train_distil: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] | None = None
+    """What distillation trains, likewise; by default all, which holds the weights in memory twice, for teacher and
+    student, and above 100 million parameters attention."""
+    train_finetune: Literal["maps", "attention", "all", "low-rank", "low-rank-all"] | None = None
     """What the last stage trains, likewise."""
     rank: int = 8
     """Rank of the low-rank parts."""
@@ -233,8 +237,10 @@ class StageOptions:
 
     @property
     def trained(self) -> dict[Stage, Trained]:
-        """What each stage trains."""
-        return {"align": self.train_align, "distil": self.train_distil, "finetune": self.train_finetune}
+        """What each stage trains: of small models, unless it is given."""
+        return {
+            "align": self.train_align, "distil": self.train_distil or "all", "finetune": self.train_finetune or "all",
+        }  # fmt: skip
 
     def positions(self, vocabulary: int) -> float:
         """Share of the positions at which distillation compares predictions."""
@@ -251,7 +257,7 @@ class StageOptions:
     @property
     def trains_all(self) -> bool:
         """Whether a stage trains all weights, so that they are in memory five times."""
-        return any(what == "all" and stage in self.stages for stage, what in self.trained.items())
+        return any(self.trained[stage] == "all" and self.shares[stage] > 0 for stage in self.stages)
 
     def plan(self, budget: int, common: TrainConfig) -> dict[Stage, TrainConfig]:
         """Settings of the stages that get at least one step, in order.
@@ -395,10 +401,15 @@ class LinearizeConfig(Settings):
         return self.habits.patient(self.stages(parameters).plan(budget, self.habits.common(context)))
 
     def stages(self, parameters: int) -> StageOptions:
-        """The stages with the learning rates that are given, or those of the feature map and the size of the model."""
+        """The stages with what is given of their learning rates and of what they train, and the rest by feature map
+        and size of the model."""
         maps = CODEBOOK_RATE if self.conversion.linear_part[0] == "codebook" else MAP_RATE
-        weights, given = LARGE_RATE if parameters > LARGE else RATE, self.training
+        given, large = self.training, parameters > LARGE
+        usual: Trained = "attention" if large else "all"
+        distil, finetune = given.train_distil or usual, given.train_finetune or usual
+        rates = LARGE_RATES if large else {}
         return replace(
-            given, align_lr=given.align_lr or maps, map_lr=given.map_lr or maps, lr=given.lr or weights,
-            finetune_lr=given.finetune_lr or weights,
+            given, align_lr=given.align_lr or maps, map_lr=given.map_lr or maps, train_distil=distil,
+            train_finetune=finetune, lr=given.lr or rates.get(distil, RATE),
+            finetune_lr=given.finetune_lr or rates.get(finetune, RATE),
         )  # fmt: skip

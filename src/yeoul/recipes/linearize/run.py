@@ -23,7 +23,7 @@ from yeoul.evaluate.compare import Comparison
 from yeoul.evaluate.perplexity import LMScore
 from yeoul.evaluate.speed import SpeedRecord
 from yeoul.files import remove, replace_folder, write_json
-from yeoul.model.decoder import Decoder
+from yeoul.model.decoder import Decoder, skeleton
 from yeoul.model.feature_maps.base import FeatureMap
 from yeoul.model.finite import check_finite
 from yeoul.recipes import dry_run, fitting
@@ -203,11 +203,13 @@ class _Linearization:
         self._recipe(config.tokens or LARGEST_BUDGET, self.asked_context)  # what cannot be is said before text is read
 
     def _load(self) -> tuple[Decoder, Tokenizer]:
-        source, trains_all = self.source, self.config.training.trains_all
+        source = self.source
         if source.folder is None:
             assert source.model is not None and source.tokenizer is not None
             teacher, tokenizer = source.model, source.tokenizer
         else:
+            parameters = skeleton(source.folder.config).num_parameters()
+            trains_all = self.config.stages(parameters).trains_all
             fitting.check_weights(
                 source.folder.config, source.device, self.dtypes.held.itemsize + (fitting.TRAINED if trains_all else 0),
                 where=source.name,
