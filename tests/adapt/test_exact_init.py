@@ -106,20 +106,21 @@ def test_scores_follow_what_later_queries_pay() -> None:
     assert kept_share(None) > 1.15 * max(kept_share(dice), kept_share(newest))
 
 
-@pytest.mark.parametrize("slope", [0.2, -0.2])
-def test_recency_is_what_distance_costs(slope: float) -> None:
-    """Keys that queries prefer the younger they are: then the youngest are worth a place, and otherwise the oldest."""
+@pytest.mark.parametrize("slopes", [(0.2, 0.2), (-0.2, -0.2), (0.2, -0.2)])
+def test_recency_is_what_distance_costs(slopes: tuple[float, float]) -> None:
+    """Keys that queries prefer the younger they are: then the youngest are worth a place, and otherwise the oldest; and
+    where one of the texts wants the oldest, no other gains at its expense."""
     teacher = make("softmax")
     layer, inputs = first_layer(teacher, converted(teacher, 6), batch(2, 64))
     q, k = torch.zeros_like(inputs.q), torch.zeros_like(inputs.k)
-    q[..., 0], k[..., 0] = 1, slope * torch.arange(64) / layer.scale
+    q[..., 0], k[..., 0] = 1, torch.tensor(slopes)[:, None, None] * torch.arange(64) / layer.scale
     far = torch.ones(64, 64, dtype=torch.bool).tril()
     weights = (q @ k.repeat_interleave(2, 1).mT * layer.scale).masked_fill(~far, -math.inf).softmax(-1)
     inputs = inputs._replace(q=q, k=k, given=weights @ inputs.v.repeat_interleave(2, 1))
     layer.linear_enabled = False
     assert layer.exact_score is not None
-    assert fit_recency(layer, inputs) == (slope > 0)
-    assert bool((layer.exact_score.recency > 0).all()) == (slope > 0)
+    assert fit_recency(layer, inputs) == (min(slopes) > 0)
+    assert bool((layer.exact_score.recency > 0).all()) == (min(slopes) > 0)
 
 
 def test_texts_within_the_window_change_nothing() -> None:

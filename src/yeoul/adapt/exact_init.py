@@ -30,7 +30,10 @@ LEAST_QUERIES = 64
 RECENCY = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """What a key may lose of its score, which is a logarithm of attention, while a text of the sample goes by."""
 NEARLY = 1.01
-"""An error that is at most so many times the least is as good: without need, a key is worth the same however old."""
+"""An error that is at most so many times another is as good: without need, a key is worth the same however old."""
+END = 8
+"""Errors are taken over the last of so many parts of a text: there most is far, and some texts are asked for what their
+beginning said."""
 NEVER = 2**30
 MOST_SCORES = 4 * 1024**2
 """Scores of a head that are looked at together."""
@@ -104,10 +107,12 @@ def fit_scores(layer: LinearAttention, inputs: LayerInputs) -> list[float]:
 
 @torch.no_grad()
 def fit_recency(layer: LinearAttention, inputs: LayerInputs) -> bool:
-    """Sets the recency of a layer that is fitted but for it: the smallest that gives nearly the least error.
+    """Sets the recency of a layer that is fitted but for it: the smallest that gives nearly the least error, of those
+    that make no text worse.
 
-    Each text counts alike, so that those on which the layer errs most do not decide alone. The state was fitted for
-    the keys that it holds without recency: where this is True, it should be once more.
+    On most texts a recency helps, and it takes from those that are asked for what their beginning said: a mean over
+    all of them would let recall go. Each text counts alike, at its end. The state was fitted for the keys that it
+    holds without recency: where this is True, it should be once more.
 
     Returns:
         whether any key-value head has one now.
@@ -121,19 +126,20 @@ def fit_recency(layer: LinearAttention, inputs: LayerInputs) -> bool:
     for candidate in RECENCY:
         recency.fill_(candidate / T)
         errors.append(_errors(layer, inputs))
-    ratios = torch.stack([(error / errors[0].clamp_min(1e-30)).mean(0) for error in errors])  # (candidates, G)
-    enough = (ratios <= NEARLY * ratios.amin(0)).int().argmax(0)  # the first
+    ratios = torch.stack([error / errors[0].clamp_min(1e-30) for error in errors])  # (candidates, B, G)
+    means = ratios.mean(1).masked_fill(ratios.amax(1) > NEARLY, torch.inf)  # (candidates, G)
+    enough = (means <= NEARLY * means.amin(0)).int().argmax(0)  # the first
     recency.copy_(torch.tensor(RECENCY).to(recency)[enough.to(recency.device)] / T)
     return bool(recency.any())
 
 
 def _errors(layer: LinearAttention, inputs: LayerInputs) -> Tensor:
-    """(B, G) squared errors of what the layer gives, of each text and key-value head."""
-    found = []
+    """(B, G) squared errors of what the layer gives at the end of each text, of each key-value head."""
+    found, first = [], inputs.x.shape[1] - max(1, inputs.x.shape[1] // END)
     for texts in inputs.chunks():
         gates = layer.gates(texts.x, AttentionContext(), texts.k, texts.v)
         gap = (layer.attend(texts.q, texts.k, texts.v, gates) - texts.given).float()
-        found.append(gap.unflatten(1, (layer.num_kv_heads, -1)).square().sum((2, 3, 4)))
+        found.append(gap[:, :, first:].unflatten(1, (layer.num_kv_heads, -1)).square().sum((2, 3, 4)))
     return torch.cat(found)
 
 
