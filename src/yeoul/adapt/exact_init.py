@@ -29,6 +29,9 @@ LEAST_QUERIES = 64
 """Queries beyond the window that a key must have had for what they paid it to count."""
 RECENCY = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """What a key may lose of its score, which is a logarithm of attention, while a text of the sample goes by."""
+LONGER = 2
+"""A choice among these must not harm with the value so many places further either, four times as much: it is what keys
+lose in texts four times as long."""
 NEARLY = 1.01
 """An error that is at most so many times another is as good: without need, a key is worth the same however old."""
 END = 8
@@ -108,7 +111,7 @@ def fit_scores(layer: LinearAttention, inputs: LayerInputs) -> list[float]:
 @torch.no_grad()
 def fit_recency(layer: LinearAttention, inputs: LayerInputs) -> bool:
     """Sets the recency of a layer that is fitted but for it: the smallest that gives nearly the least error, of those
-    that make no text worse.
+    that would make no text worse, not even one of four times the length.
 
     On most texts a recency helps, and it takes from those that are asked for what their beginning said: a mean over
     all of them would let recall go. Each text counts alike, at its end. The state was fitted for the keys that it
@@ -127,7 +130,10 @@ def fit_recency(layer: LinearAttention, inputs: LayerInputs) -> bool:
         recency.fill_(candidate / T)
         errors.append(_errors(layer, inputs))
     ratios = torch.stack([error / errors[0].clamp_min(1e-30) for error in errors])  # (candidates, B, G)
-    means = ratios.mean(1).masked_fill(ratios.amax(1) > NEARLY, torch.inf)  # (candidates, G)
+    harms = (ratios.amax(1) > NEARLY).cummax(0).values  # (candidates, G)
+    harms = torch.cat((harms[LONGER:], torch.ones_like(harms[:LONGER])))
+    harms[0] = False
+    means = ratios.mean(1).masked_fill(harms, torch.inf)
     enough = (means <= NEARLY * means.amin(0)).int().argmax(0)  # the first
     recency.copy_(torch.tensor(RECENCY).to(recency)[enough.to(recency.device)] / T)
     return bool(recency.any())
