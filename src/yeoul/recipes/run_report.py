@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from yeoul.errors import UserError
+from yeoul.recipes.demo.report import UNITS, collect, linear_results
 from yeoul.recipes.options import Say, silent
 from yeoul.recipes.quantize.record import RECORD as QUANTIZED
-from yeoul.recipes.runs import RECORDS, RunSummary, summarize, validations
+from yeoul.recipes.runs import RECORDS, RunSummary, is_number, summarize, validations
 from yeoul.report.content import Command, Curve, Report, Section, Stage, Table, Text, Words, curves, read_metrics
 from yeoul.report.languages import korean_duration, korean_number
 from yeoul.report.markdown import as_text
@@ -28,8 +29,6 @@ NAMES = {
     "bits_per_byte": "bits per byte", "macro_f1": "macro F1", "spearman": "rank correlation",
 }  # fmt: skip
 """Values of validations whose names are not just their keys with blanks."""
-UNITS = {"align": "relative error of a layer", "distil": "KL to the teacher, nats"}
-"""Of the losses of a conversion's stages."""
 TASKS = {"classify": "nats per text", "embed": "contrastive loss", "dpo": "DPO loss"}
 """Of the losses of fine-tunings, unless they are nats per token."""
 LONGEST_LABEL = 16
@@ -145,14 +144,10 @@ def _results(folder: Path, summary: RunSummary) -> tuple[dict[str, Any], dict[st
     if not after:
         lines = [line for line in read_metrics(folder / "metrics.jsonl") if line.get("kind") == "val"]
         left = {"kind", "step", "tokens", "seconds"}
-        after = {k: float(v) for k, v in (lines[-1] if lines else {}).items() if k not in left and _is_number(v)}
+        after = {k: float(v) for k, v in (lines[-1] if lines else {}).items() if k not in left and is_number(v)}
     told = {"bytes", "tokens", "tokens_per_second"}
     before, after = ({k: v for k, v in side.items() if k not in told} for side in (before, after))
     return record, before, after
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -175,8 +170,6 @@ def _curves(folder: Path, summary: RunSummary) -> list[Curve]:
 
 
 def _linearized(folder: Path) -> Report:
-    from yeoul.recipes.demo.report import collect, linear_results
-
     values = linear_results(folder)
     made = collect(None, folder)
     made["machine"] = tuple((str(name), str(value)) for name, value in values.get("machine", ()))

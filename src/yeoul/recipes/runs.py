@@ -129,13 +129,14 @@ def validations(record: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, 
         record.get("before"), record.get("after"),
     )  # fmt: skip
     before, after = (
-        {name: float(value) for name, value in side.items() if _is_number(value)} if isinstance(side, dict) else {}
+        {name: float(value) for name, value in side.items() if is_number(value)} if isinstance(side, dict) else {}
         for side in sides
     )
     return before, after
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value of JSON is a number, and no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
