@@ -62,10 +62,11 @@ def adapters(softmax: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 @pytest.fixture(autouse=True)
 def _whole_syllables(softmax: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random models would say bytes that make no characters; these say pieces of text alone."""
-    tokenizer, draw = Tokenizer.load(softmax), generation.sample
+    tokenizer, draw = Tokenizer.load(softmax), generation.sample_rows
     pieces = [tokenizer.token_bytes(token).decode("utf-8", "replace").strip() for token in range(tokenizer.vocab_size)]
     mute = torch.tensor([token for token, text in enumerate(pieces) if not text or "\ufffd" in text or text.isascii()])
-    monkeypatch.setattr(generation, "sample", lambda logits, *more: draw(logits.index_fill(1, mute, -torch.inf), *more))
+    only = lambda logits, *more: draw(logits.index_fill(1, mute, -torch.inf), *more)  # noqa: E731
+    monkeypatch.setattr(generation, "sample_rows", only)
 
 
 @pytest.fixture

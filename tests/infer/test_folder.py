@@ -84,7 +84,7 @@ def test_chat_reuses_its_cache(folder: Path, capsys: Any, monkeypatch: pytest.Mo
     text = "여울은 흐르고 웃었다."
     turn = render_chat(tokenizer, [{"role": "assistant", "content": text}])[0][1:]
     said = iter(turn * 2)  # a random model would not write in the tokenizer's own pieces
-    monkeypatch.setattr(generation, "sample", lambda logits, *_: torch.tensor([next(said)]))
+    monkeypatch.setattr(generation, "sample_rows", lambda logits, *_: torch.tensor([next(said)]))
     chat = TerminalChat(model, tokenizer, SamplingParams(), system="여울이다")
     chat.take("나무꾼이 만났다")
     assert chat.session.reused == 0

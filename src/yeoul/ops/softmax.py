@@ -45,4 +45,4 @@ def softmax_attention(
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
-    return torch.matmul(weights.view(B, G, H // G * T, S), v).view(B, H, T, -1)
+    return torch.matmul(weights.view(B, G, H // G * T, S), v).view(B, H, T, v.shape[3])

@@ -11,6 +11,7 @@ from yeoul.evaluate.sampling import GREEDY, PLAIN
 from yeoul.recipes.machine import machine_facts
 from yeoul.recipes.sweep.result import SweepResult
 from yeoul.report.content import Command, Dot, Report, Scatter, Section, Table, Text, Words
+from yeoul.units import count
 
 MARKS = (0.1, 0.3, 0.5, 0.9)
 """Values of p that are marked token by token."""
@@ -240,9 +241,9 @@ def _notes(result: SweepResult) -> tuple[Words, ...]:
     config, prompts = result.config, len(result.prompts)
     return (
         Text(
-            f"{prompts} prompts, {config.samples} continuation(s) of each and setting, at most {config.max_tokens} "
-            f"tokens; "
-            f"prompt i draws with the same seed under every setting. Small samples are noisy: --samples takes more.",
+            f"{count(prompts, 'prompt')}, {count(config.samples, 'continuation')} of each and setting, at most "
+            f"{count(config.max_tokens, 'token')}; a prompt draws with the same seed under every setting. Small "
+            "samples are noisy: --samples takes more.",
             f"프롬프트 {prompts}개를 설정마다 {config.samples}번씩, 최대 {config.max_tokens}토큰 이어 썼습니다. "
             f"프롬프트마다 모든 "
             f"설정에서 같은 시드로 뽑습니다. 표본이 적으면 값이 흔들리므로 --samples로 늘릴 수 있습니다.",
