@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import yeoul
 from folders import write_small_folder
@@ -13,9 +14,12 @@ from yeoul.adapt.quantize_config import QuantizationConfig
 from yeoul.commands import quantize as command
 from yeoul.config import parse_flags
 from yeoul.errors import UserError
+from yeoul.model.checkpoint import load_model, save_model
+from yeoul.model.decoder import Decoder
 from yeoul.model.quantized import quantized_modules
 from yeoul.recipes.quantize.config import QuantizeConfig
 from yeoul.recipes.quantize.run import quantize
+from yeoul.text.tokenizer import Tokenizer
 
 SHORT = QuantizeConfig.of(bits=4, group_size=32, calibration_tokens=64, eval_tokens=128, speed=False)
 
@@ -64,3 +68,22 @@ def test_a_method_that_needs_text_says_so(folder: Path) -> None:
     with pytest.raises(UserError, match="gptq needs text"):
         quantize_model(model, QuantizationConfig())
     assert next(quantized_modules(model), None) is None
+
+
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
+def test_a_model_of_bf16_is_computed_in_what_the_machine_multiplies(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, products: torch.dtype
+) -> None:
+    """Products of bfloat16 are many times slower than those of float32 where the processor has none."""
+    save_model(load_model(folder).to(torch.bfloat16), tmp_path / "half")
+    Tokenizer.load(folder).save(tmp_path / "half")
+    seen, hidden = set(), Decoder.embed
+    monkeypatch.setattr("yeoul.runtime.has_native_bf16", lambda device: products == torch.bfloat16)
+
+    def watched(self: Decoder, *values: object) -> torch.Tensor:
+        seen.add(self.model.embed_tokens.weight.dtype if hasattr(self.model.embed_tokens, "weight") else None)
+        return hidden(self, *values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Decoder, "embed", watched)
+    quantize(tmp_path / "half", SHORT, device="cpu")
+    assert seen - {None} == {products}

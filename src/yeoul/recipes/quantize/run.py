@@ -128,6 +128,9 @@ class _Quantizing:
                 check_documents(data, text_column=config.text_column, reading=config.reading)
         self.device = runtime.resolve_device(device)
         self.compute = runtime.resolve_dtype("auto", self.device)
+        self.held = torch.float32 if self.compute == torch.float32 else None
+        """Of the weights while something is computed: where the machine has no products of bfloat16, those of a model
+        that is stored so are many times slower than float32. None keeps what the files have."""
         self.dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
 
     def run(self, out: Path) -> dict[str, Any]:
@@ -145,7 +148,7 @@ class _Quantizing:
         """The folder, with a record that has no scores; returns what is to be scored."""
         folder, settings = self.model.path, self.config.weights
         before = fitting.resident()
-        model = self.model.load(self.device).requires_grad_(False)
+        model = self.model.load(self.device, self.held).requires_grad_(False)
         refuse_quantized(model, "quantized again")
         check_finite(model, folder, "quantized")
         context = min(CONTEXT, model.config.max_position_embeddings)
@@ -204,7 +207,7 @@ class _Quantizing:
     def _score_both(self, out: Path, scored: list[Batch], record: dict[str, Any]) -> None:
         """Scores and speeds into the record, and into its file as soon as each is known."""
         for name, folder in (("before", self.model.path), ("after", out)):
-            record[name] |= self._score(load_model(folder, self.device), scored)
+            record[name] |= self._score(load_model(folder, self.device, self.held), scored)
             record["scored"] = bool(scored) and name == "after"
             write_json(out / RECORD, record)
         if self.config.speed:
