@@ -130,7 +130,7 @@ class _Quantizing:
         self.compute = runtime.resolve_dtype("auto", self.device)
         self.held = torch.float32 if self.compute == torch.float32 else None
         """Of the weights while something is computed: where the machine has no products of bfloat16, those of a model
-        that is stored so are many times slower than float32. None keeps what the files have."""
+        that is stored so are several times slower than float32. None keeps what the files have."""
         self.dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
 
     def run(self, out: Path) -> dict[str, Any]:
