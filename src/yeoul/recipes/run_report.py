@@ -10,7 +10,6 @@ from typing import Any
 from yeoul.errors import UserError
 from yeoul.recipes.demo.report import UNITS, collect, linear_results
 from yeoul.recipes.options import Say, silent
-from yeoul.recipes.quantize.record import RECORD as QUANTIZED
 from yeoul.recipes.runs import RECORDS, RunSummary, is_number, summarize, validations
 from yeoul.report.content import Command, Curve, Report, Section, Stage, Table, Text, Words, curves, read_metrics
 from yeoul.report.languages import korean_duration, korean_number
@@ -89,8 +88,7 @@ def run_report(folder: Path) -> Report:
     if summary.verb == "quantize":
         parts, sections = [], [_quantized(record), *sections]
     settings = _settings(folder)
-    command = settings.pop("command", None) or ["yeoul", summary.verb, "--config", str(folder / "config.yaml"),
-                                                "--out", str(folder)]  # fmt: skip
+    command = ["yeoul", summary.verb, "--config", str(folder / "config.yaml"), "--out", str(folder)]
     return Report(
         title=TITLES[summary.verb], lead=_words(summary, record, before, after), parameters=record.get("parameters"),
         stages=tuple(parts), sections=tuple(sections), curves=tuple(_curves(folder, summary)),
@@ -138,7 +136,7 @@ def _summary(folder: Path) -> RunSummary:
 
 def _results(folder: Path, summary: RunSummary) -> tuple[dict[str, Any], dict[str, float], dict[str, float]]:
     """The record of a run, and the values before and after it; of one that goes on, those of its last validation."""
-    path = folder / (QUANTIZED if summary.verb == "quantize" else RECORDS[summary.verb])
+    path = folder / RECORDS[summary.verb]
     record = read_object(path, finite=False) if path.is_file() else {}
     before, after = validations(record)
     if not after:
