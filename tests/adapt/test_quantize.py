@@ -14,6 +14,7 @@ import yeoul
 from folders import write_small_folder
 from models import KINDS, VOCAB, bare_conversion, make, rms_ratio
 from yeoul import cli
+from yeoul.adapt import quant_statistics
 from yeoul.adapt.gptq import gptq
 from yeoul.adapt.linearize import convert
 from yeoul.adapt.lora.layers import dense
@@ -196,6 +197,15 @@ def test_a_text_that_overflows_is_told_from_a_broken_model() -> None:
         config = QuantizationConfig(bits=8, method="gptq", embeddings=tables, head=tables)
         with pytest.raises(UserError, match=rf"not finite before {where}.*rtn"):
             quantize_model(model, config, [torch.randint(0, 90, (2, 16))])
+
+
+def test_some_predictions_say_of_the_embeddings_what_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, same = make("softmax"), ids(1).expand(1024, -1)
+    asked = quant_statistics.input_moments(model, [same])
+    monkeypatch.setattr(quant_statistics, "LOGITS", 6 * VOCAB)
+    assert quant_statistics.predicted(VOCAB, 24) == 6 and quant_statistics.predicted(VOCAB, 4) == 4
+    found = quant_statistics.input_moments(model, [same])
+    assert rms_ratio(found, asked) < 0.15 and abs(float(found.trace() / asked.trace()) - 1) < 0.05
 
 
 def test_gptq_survives_inputs_that_say_almost_nothing() -> None:

@@ -20,6 +20,9 @@ from yeoul.errors import UserError
 from yeoul.model.decoder import Block, Decoder
 from yeoul.model.layers import GatedMLP
 
+LOGITS = 2**25
+"""That are computed with gradients at once where a few predictions speak for all: 128 positions of 262,144 words."""
+
 
 class Site(NamedTuple):
     """Linear layers of a block that are given the same input.
@@ -109,6 +112,11 @@ def output_moments(model: Decoder, batches: Iterable[Tensor]) -> Tensor:
     return found
 
 
+def predicted(vocabulary: int, context: int) -> int:
+    """Positions of a row of `context` that `input_moments` predicts."""
+    return min(context, max(1, LOGITS // vocabulary))
+
+
 @torch.enable_grad()
 def input_moments(model: Decoder, batches: Sequence[Tensor]) -> Tensor:
     """What the model's answers ask of its embeddings: G^T G (hidden, hidden) fp32, G (tokens, hidden).
@@ -117,6 +125,10 @@ def input_moments(model: Decoder, batches: Sequence[Tensor]) -> Tensor:
     the model's own predictions: its second moments are the Fisher information, which says how much the predictions
     change with each direction. It is in the same units as `output_moments`, which is the Fisher information of the
     output's rows up to the probability of their tokens.
+
+    Of a large vocabulary only some positions of each row are predicted, drawn without preference, and count for the
+    rest: the tokens are drawn independently, so each position's gradient has a mean of zero, and the moments of their
+    sum stay right on average.
     """
     found = torch.zeros(model.config.hidden_size, model.config.hidden_size, device=model.device)
     draw = torch.Generator(model.device).manual_seed(0)
@@ -125,10 +137,14 @@ def input_moments(model: Decoder, batches: Sequence[Tensor]) -> Tensor:
         walk.hidden = first = walk.hidden.detach().requires_grad_(True)
         for _ in walk:
             pass
-        logits = model.unembed(model.model.norm(walk.hidden))[0]  # (T, V)
+        last = walk.hidden[0]  # (T, hidden)
+        T, few = len(last), predicted(model.config.vocab_size, len(last))
+        if few < T:
+            last = last[torch.randperm(T, generator=draw, device=last.device)[:few]]
+        logits = model.unembed(model.model.norm(last))  # (few, V)
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, drawn, reduction="sum"), first)
-        _add(found, gradient)
+        _add(found, gradient * (T / few) ** 0.5)
     _check_finite(found, "the embeddings")
     return found
 

@@ -239,11 +239,11 @@ def calibration(blocks: Sequence[BlockCost], states: int, rows: int, moments: in
     return states + rows * max((block.forward for block in blocks), default=0) + FLOAT * moments
 
 
-def predictions(blocks: Sequence[BlockCost], context: int, vocabulary: int) -> int:
-    """Of one row whose gradient is asked down to its embeddings: all blocks, its logits, what is drawn from them, and
-    their gradient."""
+def predictions(blocks: Sequence[BlockCost], context: int, logits: int) -> int:
+    """Of one row whose gradient is asked down to its embeddings: all blocks, so many logits, what is drawn from them,
+    and their gradient."""
     work = Work(rows=1, context=context)
-    return activations(blocks, work, 0) + 4 * FLOAT * context * vocabulary
+    return activations(blocks, work, 0) + 4 * FLOAT * logits
 
 
 def worst(needs: Sequence[Need]) -> Need:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from yeoul import runtime
-from yeoul.adapt.quant_statistics import sites
+from yeoul.adapt.quant_statistics import predicted, sites
 from yeoul.adapt.quantize import quantize_model, targets
 from yeoul.data.batch import IGNORE, Batch
 from yeoul.data.documents import check_documents
@@ -199,7 +199,8 @@ class _Quantizing:
             needs = [replace(needs[0], parts=needs[0].parts | {"calibration": states + memory.FLOAT * moments}),
                      memory.Need(phase="calibration", parts={"weights": weights, "calibration": text})]  # fmt: skip
             if settings.embeddings and model.config.tie_embeddings:
-                table = memory.predictions(costs, context, model.config.vocab_size)
+                vocabulary = model.config.vocab_size
+                table = memory.predictions(costs, context, predicted(vocabulary, context) * vocabulary)
                 needs.append(memory.Need(phase="looking at the predictions", parts={"weights": weights, "text": table}))
         place = fitting.place_of(self.device, weights, before)
         return fitting.check(needs, place, flags="fewer --calibration-tokens or --method rtn")
