@@ -113,6 +113,10 @@ KINDS: dict[str, dict[str, Any]] = {
         feature_map=dict(separate=True),
     ),
     "mixed": dict(attention=("softmax", "hybrid", "sliding"), num_layers=3),
+    "lstm": dict(attention=("lstm",), positions="none", mlp="none"),
+    "gru": dict(attention=("gru",), positions="none", mlp="none"),
+    "conv": dict(attention=("conv",), positions="none", mlp="none", conv_kernel=3),
+    "rnn-beside-softmax": dict(attention=("gru", "softmax", "conv", "lstm"), num_layers=4),
 }
 
 

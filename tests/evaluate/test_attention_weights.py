@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models import KINDS, VOCAB, make, rms_ratio
+from yeoul.errors import UserError
 from yeoul.evaluate.attention_weights import (
     EXACT,
     NONE,
@@ -32,6 +33,7 @@ from yeoul.model.linear_attention import LinearAttention
 from yeoul.model.official import OfficialDiJiangAttention
 
 LIMIT = 1e-5
+ATTENTIVE = [kind for kind in KINDS if not {"lstm", "gru", "conv"} & set(KINDS[kind].get("attention", ()))]
 TOKENS = 33
 
 
@@ -40,7 +42,7 @@ def ids(length: int = TOKENS) -> Tensor:
 
 
 @pytest.mark.parametrize("length", [TOKENS, 4])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTIVE)
 def test_the_weights_times_the_values_are_what_the_layer_gives(kind: str, length: int) -> None:
     """Every kind of attention, its grouped queries, sinks, exact pairs and windows; and short texts, all in window."""
     model = make(kind)
@@ -92,7 +94,7 @@ def test_softmax_weights_are_those_of_transformers(tmp_path: Path) -> None:
         torch.testing.assert_close(layer.weights, reference[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTIVE)
 def test_shares_of_the_parts_are_those_of_the_weights(kind: str) -> None:
     for layer in model_weights(make(kind), ids())[0]:
         allowed = {
@@ -158,7 +160,7 @@ def test_the_authors_layer() -> None:
     assert set(part.unique().tolist()) == {NONE, STATE}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTIVE)
 def test_steps_of_a_head_lead_to_its_output(kind: str) -> None:
     model = make(kind)
     walk = model.walk(ids()[None])
@@ -204,3 +206,10 @@ def test_statistics_of_a_map_that_is_known() -> None:
     other = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0.25, -0.25, 0.5]]])
     assert overlap(layer.weights, other) == pytest.approx([(0.5 + 1) / 2])
     assert PARTS[SOFTMAX] == "softmax"
+
+
+def test_a_layer_without_attention_is_one_sentence() -> None:
+    model = make("rnn-beside-softmax")
+    assert [layer.layer for layer in model_weights(model, ids(), layers={1}, head=(1, 0))[0]] == [1]
+    with pytest.raises(UserError, match="layer 0 has no attention that could be shown: it is of kind gru"):
+        model_weights(model, ids())

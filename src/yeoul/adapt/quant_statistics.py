@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yeoul.errors import UserError
+from yeoul.model.attention import ProjectedAttention
 from yeoul.model.decoder import Block, Decoder
 from yeoul.model.layers import GatedMLP
 
@@ -42,7 +43,11 @@ def sites(block: Block) -> list[Site]:
     before = block.placement != "post"
     second = "pre_feedforward_layernorm" if block.placement == "sandwich" else "post_attention_layernorm"
     attention = tuple(f"self_attn.{letter}_proj" for letter in "qkv")
-    found = [Site(attention, "input_layernorm" if before else ""), Site(("self_attn.o_proj",))]
+    found = []
+    if isinstance(block.self_attn, ProjectedAttention):
+        found = [Site(attention, "input_layernorm" if before else ""), Site(("self_attn.o_proj",))]
+    if block.mlp is None:
+        return found
     if isinstance(block.mlp, GatedMLP):
         found.append(Site(("mlp.gate_proj", "mlp.up_proj"), second if before else ""))
         return [*found, Site(("mlp.down_proj",), "mlp.up_proj")]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from yeoul.errors import UserError
 from yeoul.model.attention import AttentionContext, ProjectedAttention, SlidingAttention, SoftmaxAttention
 from yeoul.model.decoder import Decoder
 from yeoul.model.linear_attention import LinearAttention
@@ -106,27 +107,34 @@ def model_weights(
         ids: (T,) int64.
         layers: numbers of those that are wanted; None means all.
         head: layer and head whose steps are wanted, too.
+
+    Raises:
+        UserError: one of them has no attention.
     """
-    found, steps = [], None
+    found, steps, kinds = [], None, model.config.attention
     walk = model.walk(ids.to(model.device)[None])
     for number, block in enumerate(walk):
-        attention: ProjectedAttention = block.self_attn
+        attention, looked_at = block.self_attn, head is not None and head[0] == number
+        if layers is not None and number not in layers and not looked_at:
+            continue
+        if not isinstance(attention, ProjectedAttention):
+            raise UserError(f"layer {number} has no attention that could be shown: it is of kind {kinds[number]}")
         x = block.attention_input(walk.hidden)
         if layers is None or number in layers:
             weights, part = layer_weights(attention, x, walk.context)
             taps = None
             if isinstance(attention, LinearAttention):
                 taps = _value_taps(attention)
-            has_state = model.config.attention[number] in ("hybrid", "dijiang")
+            has_state = kinds[number] in ("hybrid", "dijiang")
             found.append(
                 LayerWeights(
-                    layer=number, kind=model.config.attention[number], weights=weights.cpu(), part=part.cpu(),
+                    layer=number, kind=kinds[number], weights=weights.cpu(), part=part.cpu(),
                     state_update=model.config.state_update if has_state else None,
                     window=getattr(attention, "window", 0), sinks=getattr(attention, "sinks", 0),
                     exact=getattr(attention, "exact", 0), value_taps=taps,
                 )
             )  # fmt: skip
-        if head is not None and head[0] == number:
+        if looked_at and head is not None:
             steps = head_steps(attention, x, walk.context, layer=number, head=head[1])
     return found, steps
 

@@ -16,12 +16,16 @@ from yeoul.model.state_updates.registry import STATE_UPDATES
 from yeoul.model.values import check_choice, check_list, is_positive
 from yeoul.model.values import is_whole as is_whole
 
-AttentionKind = Literal["softmax", "sliding", "dijiang", "hybrid", "dijiang-official"]
+AttentionKind = Literal["softmax", "sliding", "dijiang", "hybrid", "dijiang-official", "lstm", "gru", "conv"]
+ATTENTION_FREE = ("lstm", "gru", "conv")
+"""Kinds of layers without attention, see `yeoul.model.attention_free`."""
 LINEAR_KINDS = ("dijiang", "hybrid", "dijiang-official")
 MOST_LAYERS = 1000
 MOST_SINKS = 2**16
 MOST_EXACT = 2**20
 LONGEST_CONVOLUTION = 64
+DILATIONS = 8
+"""Convolutions dilate by 1, 2, 4 and so on, so many of them; then again from 1."""
 SIZES = {
     "vocab_size": 2**28, "hidden_size": 2**24, "num_layers": MOST_LAYERS, "num_heads": 2**16, "num_kv_heads": 2**16,
     "head_dim": 2**16, "intermediate_size": 2**28, "max_position_embeddings": 2**31, "rotary_dim": 2**16,
@@ -55,7 +59,9 @@ class ModelConfig:
         attention: the kind of each layer; a single name stands for all layers. "softmax" attends to everything
             before, "sliding" to the last `window` positions (itself included), "dijiang" is linear attention,
             "hybrid" is softmax over the last `window` positions and linear attention over what came before, with
-            one shared normalisation, "dijiang-official" is what the authors' code computes.
+            one shared normalisation, "dijiang-official" is what the authors' code computes. "lstm", "gru" and "conv"
+            are layers without attention.
+        conv_kernel: positions that a "conv" layer combines; dilated by 1, 2, 4 ... 128 from one such layer to the next.
         state_update: how the state of "dijiang" and "hybrid" layers takes in a token: "additive" adds it, "delta" is
             the gated delta rule, see `GatedDeltaAttention`; the names of the files in `yeoul.model.state_updates`.
         short_conv: positions that a convolution over queries, keys and values of "dijiang" and "hybrid" layers spans,
@@ -70,6 +76,7 @@ class ModelConfig:
         logit_softcap: the same of the logits.
         embedding_scale: factor of the token embeddings (Gemma: the root of the hidden size).
         rotary_dim: how many of a head's dimensions are rotated; None means all.
+        mlp: "swiglu", "geglu" or "gelu"; "none" leaves it out, with its norm.
         activation: of the "gelu" and "geglu" MLPs: "gelu" is exact, "gelu_tanh" its tanh approximation.
         other_eos_ids: further tokens that end a text, where config.json lists several.
         trained_context: positions on which linear layers were trained, where that is known and less than
@@ -97,6 +104,7 @@ class ModelConfig:
     no_rope_layers: tuple[int, ...] = ()
     rotary_dim: int | None = None
     attention: tuple[str, ...] = ("softmax",)
+    conv_kernel: int = 4
     window: int = 64
     sliding_window: int | None = None
     sinks: int = 0
@@ -160,7 +168,7 @@ class ModelConfig:
             raise UserError(f"exact names {len(exact)} layers, but num_layers is {self.num_layers}")
         put("exact", tuple(n if kind == "hybrid" else 0 for n, kind in zip(exact, self.attention, strict=True)))
         for kind in self.attention:
-            check_choice("attention", kind, ("softmax", "sliding", *LINEAR_KINDS))
+            check_choice("attention", kind, ("softmax", "sliding", *LINEAR_KINDS, *ATTENTION_FREE))
         STATE_UPDATES.check(self.state_update)
         update = STATE_UPDATES.declared(self.state_update)
         feature_map = FEATURE_MAPS.declared(self.feature_map.name)
@@ -177,9 +185,11 @@ class ModelConfig:
                 )
         check_choice("norm", self.norm, ("rmsnorm", "layernorm"))
         check_choice("positions", self.positions, ("rotary", "sinusoidal", "learned", "none"))
-        check_choice("mlp", self.mlp, ("swiglu", "geglu", "gelu"))
+        check_choice("mlp", self.mlp, ("swiglu", "geglu", "gelu", "none"))
         check_choice("activation", self.activation, ("gelu", "gelu_tanh"))
         check_choice("norm_placement", self.norm_placement, ("pre", "post", "sandwich"))
+        if self.mlp == "none" and (self.parallel_residual or self.norm_placement != "pre"):
+            raise UserError("blocks without MLP go with norm_placement 'pre' and no parallel residual only")
         if self.parallel_residual and self.norm_placement != "pre":
             raise UserError("a parallel residual goes with norm_placement 'pre' only")
         if self.norm_zero_centered and self.norm != "rmsnorm":
@@ -204,10 +214,12 @@ class ModelConfig:
             for number in numbers:
                 if not is_whole(number, 0) or number > most:
                     raise UserError(f"{name} must be a whole number from 0 to {most:,}, not {shown(number)}")
-        if not is_whole(self.short_conv, 0) or self.short_conv > LONGEST_CONVOLUTION:
-            raise UserError(
-                f"short_conv must be a whole number from 0 to {LONGEST_CONVOLUTION}, not {shown(self.short_conv)}"
-            )
+        for name, least in (("short_conv", 0), ("conv_kernel", 1)):
+            size = getattr(self, name)
+            if not is_whole(size, least) or size > LONGEST_CONVOLUTION:
+                raise UserError(
+                    f"{name} must be a whole number from {least} to {LONGEST_CONVOLUTION}, not {shown(size)}"
+                )
         for name in NUMBERS:
             value = getattr(self, name)
             if value is None and name in optional:
@@ -280,6 +292,16 @@ class ModelConfig:
             return self.max_position_embeddings
         return None
 
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        """Of the "conv" layers, first to last."""
+        return tuple(2 ** (number % DILATIONS) for number in range(self.attention.count("conv")))
+
+    @property
+    def conv_reach(self) -> int:
+        """Positions before the present one that all "conv" layers together look back on."""
+        return (self.conv_kernel - 1) * sum(self.dilations)
+
     def check_context(
         self, context: int, where: object = "--context", fix: str | None = "shorten it", *, training: bool = False
     ) -> None:
@@ -339,6 +361,8 @@ def _built(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     return kind(**values)
 
 
+RECURRENT: dict[str, Any] = dict(hidden_size=384, num_heads=1, positions="none", mlp="none")
+"""What the presets without attention share: as wide as "10m", with as many parameters."""
 PRESETS: dict[str, dict[str, Any]] = {
     "1m": dict(hidden_size=128, num_layers=3, num_heads=4, intermediate_size=384),
     "3m": dict(hidden_size=192, num_layers=5, num_heads=6, intermediate_size=512),
@@ -349,6 +373,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "125m": dict(hidden_size=768, num_layers=12, num_heads=12, num_kv_heads=4, intermediate_size=2560),
     "350m": dict(hidden_size=1024, num_layers=24, num_heads=16, num_kv_heads=8, intermediate_size=3072),
     "1b": dict(hidden_size=2048, num_layers=20, num_heads=32, num_kv_heads=8, intermediate_size=6144),
+    "lstm-10m": dict(**RECURRENT, num_layers=6, attention="lstm"),
+    "gru-10m": dict(**RECURRENT, num_layers=8, attention="gru"),
+    "cnn-10m": dict(**RECURRENT, num_layers=6, attention="conv"),
     "gpt-classic": dict(
         hidden_size=384, num_layers=6, num_heads=6, norm="layernorm", positions="sinusoidal", mlp="gelu",
         attention_bias=True, mlp_bias=True,

@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from yeoul.model.attention import AttentionContext, ProjectedAttention, SlidingAttention, SoftmaxAttention
+from yeoul.model.attention_free import AttentionFree, make_attention_free
 from yeoul.model.cache import Cache, LayerCache
-from yeoul.model.config import ModelConfig
+from yeoul.model.config import ATTENTION_FREE, ModelConfig
 from yeoul.model.layers import make_mlp, make_norm, sinusoidal_table
 from yeoul.model.official import OfficialDiJiangAttention
 from yeoul.model.quantized import QuantizedLinear
@@ -23,8 +24,10 @@ from yeoul.model.state_updates.registry import STATE_UPDATES
 from yeoul.ops.window import soft_cap
 
 
-def make_attention(config: ModelConfig, layer: int) -> ProjectedAttention:
-    """The attention of one layer."""
+def make_attention(config: ModelConfig, layer: int) -> ProjectedAttention | AttentionFree:
+    """The attention of one layer, or what stands in its place."""
+    if config.attention[layer] in ATTENTION_FREE:
+        return make_attention_free(config, layer)
     H, G, D = config.heads
     projections = dict(
         hidden_size=config.hidden_size, num_heads=H, num_kv_heads=G, head_dim=D,
@@ -56,8 +59,9 @@ class Block(nn.Module):
         if self.placement != "post":
             self.input_layernorm = make_norm(config)
         self.self_attn = make_attention(config, layer)
-        self.post_attention_layernorm = make_norm(config)
         self.mlp = make_mlp(config)
+        if self.mlp is not None:
+            self.post_attention_layernorm = make_norm(config)
         if self.placement == "sandwich":
             self.pre_feedforward_layernorm = make_norm(config)
         if self.placement != "pre":
@@ -74,6 +78,8 @@ class Block(nn.Module):
 
     def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the block: adds what attention gave, (B, T, hidden), and the MLP."""
+        if self.mlp is None:
+            return x + attended
         if self.parallel:
             return x + attended + self.mlp(self.post_attention_layernorm(x))
         if self.placement == "pre":

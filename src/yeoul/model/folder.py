@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from yeoul.errors import UserError
 from yeoul.gguf_header import gguf_file, gguf_files
-from yeoul.model.config import ModelConfig
+from yeoul.model.config import ATTENTION_FREE, ModelConfig
 from yeoul.model.families import read_config
 from yeoul.model.gguf_folder import gguf_description
 from yeoul.model.quantization import EMBEDDING, FIELD, HEAD, LINEARS, Quantization, check_shape, read_quantization
@@ -215,25 +215,42 @@ def projection_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     }[config.norm_placement]  # fmt: skip
     for layer, kind in enumerate(config.attention):
         block = f"model.layers.{layer}"
-        for name in norms:
+        for name in norms[:1] if config.mlp == "none" else norms:
             yield from norm(f"{block}.{name}")
         attention = f"{block}.self_attn"
-        for letter, heads in zip("qkv", (H, G, G), strict=True):
-            yield from linear(f"{attention}.{letter}_proj", heads * D, hidden, config.attention_bias)
-        yield from linear(f"{attention}.o_proj", hidden, H * D, config.attention_output_bias)
-        for letter in "qk" if config.qk_norm else "":
-            yield from norm(f"{attention}.{letter}_norm", D)
+        if kind in ATTENTION_FREE:
+            yield from ((f"{attention}.{name}", shape) for name, shape in _attention_free_shapes(config, kind))
+        else:
+            for letter, heads in zip("qkv", (H, G, G), strict=True):
+                yield from linear(f"{attention}.{letter}_proj", heads * D, hidden, config.attention_bias)
+            yield from linear(f"{attention}.o_proj", hidden, H * D, config.attention_output_bias)
+            for letter in "qk" if config.qk_norm else "":
+                yield from norm(f"{attention}.{letter}_norm", D)
         if kind == "dijiang-official":
             yield f"{attention}.proj_matrix", (D, D)
             yield from ((f"{attention}.D{i}", (1, H, config.max_position_embeddings, 1)) for i in (1, 2))
             yield f"{attention}.W_G", (hidden, hidden)
             yield from ((f"{attention}.group_norm.{leaf}", (hidden,)) for leaf in ("weight", "bias"))
-        for part in ("up",) if config.mlp == "gelu" else ("gate", "up"):
-            yield from linear(f"{block}.mlp.{part}_proj", inner, hidden, config.mlp_bias)
-        yield from linear(f"{block}.mlp.down_proj", hidden, inner, config.mlp_bias)
+        if config.mlp != "none":
+            for part in ("up",) if config.mlp == "gelu" else ("gate", "up"):
+                yield from linear(f"{block}.mlp.{part}_proj", inner, hidden, config.mlp_bias)
+            yield from linear(f"{block}.mlp.down_proj", hidden, inner, config.mlp_bias)
     yield from norm("model.norm")
     if not config.tie_embeddings:
         yield f"{HEAD}.weight", (config.vocab_size, hidden)
+
+
+def _attention_free_shapes(config: ModelConfig, kind: str) -> Iterator[tuple[str, Shape]]:
+    """Of a layer without attention, by the names of torch's own modules."""
+    d = config.hidden_size
+    if kind == "conv":
+        yield "conv.weight", (2 * d, d, config.conv_kernel)
+        yield "conv.bias", (2 * d,)
+        return
+    gates = {"lstm": 4, "gru": 3}[kind] * d
+    for source in ("ih", "hh"):
+        yield f"rnn.weight_{source}_l0", (gates, d)
+        yield f"rnn.bias_{source}_l0", (gates,)
 
 
 class _Form:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from yeoul.errors import UserError
-from yeoul.model.config import LINEAR_KINDS, ModelConfig
+from yeoul.model.config import ATTENTION_FREE, LINEAR_KINDS, ModelConfig
 
 YARN_BETAS = (32.0, 1.0)
 """Fast and slow beta that llama.cpp takes for these architectures."""
@@ -119,6 +119,9 @@ def plan(config: ModelConfig) -> Plan:
     Raises:
         UserError: it cannot; the sentence names what stands in the way.
     """
+    other = sorted({kind for kind in config.attention if kind in ATTENTION_FREE})
+    if other:
+        raise UserError(f"llama.cpp has no layers of kind {' or '.join(other)}, so this model cannot be exported")
     linear = sorted({kind for kind in config.attention if kind in LINEAR_KINDS})
     if linear:
         raise UserError(

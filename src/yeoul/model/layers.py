@@ -76,6 +76,8 @@ def _gelu(config: ModelConfig) -> Callable[[Tensor], Tensor]:
     return functools.partial(F.gelu, approximate="tanh" if config.activation == "gelu_tanh" else "none")
 
 
-def make_mlp(config: ModelConfig) -> nn.Module:
-    """The MLP that the configuration names."""
+def make_mlp(config: ModelConfig) -> nn.Module | None:
+    """The MLP that the configuration names; None where blocks have none."""
+    if config.mlp == "none":
+        return None
     return GELUMLP(config) if config.mlp == "gelu" else GatedMLP(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from yeoul.model.config import ModelConfig
+from yeoul.model.config import ATTENTION_FREE, ModelConfig
 from yeoul.model.feature_maps.registry import FEATURE_MAPS
 from yeoul.model.state_updates.registry import STATE_UPDATES
 
@@ -34,12 +34,14 @@ def cache_bytes(config: ModelConfig, width: int) -> tuple[int, int]:
         elif kind == "sliding":
             sinks = config.sinks if config.sliding_sinks is None else config.sliding_sinks
             fixed += layers * ((config.sliding_window or config.window) + sinks) * (pair + 1)
+        elif kind in ATTENTION_FREE:
+            fixed += layers * config.hidden_size * width * {"lstm": 2, "gru": 1}.get(kind, 0)
         elif kind == "dijiang-official":
             fixed += layers * G * (D * D + D) * STATE_WIDTH
         else:
             ring = _ring(config, exact, pair) if kind == "hybrid" else 0
             fixed += layers * (ring + _state(config, width))
-    return fixed, growing
+    return fixed + config.conv_reach * config.hidden_size * width, growing
 
 
 def _ring(config: ModelConfig, exact: int, pair: int) -> int:

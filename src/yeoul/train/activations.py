@@ -189,8 +189,9 @@ def _counted(
     """Of so many rows together."""
     device = model.device
     ids = torch.zeros(rows, context, dtype=torch.int64, device=device)
+    norm = block.post_attention_layernorm if block.placement == "post" else block.input_layernorm
     attention = model.attention_context(ids, seq_ids=ids if packed else None)
-    dtype = next(block.post_attention_layernorm.parameters()).dtype
+    dtype = next(norm.parameters()).dtype
     x = torch.randn(rows, context, model.config.hidden_size, dtype=dtype, device=device)
     x.requires_grad_(not attention_alone)
     run = (lambda: block.self_attn(x, attention)) if attention_alone else (lambda: block(x, attention))
