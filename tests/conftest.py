@@ -28,5 +28,6 @@ def _one_thread_fixed_seed() -> None:
 @pytest.fixture(autouse=True)
 def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every training ends with a page, whose plots take a second each: only tests of pages draw them."""
-    if "report" not in request.path.parts and request.path.stem not in ("test_run_report", "test_sweep"):
+    pages = ("test_run_report", "test_sweep", "test_compare_tokenizers")
+    if "report" not in request.path.parts and request.path.stem not in pages:
         monkeypatch.setattr("yeoul.report.plots.available", lambda: False)

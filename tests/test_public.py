@@ -34,7 +34,8 @@ def test_every_name_has_its_home() -> None:
 
 
 OF_A_VERB = {
-    "tokenizer": ("train_tokenizer", "inspect_tokenizer"), "chat": ("Chat",), "classify": ("load_classifier",),
+    "tokenizer": ("train_tokenizer", "inspect_tokenizer", "compare_tokenizers"), "chat": ("Chat",),
+    "classify": ("load_classifier",),
     "embed": ("load_embedder",), "evaluate": ("evaluate_model", "compare"), "inspect": ("inspect_attention",),
     "runs": ("list_runs",), "report": ("report_runs",),
 }  # fmt: skip

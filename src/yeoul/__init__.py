@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from yeoul.recipes.bench import BenchConfig, BenchResult, bench
     from yeoul.recipes.chat import Chat
     from yeoul.recipes.classify import load_classifier
+    from yeoul.recipes.compare_tokenizers.config import CompareTokenizersConfig
+    from yeoul.recipes.compare_tokenizers.result import TokenizerComparison
+    from yeoul.recipes.compare_tokenizers.run import compare_tokenizers
     from yeoul.recipes.demo.config import DemoConfig
     from yeoul.recipes.demo.run import DemoResult, demo
     from yeoul.recipes.doctor import examine as doctor
@@ -93,6 +96,9 @@ _HOMES = {
     "train_tokenizer": "yeoul.recipes.tokenizer",
     "inspect_tokenizer": "yeoul.recipes.tokenizer",
     "TrainTokenizerConfig": "yeoul.recipes.tokenizer",
+    "compare_tokenizers": "yeoul.recipes.compare_tokenizers.run",
+    "CompareTokenizersConfig": "yeoul.recipes.compare_tokenizers.config",
+    "TokenizerComparison": "yeoul.recipes.compare_tokenizers.result",
     "evaluate_model": "yeoul.recipes.evaluate:evaluate",
     "compare": "yeoul.recipes.evaluate",
     "EvaluateConfig": "yeoul.recipes.evaluate",
@@ -124,6 +130,7 @@ __all__ = [
     "BenchConfig",
     "BenchResult",
     "Chat",
+    "CompareTokenizersConfig",
     "Decoder",
     "DemoConfig",
     "DemoResult",
@@ -152,11 +159,13 @@ __all__ = [
     "TasksConfig",
     "TasksResult",
     "Tokenizer",
+    "TokenizerComparison",
     "TrainTokenizerConfig",
     "UserError",
     "__version__",
     "bench",
     "compare",
+    "compare_tokenizers",
     "demo",
     "doctor",
     "evaluate_model",

@@ -21,7 +21,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "doctor": "Show what this machine has, what will be used, and what is missing",
     },
     "Make a model": {
-        "tokenizer": "Train a tokenizer, or inspect one (train, inspect)",
+        "tokenizer": "Train a tokenizer, inspect one, or compare several (train, inspect, compare)",
         "pretrain": "Pretrain a language model from text",
         "linearize": "Turn a model's attention into linear-time DiJiang attention",
         "finetune": "Train a model further: on conversations, text, labels or preferences",

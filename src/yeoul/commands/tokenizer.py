@@ -1,4 +1,4 @@
-"""Train a tokenizer, or inspect one."""
+"""Train a tokenizer, inspect one, or compare several."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from cyclopts import Parameter
 from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.foreign_text import say
+from yeoul.lines import folded, tell
+from yeoul.recipes.compare_tokenizers.config import CompareTokenizersConfig
 from yeoul.recipes.tokenizer import DocumentOptions, TrainTokenizerConfig
 from yeoul.recipes.tokenizer_tables import fit_table, pieces_table, rows_table
 from yeoul.units import count
@@ -24,7 +26,8 @@ SAMPLE_DOCUMENTS = 2000
 class TrainConfig:
     """Train a tokenizer on text and save it as a Hugging Face folder.
 
-    Writes tokenizer.model, an equivalent tokenizer.json and tokenizer_config.json with a chat template.
+    Writes tokenizer.model (not of byte-level BPE), an equivalent tokenizer.json and tokenizer_config.json with a chat
+    template.
     """
 
     data: Place = "builtin"
@@ -45,7 +48,7 @@ class InspectConfig:
     """Show how a text is tokenized, or how well a tokenizer fits a corpus."""
 
     tokenizer: Place
-    """Folder of the tokenizer, of a model or of a run, or an id on the hub."""
+    """Folder or file of the tokenizer, folder of a model or of a run, or an id on the hub."""
     _: KW_ONLY
     text: str | None = None
     """Text whose pieces are shown, with ids and bytes."""
@@ -61,6 +64,33 @@ class InspectConfig:
     def __post_init__(self) -> None:
         if self.max_documents is not None and self.max_documents < 1:
             raise UserError(f"--max-documents is {self.max_documents}, but must be at least 1")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare tokenizers over a text: tokens per syllable and word, bits per byte, share of bytes, cost, speed.
+
+    A small model is trained with each, on the same bytes of text in the same order, and scored on text that is held
+    out. Run the same command again to continue where it stopped; further tokenizers add to what is there.
+    """
+
+    tokenizers: tuple[Place, ...]
+    """Folders or files of tokenizers, folders of models or runs, or ids on the hub."""
+    _: KW_ONLY
+    data: Place = "builtin"
+    """Text: a file, a folder, a Hub dataset "org/name", "builtin" or "builtin:5MB"; several with commas."""
+    out: Path = Path("runs/tokenizers")
+    """Folder for tokenizers.json, the report and what is known so far."""
+    settings: Annotated[CompareTokenizersConfig, Parameter(name="*")] = field(default_factory=CompareTokenizersConfig)
+    """How much text, and which small model."""
+    overwrite: bool = False
+    """Discard the comparison in --out and start over."""
+    json: bool = False
+    """Print one JSON object."""
+    device: str = "auto"
+    """Device of the small model: auto, cpu, cuda or cuda:N."""
+    config: Path | None = None
+    """YAML file with any of these settings; flags take precedence."""
 
 
 def run_train(config: TrainConfig) -> int:
@@ -98,10 +128,35 @@ def run_inspect(config: InspectConfig) -> int:
     return 0
 
 
+def run_compare(config: CompareConfig) -> int:
+    """Compare or go on; exit code 0, or 130 and 143 when stopped by a signal."""
+    from yeoul.recipes.compare_tokenizers.run import compare_tokenizers
+    from yeoul.train.interrupt import Interrupted
+
+    try:
+        result = compare_tokenizers(
+            config.tokenizers, config.data, config.settings, out=config.out, overwrite=config.overwrite,
+            device=config.device, say=None if config.json else tell,
+        )  # fmt: skip
+    except (Interrupted, KeyboardInterrupt) as stop:
+        tell("\nStopped; what is known is kept. To continue, run the same command again (without --overwrite).")
+        return stop.exit_code if isinstance(stop, Interrupted) else 130
+    if config.json:
+        say(json.dumps(result.as_dict(), ensure_ascii=False, indent=2))
+        return 0
+    say(f"{result.table()}\n\n{folded(result.why.en)}\n")
+    tell(f"The report: {config.out / 'report.html'} (or {config.out / 'report.md'})")
+    return 0
+
+
 def _print(table: Any) -> None:
     from rich.console import Console
 
     Console(highlight=False, emoji=False).print(table)
 
 
-SUBCOMMANDS = {"train": (TrainConfig, run_train), "inspect": (InspectConfig, run_inspect)}
+SUBCOMMANDS = {
+    "train": (TrainConfig, run_train),
+    "inspect": (InspectConfig, run_inspect),
+    "compare": (CompareConfig, run_compare),
+}

@@ -65,8 +65,8 @@ def train_tokenizer(
 
     Args:
         data: a file, a folder, a Hub dataset "org/name", "builtin" or "builtin:5MB"; several with commas.
-        out: folder for `tokenizer.model`, an equivalent `tokenizer.json` and `tokenizer_config.json` with a chat
-            template.
+        out: folder for `tokenizer.model` (not of byte-level BPE), an equivalent `tokenizer.json`, and
+            `tokenizer_config.json` with a chat template.
         config: what is trained; None for the defaults.
         overwrite: replace the tokenizer in `out`.
         say: called with progress messages; None for no output.
@@ -84,7 +84,8 @@ def train_tokenizer(
         if Tokenizer.exists(out) and not overwrite:
             raise UserError("there is already a tokenizer", out, "replace it (--overwrite) or choose another --out")
         texts, wanted = config.text.documents(data), config.vocabulary
-        say(f"Training a {wanted.model_type} tokenizer of {wanted.vocab_size:,} pieces ...")
+        most = "at most " if wanted.model_type == "char" else ""
+        say(f"Training a {wanted.model_type} tokenizer of {most}{wanted.vocab_size:,} pieces ...")
         return training.train_tokenizer(texts, wanted, out)
 
 
@@ -136,7 +137,7 @@ def inspect_tokenizer(
     """How a text is tokenized, and how well a tokenizer fits a corpus.
 
     Args:
-        tokenizer: itself, or the folder of one, of a model or of a run, or an id on the hub.
+        tokenizer: itself, or the folder or file of one, the folder of a model or of a run, or an id on the hub.
         text: whose pieces are wanted.
         data: corpus to count over, as in `train_tokenizer`.
         options: how it is read.
@@ -145,13 +146,25 @@ def inspect_tokenizer(
     Raises:
         UserError: there is no such tokenizer or corpus.
     """
-    from yeoul.hub import local_folder
     from yeoul.text.inspection import corpus_fit, pieces_of
     from yeoul.text.tokenizer import Tokenizer
 
-    loaded = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(local_folder(tokenizer))
+    loaded = tokenizer if isinstance(tokenizer, Tokenizer) else open_tokenizer(tokenizer)
     documents = None if data is None else (options or DocumentOptions()).documents(data)
     return TokenizerReport(
         tokenizer=loaded, pieces=None if text is None else pieces_of(loaded, text),
         fit=None if documents is None else corpus_fit(loaded, islice(documents, max_documents)),
     )  # fmt: skip
+
+
+def open_tokenizer(place: str | Path) -> Tokenizer:
+    """The tokenizer of a folder, of a model or run, of a file NAME.json, NAME.model or NAME.gguf, or of a hub id.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    from yeoul.hub import local_folder
+    from yeoul.text.tokenizer import Tokenizer
+
+    path = Path(place).expanduser()
+    return Tokenizer.load(path if Tokenizer.exists(path) else local_folder(place))

@@ -33,6 +33,7 @@ def fit_table(fit: CorpusFit, title: str) -> Table:
         ("Bytes per token", _ratio(fit.bytes_per_token)),
         ("Tokens per character", _ratio(fit.tokens_per_character)),
         ("Tokens per Hangul syllable", _ratio(fit.tokens_per_syllable)),
+        ("Tokens per word", _ratio(fit.tokens_per_word)),
         ("Byte-fallback tokens", "–" if fit.byte_share is None else f"{fit.byte_share:.2%}"),
         ("Unused pieces", f"{fit.unused:,} of {fit.vocab_size:,}"),
     ]

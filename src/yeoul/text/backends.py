@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from yeoul.safe_json import parse_object
 from yeoul.text.added_tokens import MOST_IDS, AddedToken, pattern_of
 from yeoul.text.byte_level import byte_level_alphabet
+from yeoul.text.nfc import is_nfd
 from yeoul.text.sentencepiece_model import SPACE, ModelType, PieceType, SentencePieceModel, read_model, without_text
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -30,12 +31,14 @@ TEXT_TYPES = (PieceType.NORMAL, PieceType.USER_DEFINED, PieceType.UNUSED)
 
 
 class Decoding(NamedTuple):
-    """How ids become text: the bytes of each, and two habits of sentencepiece (see `StreamDecoder`)."""
+    """How ids become text: the bytes of each, two habits of sentencepiece, and whether jamo and accents are composed
+    again (see `StreamDecoder`)."""
 
     table: list[bytes]
     space_mark: bool
     strip_first_space: bool
     byte_ids: frozenset[int]
+    composes: bool = False
 
 
 class Backend(Protocol):
@@ -170,7 +173,10 @@ class JsonBackend:
     def kind(self) -> str:
         parts = (("pre_tokenizer", "pretokenizers"), ("decoder", "decoders"))
         steps = [step["type"] for part, plural in parts for step in _steps(self.spec.get(part), plural)]
-        return ("byte-level " if "ByteLevel" in steps else "") + str(self.spec["model"]["type"])
+        model = self.spec["model"]
+        if "ByteLevel" not in steps and model["type"] == "BPE" and not model.get("merges"):
+            return "char"
+        return ("byte-level " if "ByteLevel" in steps else "") + str(model["type"])
 
     def decoding(self) -> Decoding:
         """Raises ValueError when the decoder is of a kind that Yeoul does not know."""
@@ -192,7 +198,10 @@ class JsonBackend:
             else:
                 table[i] = _piece_bytes(piece, steps)
         space_mark = "ByteLevel" not in kinds and "WordPiece" not in kinds
-        return Decoding(table, space_mark, any(map(_strips_first_space, steps)), frozenset(byte_ids))
+        forms = {step["type"] for step in _steps(self.spec.get("normalizer"), "normalizers")}
+        # Others that decompose take accents off or change letters, and are not undone.
+        composes = "NFD" in forms and forms <= {"NFD", "Replace", "Prepend"}
+        return Decoding(table, space_mark, any(map(_strips_first_space, steps)), frozenset(byte_ids), composes)
 
 
 KNOWN_DECODERS = {"ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece"}
@@ -394,4 +403,4 @@ class ModelBackend:
         for i in byte_ids:
             table[i] = bytes([int(self.model.pieces[i].text[3:5], 16)])
         strip = self.model.add_dummy_prefix and self._prefix != "never"
-        return Decoding(table, True, strip, byte_ids)
+        return Decoding(table, True, strip, byte_ids, bool(self.model.charsmap) and is_nfd(self.model.charsmap))

@@ -16,6 +16,8 @@ PAIR = ("vocab.json", "merges.txt")
 """Byte-level BPE in two files; only together are they a vocabulary."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", *PAIR)
 """The first that is there is used."""
+SINGLE = {".json": "tokenizer.json", ".model": "tokenizer.model"}
+"""Endings of single files -> what they are."""
 BINARY = ("tokenizer.model",)
 LARGEST = 2**28
 """Bytes of a file; the largest vocabularies of published models take 40 MB."""
@@ -26,12 +28,17 @@ GENERATION = "generation_config.json"
 
 
 def find_folder(path: str | Path) -> Path | None:
-    """The folder with the vocabulary: `path`, or the `model` folder in it, or a GGUF file; None when there is none."""
+    """The folder with the vocabulary: `path`, or the `model` folder in it, or a single file; None when there is none.
+
+    A single file is a GGUF file, or a `tokenizer.json` or `tokenizer.model` under whatever name.
+    """
     path = Path(path)
     for folder in (path, path / "model"):
         single = any((folder / name).is_file() for name in VOCABULARIES if name not in PAIR)
         if single or all((folder / name).is_file() for name in PAIR):
             return folder
+    if path.is_file() and path.suffix in SINGLE:
+        return path
     file = gguf_file(path)
     return file if file is not None and has_tokenizer(file) else None
 
@@ -44,6 +51,11 @@ def read_files(folder: Path) -> dict[str, bytes]:
     Raises:
         UserError: one cannot be read; a GGUF file has a tokenizer that is not known here.
     """
+    if folder.is_file() and folder.suffix in SINGLE:
+        name = SINGLE[folder.suffix]
+        beside = read_files(folder.parent) if folder.name == name else {}
+        others = {other: data for other, data in beside.items() if other not in VOCABULARIES}
+        return others | {name: _read(folder, name)}
     if folder.is_file():
         return gguf_tokenizer_files(folder)
     files: dict[str, bytes] = {}
@@ -52,11 +64,19 @@ def read_files(folder: Path) -> dict[str, bytes]:
         try:
             if not (folder / name).exists():
                 continue
-            data = read_bytes(folder / name, LARGEST)
-            files[name] = data if name in BINARY else without_mark(data)
         except OSError as error:
             raise UserError(f"the file cannot be read: {error.strerror}", folder / name) from None
+        files[name] = _read(folder / name, name)
     return files
+
+
+def _read(path: Path, name: str) -> bytes:
+    """The bytes of a file that plays the part of `name`."""
+    try:
+        data = read_bytes(path, LARGEST)
+    except OSError as error:
+        raise UserError(f"the file cannot be read: {error.strerror}", path) from None
+    return data if name in BINARY else without_mark(data)
 
 
 def put_tokenizer(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -217,7 +217,7 @@ def _sentencepiece(header: Header, pieces: list[Piece], roles: Mapping[str, int]
     charsmap = header.get("tokenizer.ggml.precompiled_charsmap", list) if kind == "t5" else None
     rules = bytes(value & 0xFF for value in charsmap or [])
     nfc = bool(rules) and is_nfc(rules)
-    backend = backend_of(model, nfc=nfc)
+    backend = backend_of(model, form="NFC" if nfc else None)
     if rules and not nfc:
         backend.normalizer = normalizers.Sequence([normalizers.Precompiled(rules), backend.normalizer])
     return backend

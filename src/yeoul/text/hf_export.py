@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from yeoul.text.sentencepiece_model import SPACE, ModelType, Piece, PieceType, SentencePieceModel
 
@@ -15,25 +15,25 @@ UNREACHABLE = -1e6
 around them is better. tokenizers puts them into its trie, sentencepiece does not."""
 
 
-def tokenizer_json(model: SentencePieceModel, *, nfc: bool) -> str:
+def tokenizer_json(model: SentencePieceModel, *, form: Literal["NFC", "NFD"] | None) -> str:
     """The text of a `tokenizer.json` that gives the ids of the sentencepiece library; see `backend_of`."""
-    return backend_of(model, nfc=nfc).to_str()
+    return backend_of(model, form=form).to_str()
 
 
-def backend_of(model: SentencePieceModel, *, nfc: bool) -> Backend:
+def backend_of(model: SentencePieceModel, *, form: Literal["NFC", "NFD"] | None) -> Backend:
     """A tokenizer of the library tokenizers that gives the ids of the sentencepiece library.
 
-    Composition is tokenizers' own NFC and not the model's charsmap: its `Precompiled` takes the first match
+    Composition is tokenizers' own NFC (or NFD) and not the model's charsmap: its `Precompiled` takes the first match
     instead of the longest, and only within 5 bytes, so it cannot compose jamo.
 
     Args:
-        model: BPE or unigram.
-        nfc: whether the model composes its input.
+        model: BPE, unigram or single characters.
+        form: of Unicode, into which the model brings its input.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
-    backend = Tokenizer(_bpe(model) if model.type == ModelType.BPE else _unigram(model))
-    steps: list[Any] = [normalizers.NFC()] if nfc else []
+    backend = Tokenizer(_unigram(model) if model.type == ModelType.UNIGRAM else _bpe(model))
+    steps: list[Any] = [] if form is None else [normalizers.NFC() if form == "NFC" else normalizers.NFD()]
     if model.add_dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
@@ -90,7 +90,7 @@ def _bpe(model: SentencePieceModel) -> Any:
     unknown = next(p.text for p in model.pieces if p.type == PieceType.UNKNOWN)
     return BPE(
         vocab=vocabulary,
-        merges=bpe_merges(model.pieces),
+        merges=[] if model.type == ModelType.CHAR else bpe_merges(model.pieces),
         unk_token=unknown,
         fuse_unk=True,
         byte_fallback=model.byte_fallback,

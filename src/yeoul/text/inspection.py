@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from yeoul.text.streaming import is_jamo
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -40,6 +42,8 @@ class CorpusFit:
         syllables: precomposed Hangul syllables.
         syllable_tokens: tokens that hold a Hangul syllable or a part of one.
         byte_tokens: tokens that are one byte of a character without a piece.
+        words: what white space separates (eojeol in Korean).
+        unknown_tokens: tokens that stand for a text which is lost.
         unused: pieces (without special tokens and bytes) that never occur.
         unused_examples: some of them.
         vocab_size: ids.
@@ -55,10 +59,16 @@ class CorpusFit:
     unused: int
     unused_examples: tuple[str, ...] = field(default=())
     vocab_size: int
+    words: int
+    unknown_tokens: int
 
     @property
     def tokens_per_syllable(self) -> float | None:
         return self.syllable_tokens / self.syllables if self.syllables else None
+
+    @property
+    def tokens_per_word(self) -> float | None:
+        return self.tokens / self.words if self.words else None
 
     @property
     def tokens_per_character(self) -> float | None:
@@ -74,7 +84,7 @@ class CorpusFit:
 
     def as_dict(self) -> dict[str, Any]:
         """Counts and ratios, ready for JSON."""
-        ratios = ("tokens_per_syllable", "tokens_per_character", "bytes_per_token", "byte_share")
+        ratios = ("tokens_per_syllable", "tokens_per_word", "tokens_per_character", "bytes_per_token", "byte_share")
         return {**asdict(self), **{name: getattr(self, name) for name in ratios}}
 
 
@@ -94,13 +104,14 @@ def corpus_fit(tokenizer: Tokenizer, documents: Iterable[str]) -> CorpusFit:
 
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     whole, broken = _hangul_flags(tokenizer)
-    seen = size = characters = syllables = split = 0
+    seen = size = characters = syllables = split = words = 0
     for texts in _batches(documents):
         for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
             seen += 1
             size += len(text.encode("utf-8", "replace"))
             characters += len(text)
             syllables += _count_syllables(text)
+            words += len(text.split())
             array = np.asarray(ids, dtype=np.int64)
             counts += np.bincount(array, minlength=len(counts))
             split += _split_syllable_tokens(tokenizer, array, broken)
@@ -118,6 +129,8 @@ def corpus_fit(tokenizer: Tokenizer, documents: Iterable[str]) -> CorpusFit:
         unused=len(unused),
         unused_examples=tuple(tokenizer.piece(i) for i in unused[:: max(1, len(unused) // 12)][:12]),
         vocab_size=tokenizer.vocab_size,
+        words=words,
+        unknown_tokens=0 if tokenizer.unk_id is None else int(counts[tokenizer.unk_id]),
     )
 
 
@@ -139,14 +152,16 @@ def _count_syllables(text: str) -> int:
 
 
 def _hangul_flags(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """(V,) bool each: tokens that hold a whole Hangul syllable; tokens that hold a part of a character."""
+    """(V,) bool each: tokens that hold a whole Hangul syllable, or jamo of syllables that were taken apart; tokens that
+    hold a part of a character."""
     import numpy as np
 
     whole = np.zeros(tokenizer.vocab_size, dtype=bool)
     broken = np.zeros(tokenizer.vocab_size, dtype=bool)
     for token in range(tokenizer.vocab_size):
         try:
-            whole[token] = any(map(_is_syllable, tokenizer.token_bytes(token).decode("utf-8")))
+            text = tokenizer.token_bytes(token).decode("utf-8")
+            whole[token] = any(_is_syllable(c) or (tokenizer.composes and is_jamo(c)) for c in text)
         except UnicodeDecodeError:
             broken[token] = True
     return whole, broken

@@ -1,4 +1,4 @@
-"""NFC as sentencepiece's normalization rules, so that a `tokenizer.model` alone composes what it reads.
+"""NFC, and NFD, as sentencepiece's normalization rules, so that a `tokenizer.model` alone composes what it reads.
 
 sentencepiece replaces, from left to right, the longest match in a finite table, while NFC also sorts runs of
 combining marks of any length. The table here has every spelling of every composed character (so all of
@@ -40,6 +40,27 @@ def nfc_rules() -> Rules:
 def nfc_tsv() -> str:
     """The rules as sentencepiece's `normalization_rule_tsv`: hexadecimal code points, source, tab, target."""
     return "".join(f"{_hex(source)}\t{_hex(target)}\n" for source, target in sorted(nfc_rules().items()))
+
+
+@cache
+def nfd_tsv() -> str:
+    """Rules that decompose, in the same form: all of Hangul into jamo, accents into letters and marks.
+
+    Two marks in the wrong order are sorted, as in `nfc_rules`.
+    """
+    decomposed = {source: _nfd(source) for source in nfc_rules()}
+    for character in map(chr, (*range(1, 0xD800), *range(0xE000, sys.maxunicode + 1))):
+        if (apart := _nfd(character)) != character:
+            decomposed[character] = apart
+    rules = sorted((source, target) for source, target in decomposed.items() if source != target)
+    return "".join(f"{_hex(source)}\t{_hex(target)}\n" for source, target in rules)
+
+
+def is_nfd(charsmap: bytes) -> bool:
+    """Whether sentencepiece's compiled rules take Hangul apart, as these here do."""
+    size = int.from_bytes(charsmap[:4], "little")
+    targets = {text for text in charsmap[4 + size :].decode("utf-8", "replace").split("\0") if text}
+    return all(_nfd(chr(code)) in targets for code in range(0xAC00, 0xAC00 + 19 * 21 * 28))
 
 
 def is_nfc(charsmap: bytes) -> bool:
@@ -85,6 +106,10 @@ def _spellings(character: str) -> Iterator[str]:
 
 def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
+
+
+def _nfd(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
 
 
 def _hex(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import unicodedata
 from collections.abc import Sequence
 
 from yeoul.text.sentencepiece_model import SPACE
@@ -24,12 +25,18 @@ class StreamDecoder:
         table: bytes of each id, empty for tokens without text.
         space_mark: whether U+2581 in decoded bytes stands for a space.
         strip_first_space: whether one space at the very beginning belongs to the tokenizer.
+        composes: whether jamo become syllables, and letters with marks one character (NFC); all that may still be
+            composed is then withheld too.
     """
 
-    def __init__(self, table: Sequence[bytes], *, space_mark: bool = False, strip_first_space: bool = False) -> None:
+    def __init__(
+        self, table: Sequence[bytes], *, space_mark: bool = False, strip_first_space: bool = False,
+        composes: bool = False,
+    ) -> None:  # fmt: skip
         self._table = table
         self._space_mark = space_mark
         self._strip_first_space = strip_first_space
+        self._composes = composes
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
 
@@ -49,9 +56,43 @@ class StreamDecoder:
         if self._strip_first_space and new:
             new, self._strip_first_space = new.removeprefix(" "), False
         text = self._held + new
+        closed = len(text) if final or not self._composes else _closed_length(text)
+        text, rest = (composed(text[:closed]), text[closed:]) if self._composes else (text, "")
         end = len(text) if final else whole_length(text)
-        self._held = text[end:]
+        self._held = text[end:] + rest
         return text[:end]
+
+
+def composed(text: str) -> str:
+    """The text in NFC."""
+    return unicodedata.normalize("NFC", text)
+
+
+def composed_bytes(text: bytes) -> int:
+    """How many bytes of composed text a piece of decomposed text stands for, so that the sum over pieces is right.
+
+    Vowels and finals of today's Hangul add nothing to the three bytes of a syllable, which count with its first jamo; a
+    combining mark counts as one byte, so that a letter of the Latin alphabet comes out with its two.
+    """
+    whole = text.decode("utf-8", "surrogateescape")
+    return sum(_own_bytes(character) for character in whole)
+
+
+def _own_bytes(character: str) -> int:
+    if "\u1161" <= character <= "\u1175" or "\u11a8" <= character <= "\u11c2":
+        return 0
+    if "\u0300" <= character <= "\u036f":
+        return 1
+    return len(character.encode("utf-8", "surrogateescape"))
+
+
+def _closed_length(text: str) -> int:
+    """Length of the beginning that nothing which may follow composes with: all but the last letter and its marks."""
+    for end in range(len(text) - 1, max(-1, len(text) - 1 - LONGEST_CLUSTER), -1):
+        follows = "\u1161" <= text[end] <= "\u11ff" or unicodedata.category(text[end]).startswith("M")
+        if not follows:
+            return end
+    return len(text) if len(text) > LONGEST_CLUSTER else 0
 
 
 def token_bytes(table: Sequence[bytes], token: int) -> bytes:
@@ -69,13 +110,13 @@ def whole_length(text: str) -> int:
     at = end
     while at and end - at < LONGEST_CLUSTER:
         character = text[at - 1]
-        if _extends(character) or (_is_jamo(character) and at >= 2 and _is_jamo(text[at - 2])):
+        if _extends(character) or (is_jamo(character) and at >= 2 and is_jamo(text[at - 2])):
             at -= 1
         elif _is_emoji(character) and at >= 2 and text[at - 2] == JOINER:
             at -= 1
         elif _is_flag_letter(character):
             return _flags_end(text, at)
-        elif _is_emoji(character) or _is_jamo(character) or text[-1] == JOINER:
+        elif _is_emoji(character) or is_jamo(character) or text[-1] == JOINER:
             return at - 1
         else:
             return end
@@ -108,6 +149,7 @@ def _is_flag_letter(character: str) -> bool:
     return 0x1F1E6 <= ord(character) <= 0x1F1FF
 
 
-def _is_jamo(character: str) -> bool:
+def is_jamo(character: str) -> bool:
+    """Whether it is a conjoining jamo, of which syllables are made, those of old Hangul too."""
     code = ord(character)
     return 0x1100 <= code <= 0x11FF or 0xA960 <= code <= 0xA97C or 0xD7B0 <= code <= 0xD7FB

@@ -19,7 +19,7 @@ from yeoul.text.files import GENERATION, PAIR, find_folder, put_tokenizer, read_
 from yeoul.text.framing import Framing, frame
 from yeoul.text.sentencepiece_model import SPACE
 from yeoul.text.short_pieces import short_pieces
-from yeoul.text.streaming import StreamDecoder, token_bytes
+from yeoul.text.streaming import StreamDecoder, composed, composed_bytes, token_bytes
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Tokenizer:
     def load(cls, folder: str | Path) -> Tokenizer:
         """Load from a folder with `tokenizer.json`, `tokenizer.model`, or `vocab.json` and `merges.txt`.
 
-        A run's folder with such a folder `model` in it will do, too.
+        A run's folder with such a folder `model` in it will do, too, and a single file NAME.json or NAME.model.
 
         Raises:
             UserError: no such folder, no tokenizer in it, or a damaged one.
@@ -148,13 +148,16 @@ class Tokenizer:
         table = self._text_table if skip_special else how.table
         text = b"".join(token_bytes(table, token) for token in ids).decode("utf-8", "replace")
         text = text.replace(SPACE, " ") if how.space_mark else text
-        return text.removeprefix(" ") if how.strip_first_space else text
+        text = text.removeprefix(" ") if how.strip_first_space else text
+        return composed(text) if how.composes else text
 
     def stream(self, *, skip_special: bool = True) -> StreamDecoder:
         """A decoder that takes one id at a time and shows only whole characters."""
         how = self._decoding
         table = self._text_table if skip_special else how.table
-        return StreamDecoder(table, space_mark=how.space_mark, strip_first_space=how.strip_first_space)
+        return StreamDecoder(
+            table, space_mark=how.space_mark, strip_first_space=how.strip_first_space, composes=how.composes
+        )
 
     def pieces(self, text: str) -> list[str]:
         """The pieces of a text as the vocabulary writes them."""
@@ -266,8 +269,19 @@ class Tokenizer:
         return self._decoding.byte_ids
 
     def byte_lengths(self) -> list[int]:
-        """For each id, the UTF-8 bytes of text that it stands for: 0 for special tokens, 1 for a byte."""
+        """For each id, the UTF-8 bytes of text that it stands for: 0 for special tokens, 1 for a byte.
+
+        Where the tokenizer takes syllables apart, they are those of the composed text: the three bytes of a syllable
+        count with its first jamo.
+        """
+        if self._decoding.composes:
+            return [composed_bytes(text) for text in self._text_table]
         return [len(text) for text in self._text_table]
+
+    @property
+    def composes(self) -> bool:
+        """Whether it takes syllables apart into jamo (NFD), which `decode` composes again."""
+        return self._decoding.composes
 
     def token_bytes(self, token: int) -> bytes:
         """UTF-8 bytes of text that an id stands for, perhaps a part of a character."""

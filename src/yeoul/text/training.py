@@ -1,4 +1,4 @@
-"""Training of SentencePiece tokenizers, and the Hugging Face folder that holds one."""
+"""Training of tokenizers, by sentencepiece or by the library tokenizers, and the Hugging Face folder that holds one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from yeoul.errors import UserError
+from yeoul.text.byte_level_training import train_byte_level
 from yeoul.text.chat import CHAT_TOKENS, DEFAULT_TEMPLATE
 from yeoul.text.files import put_tokenizer
 from yeoul.text.hf_export import tokenizer_config, tokenizer_json
-from yeoul.text.nfc import nfc_tsv
+from yeoul.text.nfc import nfc_tsv, nfd_tsv
 from yeoul.text.sentencepiece_model import SPACE, Piece, PieceType, read_model, rewrite_model
 from yeoul.text.tokenizer import Tokenizer
 
@@ -31,6 +32,12 @@ THREADS = 2
 SCORE_STEPS = 256
 """Unigram scores are rounded to 1/256, so that sums of thousands of them are exact in sentencepiece's
 float32 as in tokenizers' float64, and equally good cuts tie in both."""
+KINDS = ("bpe", "unigram", "char", "byte-level")
+NORMALIZATIONS = ("nfc", "nfd", "identity")
+JAMO = tuple(
+    chr(c) for c in (*range(0x1100, 0x1200), *range(0xA960, 0xA97D), *range(0xD7B0, 0xD7C7), *range(0xD7CB, 0xD7FC))
+)
+"""All conjoining jamo, those of old Hangul too (Unicode standard, section 18.6); 357."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +50,19 @@ class TokenizerConfig:
 
     vocab_size: int = 8000
     """Number of ids, special tokens and bytes included."""
-    model_type: Literal["bpe", "unigram"] = "bpe"
-    """Kind of tokenizer."""
+    model_type: Literal["bpe", "unigram", "char", "byte-level"] = "bpe"
+    """Kind of tokenizer: bpe, unigram, char (each character a token, at most --vocab-size of them) or byte-level (BPE
+    over bytes, as in GPT-2 and Llama 3)."""
     character_coverage: float = 0.9995
     """Share of the text's characters that become pieces; the rest are spelled in bytes."""
     byte_fallback: bool = True
     """Spell unknown characters in bytes instead of losing them."""
-    normalization: Literal["nfc", "identity"] = "nfc"
-    """nfc composes decomposed Hangul and accents; identity leaves the text as it is."""
+    normalization: Literal["nfc", "nfd", "identity"] = "nfc"
+    """nfc composes decomposed Hangul and accents; nfd takes syllables apart into jamo, which are composed again when
+    ids become text; identity leaves the text as it is."""
+    old_hangul: bool = False
+    """Give each jamo of old Hangul a piece, whether the text has it or not: 357 ids. Otherwise a rare one is spelled in
+    three bytes."""
     user_symbols: tuple[str, ...] = ()
     """Strings that are always one token, wherever they occur."""
     split_digits: bool = False
@@ -63,13 +75,13 @@ class TokenizerConfig:
     """Noted in `tokenizer_config.json`."""
 
     def __post_init__(self) -> None:
-        if self.model_type not in ("bpe", "unigram"):
+        if self.model_type not in KINDS:
             what = f'there is no kind of tokenizer called "{self.model_type}"'
-            raise UserError(what, "--model-type", "use bpe or unigram")
-        if self.normalization not in ("nfc", "identity"):
-            raise UserError(
-                f'there is no normalization "{self.normalization}"', "--normalization", "use nfc or identity"
-            )
+            raise UserError(what, "--model-type", f"use {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+        if self.normalization not in NORMALIZATIONS:
+            what = f'there is no normalization "{self.normalization}"'
+            raise UserError(what, "--normalization", "use nfc, nfd or identity")
+        self._check_byte_level()
         if not 0.98 <= self.character_coverage <= 1:
             raise UserError("the character coverage must be between 0.98 and 1", "--character-coverage", "use 0.9995")
         if self.max_sentences <= 100:
@@ -82,6 +94,17 @@ class TokenizerConfig:
                 f"use at least {smallest} and room for the characters of the text",
             )
         self._check_user_symbols()
+
+    def _check_byte_level(self) -> None:
+        if self.model_type != "byte-level":
+            return
+        for flag, given, what in (
+            ("--no-byte-fallback", not self.byte_fallback, "byte-level BPE is made of bytes"),
+            ("--old-hangul", self.old_hangul, "byte-level BPE has no characters that could be given a piece"),
+            ("--add-dummy-prefix", self.add_dummy_prefix, "byte-level BPE is trained without a space before texts"),
+        ):
+            if given:
+                raise UserError(what, flag, "leave it out")
 
     @property
     def fixed_tokens(self) -> tuple[str, ...]:
@@ -97,8 +120,8 @@ class TokenizerConfig:
                 problem = "is empty or has a space in it"
             elif (self.fixed_tokens + (symbol,)).count(symbol) > 2:
                 problem = "is there already"
-            elif self.normalization == "nfc" and unicodedata.normalize("NFC", symbol) != symbol:
-                problem = "is not in NFC"
+            elif (form := _form(self.normalization)) and unicodedata.normalize(form, symbol) != symbol:
+                problem = f"is not in {form}"
             else:
                 continue
             raise UserError(f'the symbol "{symbol}" {problem}', "--user-symbols", "give another one")
@@ -110,8 +133,13 @@ class TokenizerConfig:
             )
 
 
+def _form(normalization: str) -> Literal["NFC", "NFD"] | None:
+    """The name that Unicode has for it."""
+    return {"nfc": "NFC", "nfd": "NFD"}.get(normalization)  # type: ignore[return-value]
+
+
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: str | Path) -> Tokenizer:
-    """Train on texts and write `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json`.
+    """Train on texts and write `tokenizer.model` (not of byte-level BPE), `tokenizer.json` and `tokenizer_config.json`.
 
     The same texts and configuration give the same bytes. Nothing is written unless all of it is.
 
@@ -126,11 +154,13 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: str |
     Raises:
         UserError: no text, or a vocabulary too large or too small for it.
     """
-    model = _train(texts, config)
-    parsed = read_model(model)
-    files = {
-        "tokenizer.model": model,
-        "tokenizer.json": tokenizer_json(parsed, nfc=config.normalization == "nfc").encode(),
+    if config.model_type == "byte-level":
+        vocabulary = {"tokenizer.json": _byte_level(texts, config).encode()}
+    else:
+        model = _train(texts, config)
+        own = tokenizer_json(read_model(model), form=_form(config.normalization))
+        vocabulary = {"tokenizer.model": model, "tokenizer.json": own.encode()}
+    files = vocabulary | {
         "tokenizer_config.json": tokenizer_config(
             special={"pad_token": PAD, "unk_token": UNKNOWN, "bos_token": BOS, "eos_token": EOS},
             chat_tokens=CHAT_TOKENS,
@@ -142,6 +172,16 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, folder: str |
     return Tokenizer.load(folder)
 
 
+def _byte_level(texts: Iterable[str], config: TokenizerConfig) -> str:
+    """The text of `tokenizer.json`."""
+    sentences = _Sentences(texts)
+    return train_byte_level(
+        sentences, vocab_size=config.vocab_size, special=(PAD, UNKNOWN, BOS, EOS, *CHAT_TOKENS),
+        symbols=config.user_symbols, normalization=config.normalization, split_digits=config.split_digits,
+        most_lines=config.max_sentences,
+    )  # fmt: skip
+
+
 def _train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
     """The serialized sentencepiece model."""
     from sentencepiece import SentencePieceTrainer
@@ -150,9 +190,9 @@ def _train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
     output = io.BytesIO()
     with tempfile.TemporaryDirectory() as scratch:
         options = _options(config)
-        if config.normalization == "nfc":
-            rules = Path(scratch) / "nfc.tsv"
-            rules.write_text(nfc_tsv(), encoding="ascii")
+        if config.normalization != "identity":
+            rules = Path(scratch) / "rules.tsv"
+            rules.write_text(nfc_tsv() if config.normalization == "nfc" else nfd_tsv(), encoding="ascii")
             options["normalization_rule_tsv"] = str(rules)
         try:
             SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=output, **options)
@@ -162,6 +202,8 @@ def _train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
             raise _user_error(str(error), config) or error from None
 
     def score(piece: Piece) -> float:
+        if config.model_type == "char" and piece.type == PieceType.NORMAL:
+            return 0.0  # no piece competes with another; that of a character which the text lacks would be -infinity
         if config.model_type == "bpe" or piece.type != PieceType.NORMAL:
             return piece.score
         return math.floor(piece.score * SCORE_STEPS + 0.5) / SCORE_STEPS
@@ -173,12 +215,13 @@ def _options(config: TokenizerConfig) -> dict[str, Any]:
     """Arguments of sentencepiece's trainer."""
     # A space must have a piece: spelled in bytes it would come back as "▁". The newline is no accident of the
     # text either. Unigram needs every character of the special tokens, see hf_export.UNREACHABLE.
-    required = SPACE + "\n"
+    required = SPACE + "\n" + ("".join(JAMO) if config.old_hangul else "")
     if config.model_type == "unigram":
         required += "".join(sorted(set("".join(config.fixed_tokens)) - set(required)))
     return {
         "model_type": config.model_type,
         "vocab_size": config.vocab_size,
+        "hard_vocab_limit": config.model_type != "char",  # of which a text may have fewer
         "character_coverage": config.character_coverage,
         "byte_fallback": config.byte_fallback,
         "user_defined_symbols": list(config.user_symbols),

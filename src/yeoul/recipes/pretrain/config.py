@@ -24,7 +24,7 @@ class TokenizerOptions:
     """Folder of a tokenizer; by default, one is trained on the data."""
     vocab_size: int = 8000
     """Vocabulary size of the tokenizer to train."""
-    model_type: Literal["bpe", "unigram"] = "bpe"
+    model_type: Literal["bpe", "unigram", "char", "byte-level"] = "bpe"
     """Algorithm of the tokenizer to train."""
     character_coverage: float = 0.9995
     """Share of the text's characters that the vocabulary covers; the rest are encoded as bytes."""

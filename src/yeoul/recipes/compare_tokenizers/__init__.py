@@ -1,0 +1,1 @@
+"""Tokenizers compared over one text: length, bits per byte of one small model, cost, speed."""
