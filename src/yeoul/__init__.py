@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from yeoul.recipes.sweep.run import sweep
     from yeoul.recipes.tasks.run import TasksConfig, TasksResult, evaluate_tasks
     from yeoul.recipes.tokenizer import TrainTokenizerConfig, inspect_tokenizer, train_tokenizer
+    from yeoul.recipes.translate.config import TranslateConfig
+    from yeoul.recipes.translate.result import TranslateResult
+    from yeoul.recipes.translate.run import translate
     from yeoul.text.tokenizer import Tokenizer
 
 _HOMES = {
@@ -107,6 +110,9 @@ _HOMES = {
     "InspectConfig": "yeoul.recipes.inspect_attention",
     "InspectResult": "yeoul.recipes.inspect_attention",
     "sweep": "yeoul.recipes.sweep.run",
+    "TranslateConfig": "yeoul.recipes.translate.config",
+    "TranslateResult": "yeoul.recipes.translate.result",
+    "translate": "yeoul.recipes.translate.run",
     "SweepConfig": "yeoul.recipes.sweep.config",
     "SweepResult": "yeoul.recipes.sweep.result",
     "evaluate_tasks": "yeoul.recipes.tasks.run",
@@ -161,6 +167,8 @@ __all__ = [
     "Tokenizer",
     "TokenizerComparison",
     "TrainTokenizerConfig",
+    "TranslateConfig",
+    "TranslateResult",
     "UserError",
     "__version__",
     "bench",
@@ -193,6 +201,7 @@ __all__ = [
     "stream",
     "sweep",
     "train_tokenizer",
+    "translate",
 ]
 
 

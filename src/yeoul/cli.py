@@ -38,6 +38,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "evaluate": "Perplexity, bits per byte and recall; a conversion against its teacher",
         "inspect": "Where each attention head looks, as a page: softmax, linear, side by side",
         "sweep": "Settings of sampling: accuracy against diversity, and which one to take",
+        "translate": "Translate by examples in the prompt: two systems side by side, scored",
         "bench": "Tokens per second and cache size at growing context lengths",
         "info": "Architecture, parameters and memory of a model",
         "runs": "The runs in a folder: how far each is, and what came of it",

@@ -60,6 +60,11 @@ def _setting(name: str) -> str | None:
     return value or None
 
 
+def endpoint_key() -> str | None:
+    """The key that OpenAI-compatible endpoints are given: OPENAI_API_KEY, as their clients have it."""
+    return _setting("OPENAI_API_KEY")
+
+
 def _integer_setting(name: str, default: int, minimum: int) -> int:
     value = _setting(name)
     if value is None:

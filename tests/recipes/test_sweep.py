@@ -16,6 +16,7 @@ from yeoul.cli import main
 from yeoul.errors import UserError
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.fingerprint import fingerprint
 from yeoul.recipes.saving import save_folder
 from yeoul.recipes.sweep import run as module
 from yeoul.recipes.sweep.config import SweepConfig
@@ -129,7 +130,7 @@ def test_results_of_another_sweep_are_not_mixed_in(tokenizer: Tokenizer, tmp_pat
     changed = build("softmax", tokenizer)
     with torch.no_grad():
         changed.output_weight[7, 3] += 0.01
-    assert module.fingerprint(module.Reader(changed, tokenizer)) != module.fingerprint(module.Reader(*model))
+    assert fingerprint(changed, tokenizer) != fingerprint(*model)
     assert len(sweep((changed, tokenizer), PROMPTS, tiny, out=out, overwrite=True).scores) == 1
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "a.txt").write_text("precious", encoding="utf-8")

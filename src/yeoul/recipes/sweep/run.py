@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from yeoul import runtime
 from yeoul.errors import UserError
 from yeoul.evaluate.nucleus import nucleus
 from yeoul.evaluate.sampling import GREEDY, PLAIN, Continuation, Reader, Setting, SettingScore, load_bleu, score_setting
 from yeoul.evaluate.tradeoff import tradeoff
-from yeoul.files import only_run, remove, write_json, write_text
+from yeoul.files import only_run, write_json
 from yeoul.infer.engine import prompt_ids
 from yeoul.infer.engine import run as generate
 from yeoul.recipes.command_line import command_line
+from yeoul.recipes.fingerprint import fingerprint
 from yeoul.recipes.loading import load
 from yeoul.recipes.model_folder import model_name
 from yeoul.recipes.options import Say, silent
-from yeoul.recipes.run_folder import made_in
+from yeoul.recipes.results_folder import ResultsFolder
 from yeoul.recipes.sweep.config import SweepConfig
 from yeoul.recipes.sweep.prompts import prompts_of
 from yeoul.recipes.sweep.report import sweep_report
 from yeoul.recipes.sweep.result import SweepResult
 from yeoul.report.page import write_report
-from yeoul.safe_json import parse, read_object
 from yeoul.train.interrupt import StopRequests
 from yeoul.train.log import Progress
 from yeoul.units import count, duration, rate
@@ -47,9 +42,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Of the measures: results of another version are not mixed with these."""
-SAMPLED = 1 << 22
-"""Numbers of each tensor that a model's fingerprint looks at: all of small ones, some of the largest."""
-SETTINGS, RESULTS, SUMMARY = "settings.json", "results.jsonl", "sweep.json"
+SUMMARY = "sweep.json"
 
 
 def sweep(
@@ -96,7 +89,8 @@ def sweep(
     if out is None:
         return work.go()
     folder = Path(out).expanduser()
-    with only_run(folder), work.kept_in(folder, overwrite):
+    with only_run(folder):
+        work.kept_in(folder, overwrite)
         result = work.go()
         line = command_line(
             "sweep", *([] if isinstance(model, tuple) else [model]), settings=config,
@@ -133,7 +127,7 @@ class _Sweep:
         self.settings = list(config.grid())
         self.done: dict[Setting, tuple[SettingScore, list[Continuation]]] = {}
         self.seconds = 0.0
-        self.file: Path | None = None
+        self.results: ResultsFolder | None = None
 
     def go(self) -> SweepResult:
         """Measure what is not known yet."""
@@ -202,82 +196,32 @@ class _Sweep:
 
     # -- what is on disk
 
-    @contextmanager
-    def kept_in(self, folder: Path, overwrite: bool) -> Iterator[None]:
-        """Results are read from a folder before and written into it from here on.
+    def kept_in(self, folder: Path, overwrite: bool) -> None:
+        """Results are read from a folder, and written into it from here on.
 
         Raises:
             UserError: it holds something else, or the results of another model, other prompts or other lengths.
         """
-        asked = self._asked()
-        ours = (folder / SETTINGS).is_file()
-        if made_in(folder) and not ours:
-            raise UserError("the folder is not that of a sweep", f"--out {folder}", "choose another folder")
-        if ours and not overwrite:
-            self._compare(folder, asked)
-        else:
-            for entry in sorted(made_in(folder), key=lambda entry: entry.name == SETTINGS):
-                remove(entry)
-            write_json(folder / SETTINGS, asked)
-        self.file = folder / RESULTS
-        self._read()
-        yield
+        words = {"version": "way of measuring", "model": "model or dtype", "judge": "second model"}
+        self.results = ResultsFolder(folder, self._asked(), "sweep", words)
+        self.results.open(overwrite, self._take)
 
     def _asked(self) -> dict[str, Any]:
         """All that decides the score of a setting, beside the setting itself."""
-        config = self.config
+        config, judge = self.config, self.judge
         return {
             "version": VERSION,
-            "model": fingerprint(self.own),
-            "judge": None if self.judge is None else fingerprint(self.judge),
+            "model": fingerprint(self.own.model, self.own.tokenizer),
+            "judge": None if judge is None else fingerprint(judge.model, judge.tokenizer),
             "prompts": [asdict(prompt) for prompt in self.distinct],
             "max-tokens": config.max_tokens, "samples": config.samples, "ignore-eos": config.ignore_eos,
             "self-bleu": config.self_bleu, "seed": config.seed,
         }  # fmt: skip
 
-    def _compare(self, folder: Path, asked: dict[str, Any]) -> None:
-        fix = "choose another --out, or start over with --overwrite"
-        before = read_object(folder / SETTINGS, finite=False, fix="start over with --overwrite")
-        other = [name for name, value in asked.items() if before.get(name) != value]
-        if other:
-            words = {"version": "way of measuring", "model": "model or dtype", "judge": "second model"}
-            what = ", ".join(words.get(name, name) for name in other)
-            raise UserError(f"the folder has results of a sweep with another {what}", f"--out {folder}", fix)
-
-    def _read(self) -> None:
-        """Results that are whole; a last line torn by a kill is dropped from the file."""
-        assert self.file is not None
-        if not self.file.is_file():
-            return
-        kept = []
-        for line in self.file.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                value = parse(line)
-                score = SettingScore.from_dict(value["score"])
-                texts = [Continuation(**own) for own in value["continuations"]]
-            except (ValueError, KeyError, TypeError):
-                continue
-            kept.append(line)
-            self.done[score.setting] = score, texts
-        write_text(self.file, "".join(line + "\n" for line in kept))
+    def _take(self, value: dict[str, Any]) -> None:
+        score = SettingScore.from_dict(value["score"])
+        self.done[score.setting] = score, [Continuation(**own) for own in value["continuations"]]
 
     def _write(self, score: SettingScore, texts: Sequence[Continuation]) -> None:
-        if self.file is None:
-            return
-        line = json.dumps({"score": score.as_dict(), "continuations": [asdict(t) for t in texts]}, ensure_ascii=False)
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-
-def fingerprint(reader: Reader) -> str:
-    """SHA-256 of what decides a model's texts: its configuration, its tokenizer, and numbers of every tensor."""
-    digest = hashlib.sha256(reader.tokenizer.fingerprint.encode())
-    digest.update(json.dumps(reader.model.config.to_dict(), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(reader.model.state_dict().items()):
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        flat = tensor.detach().flatten()
-        some = flat[:: max(1, flat.numel() // SAMPLED)].cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(some.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        if self.results is not None:
+            self.results.append({"score": score.as_dict(), "continuations": [asdict(text) for text in texts]})
