@@ -42,18 +42,19 @@ def _scores(result: TranslateResult) -> tuple[Section, ...]:
     dots: tuple[Dot, ...] = ()
     if len(result.sentences) == 2:
         dots = tuple(Dot(x=a, y=b) for a, b in zip(*result.sentences, strict=True))
+        dots += tuple(Dot(x=equal, y=equal, kind="reference", joined=True) for equal in (0.0, 100.0))
     better = [sum(b > a for a, b in zip(*result.sentences, strict=True)),
               sum(a > b for a, b in zip(*result.sentences, strict=True))] if dots else [0, 0]  # fmt: skip
     picture = Scatter(
         name="sentences", x_label="chrF of the first system", y_label="chrF of the second system", dots=dots,
         costs=False,
         caption=Text(
-            f"Each dot is a sentence. The second system is ahead in {better[0]}, the first in {better[1]}.",
-            f"점 하나가 문장 하나입니다. 두 번째가 나은 문장이 {better[0]}개, 첫 번째가 나은 문장이 {better[1]}개"
+            f"Each dot is a sentence; on the line both are as good. The second system is ahead in {better[0]}, the first in {better[1]}.",
+            f"점 하나가 문장 하나이고, 선 위에서는 둘이 같습니다. 두 번째가 나은 문장이 {better[0]}개, 첫 번째가 나은 문장이 {better[1]}개"
             "입니다.",
         ),
-        alt=Text(f"chrF of {len(dots)} sentences, one system against the other",
-                 f"두 번역의 문장별 chrF {len(dots)}개"),
+        alt=Text(f"chrF of {len(result.sources)} sentences, one system against the other",
+                 f"두 번역의 문장별 chrF {len(result.sources)}개"),
     )  # fmt: skip
     return (
         Section(
