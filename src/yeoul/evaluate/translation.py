@@ -93,7 +93,8 @@ def compare_translations(
     for name, signature in signatures.items():
         for own, result in zip(found, scores[name], strict=True):
             own[name] = MetricScore(
-                score=float(result.score), low=max(0.0, float(result.mean - result.ci)), high=float(result.mean + result.ci),
+                score=float(result.score), low=max(0.0, float(result.mean - result.ci)),
+                high=float(result.mean + result.ci),
                 p_value=None if result.p_value is None else float(result.p_value), signature=str(signature),
             )  # fmt: skip
     return found

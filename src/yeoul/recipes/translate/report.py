@@ -49,9 +49,10 @@ def _scores(result: TranslateResult) -> tuple[Section, ...]:
         name="sentences", x_label="chrF of the first system", y_label="chrF of the second system", dots=dots,
         costs=False,
         caption=Text(
-            f"Each dot is a sentence; on the line both are as good. The second system is ahead in {better[0]}, the first in {better[1]}.",
-            f"점 하나가 문장 하나이고, 선 위에서는 둘이 같습니다. 두 번째가 나은 문장이 {better[0]}개, 첫 번째가 나은 문장이 {better[1]}개"
-            "입니다.",
+            "Each dot is a sentence; on the line both are as good. The second system is ahead in "
+            f"{better[0]}, the first in {better[1]}.",
+            "점 하나가 문장 하나이고, 선 위에서는 둘이 같습니다. 두 번째가 나은 문장이 "
+            f"{better[0]}개, 첫 번째가 나은 문장이 {better[1]}개입니다.",
         ),
         alt=Text(f"chrF of {len(result.sources)} sentences, one system against the other",
                  f"두 번역의 문장별 chrF {len(result.sources)}개"),
