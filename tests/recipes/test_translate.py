@@ -132,6 +132,8 @@ def test_a_model_is_asked_with_and_without_examples(model: tuple[Decoder, Tokeni
 
             (alone,) = run(*model, [ids], SamplingParams(temperature=0, max_tokens=5, stop=stops))
             assert text == module.first_line(alone.text)
+    other = translate(model, PAIRS, TranslateConfig(shots=2, shots_b=2, max_tokens=5, chat=chat, chat_b=not chat))
+    assert other.translations[0] == result.translations[0] and len(set(other.systems)) == 2
     assert "points of chrF" in result.verdict.en and result.table().count("\n") == 2
 
 

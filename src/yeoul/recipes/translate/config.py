@@ -19,6 +19,8 @@ class TranslateConfig(Settings):
     chat: bool = False
     """Ask by the model's chat template, examples as earlier turns; otherwise a pattern of lines is continued. An
     endpoint is always asked so."""
+    chat_b: bool | None = None
+    """The same for the second system; when not given, as the first."""
     source_language: str = "Korean"
     """What the prompt calls the language of the sources."""
     target_language: str = "English"

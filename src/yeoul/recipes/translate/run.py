@@ -117,15 +117,16 @@ def _systems(
         UserError: they are the same.
     """
     own = config.shots_b if config.shots_b is not None else 0 if against is None else config.shots
-    if against is None and own == config.shots:
+    chats = config.chat if config.chat_b is None else config.chat_b
+    if against is None and (own, chats) == (config.shots, config.chat):
         what = f"both systems are the same model with {count(own, 'example')}"
         raise UserError(what, "--shots-b", "give --against, or another number")
-    first = _system(model, shown[: config.shots], config, device)
+    first = _system(model, _asking(shown[: config.shots], config, config.chat), config, device)
+    asking = _asking(shown[:own], config, chats)
     if against is None and isinstance(first, LocalSystem):
-        second: System = LocalSystem(first.name, first.model, first.tokenizer, _asking(shown[:own], config),
-                                     config.batch_size)  # fmt: skip
+        second: System = LocalSystem(first.name, first.model, first.tokenizer, asking, config.batch_size)
     else:
-        second = _system(model if against is None else against, shown[:own], config, device)
+        second = _system(model if against is None else against, asking, config, device)
     if first.name == second.name:
         for system, shots in ((first, config.shots), (second, own)):
             system.name = f"{system.name}, {shots}-shot"
@@ -134,16 +135,15 @@ def _systems(
     return [first, second]
 
 
-def _asking(shown: list[tuple[str, str]], config: TranslateConfig) -> Asking:
+def _asking(shown: list[tuple[str, str]], config: TranslateConfig, chat: bool) -> Asking:
     return Asking(
         examples=tuple(shown), languages=(config.source_language, config.target_language),
-        chat=config.chat, max_tokens=config.max_tokens,
+        chat=chat, max_tokens=config.max_tokens,
     )  # fmt: skip
 
 
-def _system(model: Loadable, shown: list[tuple[str, str]], config: TranslateConfig, device: str) -> System:
+def _system(model: Loadable, asking: Asking, config: TranslateConfig, device: str) -> System:
     """A system that is ready."""
-    asking = _asking(shown, config)
     if is_endpoint(model):
         return Endpoint(str(model), asking, config.timeout)
     loaded, tokenizer = model if isinstance(model, tuple) else load(model, device=device, dtype=config.dtype)
@@ -226,5 +226,5 @@ class _Translating:
         )  # fmt: skip
 
 
-DECISIVE = ("shots", "shots_b", "chat", "source_language", "target_language", "max_tokens")
+DECISIVE = ("shots", "shots_b", "chat", "chat_b", "source_language", "target_language", "max_tokens")
 """Settings that decide a translation."""
