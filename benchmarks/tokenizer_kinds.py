@@ -63,9 +63,12 @@ def main() -> None:
     parser.add_argument("--text-column", default="document")
     parser.add_argument("--published", nargs="*", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--bytes", type=int, default=3_000_000, help="text that tokenizers are trained on")
-    parser.add_argument("--train-bytes", type=int, default=1_000_000, help="text that each small model reads")
-    parser.add_argument("--val-bytes", type=int, default=100_000)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument(
+        "--train-bytes", type=int, default=300_000, help="text that each small model reads; 0: no model"
+    )
+    parser.add_argument("--val-bytes", type=int, default=50_000)
+    parser.add_argument("--hidden-size", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/tokenizer-study"))
     parser.add_argument("--json", type=Path, help="also write the values there")
     args = parser.parse_args()
@@ -88,11 +91,13 @@ def main() -> None:
             yeoul.Tokenizer.load(place).save(folder)
         folders.append(folder)
     config = yeoul.CompareTokenizersConfig.of(
-        val_data=str(val), val_bytes=args.val_bytes, train_bytes=args.train_bytes, batch_size=args.batch_size
-    )
+        val_data=str(val), val_bytes=args.val_bytes, train_bytes=args.train_bytes, segment_bytes=256, batch_size=8,
+        hidden_size=args.hidden_size, layers=args.layers, lr=4e-3, dtype="float32",
+    )  # fmt: skip
     result = yeoul.compare_tokenizers(
-        folders, str(train), config, out=args.out / "comparison", device="cpu", say=lambda text: print(text, flush=True)
-    )
+        folders, str(train), config, out=args.out / ("comparison" if args.train_bytes else "counts"), device="cpu",
+        say=lambda text: print(text, flush=True),
+    )  # fmt: skip
     print(result.table())
     if args.json:
         values = result.as_dict()

@@ -21,6 +21,7 @@ from yeoul.recipes.compare_tokenizers import run as module
 from yeoul.recipes.compare_tokenizers import small_model
 from yeoul.recipes.compare_tokenizers.config import CompareTokenizersConfig
 from yeoul.recipes.compare_tokenizers.old_hangul import JAMO, VERSES, tokens_per_old_jamo
+from yeoul.recipes.compare_tokenizers.report import comparison_report
 from yeoul.recipes.compare_tokenizers.result import TokenizerScore
 from yeoul.recipes.compare_tokenizers.run import compare_tokenizers, short_names
 from yeoul.recipes.compare_tokenizers.serving import serving_cost
@@ -180,6 +181,8 @@ def test_a_comparison_in_memory(folders: dict[str, Path], data: Path, monkeypatc
     assert "bits/B" in result.table() and result.table().count("\n") == 3
     untrained = compare_tokenizers([folders["bpe"]], str(data), replace(SMALL, train_bytes=0))
     assert untrained.scores[0].model is None and untrained.best is None and "bits/B" not in untrained.table()
+    picture = comparison_report(untrained).sections[0].scatter
+    assert picture is not None and [dot.y for dot in picture.dots] == [untrained.scores[0].serving.gigaflops]
 
 
 def test_the_verses_are_of_old_hangul() -> None:
@@ -188,7 +191,7 @@ def test_the_verses_are_of_old_hangul() -> None:
 
 def test_cost_of_serving() -> None:
     """By the shapes of the model: 2 FLOPs a parameter and token, a key and a value of each layer."""
-    model = Decoder(SMALL.shape("1m", 1000, 64))
+    model = Decoder(SMALL.served_shape(1000))
     cost = serving_cost(SMALL, 1000, 0.5)
     assert cost.parameters == model.num_parameters() and cost.embedding == 1000 * 128 and cost.tokens == 500
     assert cost.gigaflops == pytest.approx(2 * model.num_parameters() * 500 / 1e9)

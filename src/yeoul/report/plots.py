@@ -17,15 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from yeoul.report.content import Curve, Dot, Report, Scatter, SpeedPoint, Text, Words
+from yeoul.report.content import Curve, Report, Scatter, SpeedPoint, Text, Words
+from yeoul.report.dot_labels import dot_labels
 from yeoul.report.languages import LANGUAGES, text
 from yeoul.units import short, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Box = tuple[float, float, float, float]
-"""Left, lower, right and upper edge, points."""
 INK = "#6b7480"
 PANEL = (3.3, 2.5)
 """Inches of a panel: three stand side by side on a wide page, one fills a phone."""
@@ -119,47 +118,14 @@ def scatter(content: Scatter) -> Plot:
             axes.set_yscale("log")
             _plain_log_ticks(axes, [dot.y for dot in content.dots])
             axes.invert_yaxis()
-        _dot_labels(axes, [dot for dot in content.dots if dot.label], [(dot.x, dot.y) for dot in content.dots])
+        shown = sorted((dot for dot in content.dots if dot.label), key=lambda dot: (dot.kind != "chosen", dot.x))
+        labels = [(dot.x, dot.y, text(dot.label).en, DOTS[dot.kind]["color"]) for dot in shown]
+        dot_labels(axes, labels, [(dot.x, dot.y) for dot in content.dots], INK)
         axes.set_xlabel(content.x_label)
         axes.set_ylabel(content.y_label)
 
     panel = Panel(name=content.name, title="", svg=_svg(content.name, SCATTER, draw))
     return Plot(name=content.name, caption=content.caption, alt=content.alt, panels=(panel,))
-
-
-LABEL_PLACES = ((8, 7), (8, -12), (8, -3), (8, 17), (8, -22), (8, 27), (8, -32))
-"""Where the label of a dot may stand, points to the side and up; the first where it covers nothing is taken."""
-LABEL_LETTER, LABEL_HEIGHT = 5.4, 10.0
-"""Points that a letter and a line of a label take."""
-
-
-def _dot_labels(axes: Axes, dots: Sequence[Dot], all_dots: Sequence[tuple[float, float]]) -> None:
-    """Labels on the side where there is more room, moved up or down where they would cover dots or each other."""
-    low, high = axes.get_xlim()
-    width, height = axes.get_figure().get_size_inches() * 60  # type: ignore[union-attr]  # of the panel, points
-    to_points = axes.transScale + axes.transLimits
-    places = [to_points.transform(dot) * (width, height) for dot in all_dots]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
-    for dot in dots:
-        right, label = dot.x > (low + high) / 2, text(dot.label).en
-        x, y = to_points.transform((dot.x, dot.y)) * (width, height)
-
-        def box(place: tuple[float, float], x: float = x, y: float = y, r: bool = right, n: int = len(label)) -> Box:
-            aside, up = place
-            start = x - aside - n * LABEL_LETTER if r else x + aside
-            return start, y + up - 2, start + n * LABEL_LETTER, y + up - 2 + LABEL_HEIGHT
-
-        free = (place for place in LABEL_PLACES if not any(_touch(box(place), other) for other in taken))
-        aside, up = next(free, LABEL_PLACES[0])
-        taken.append(box((aside, up)))
-        axes.annotate(
-            label, (dot.x, dot.y), xytext=(-aside if right else aside, up), textcoords="offset points",
-            ha="right" if right else "left", color=DOTS[dot.kind]["color"], fontweight="bold", fontsize=8.5,
-        )  # fmt: skip
-
-
-def _touch(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _plain_log_ticks(axes: Axes, values: Sequence[float]) -> None:

@@ -34,6 +34,10 @@ class CompareTokenizersConfig(Settings):
     """Sequences of one step."""
     preset: str = "1m"
     """The small model, by the name of a preset of `yeoul pretrain`; its vocabulary is the tokenizer's."""
+    hidden_size: int | None = None
+    """Hidden size of the small model, instead of the preset's."""
+    layers: int | None = None
+    """Its number of layers, instead of the preset's."""
     lr: float = 2e-3
     """Peak learning rate."""
     most_rows: int = 32_768
@@ -62,14 +66,27 @@ class CompareTokenizersConfig(Settings):
             dtype=self.dtype, eval_every=0, save_every=200, keep_last=1,
         )  # fmt: skip
 
-    def shape(self, name: str, vocab_size: int, longest: int) -> ModelConfig:
-        """A preset's shape.
+    def small_shape(self, vocab_size: int, longest: int) -> ModelConfig:
+        """The small model's.
 
         Args:
-            name: of the preset.
             vocab_size: rows of the embedding, which is the output projection too.
             longest: tokens of a sequence.
+
+        Raises:
+            UserError: the shape is impossible.
+        """
+        from yeoul.recipes.pretrain.config import ShapeOptions
+
+        options = ShapeOptions(preset=self.preset, hidden_size=self.hidden_size, layers=self.layers)
+        return options.model_config(longest, vocab_size=vocab_size)
+
+    def served_shape(self, vocab_size: int) -> ModelConfig:
+        """That of the model by which the cost of serving is computed.
+
+        Raises:
+            UserError: there is no such preset.
         """
         from yeoul.model.config import preset
 
-        return preset(name, vocab_size=vocab_size, max_position_embeddings=longest)
+        return preset(self.serve, vocab_size=vocab_size)

@@ -33,7 +33,7 @@ def comparison_report(result: TokenizerComparison, line: str = "") -> Report:
 
 
 def _all(result: TokenizerComparison) -> Section:
-    heads, rows = result.rows()
+    heads, rows = result.rows(without=("GFLOP per 1,000 characters", "cache per 1,000 characters"))
     best = {i for i, score in enumerate(result.scores) if score is result.best}
     return Section(
         heading=Text("Length, and what a model learns", "길이와 모델이 배우는 정도"),
@@ -58,25 +58,32 @@ def _all(result: TokenizerComparison) -> Section:
 
 
 def _picture(result: TokenizerComparison) -> Scatter | None:
-    shown = [score for score in result.scores if score.model is not None and score.fit.bytes_per_token]
+    """Bits per byte against length; without small models what serving costs instead."""
+    shown = [score for score in result.scores if score.fit.bytes_per_token]
+    if trained := [score for score in shown if score.model is not None]:
+        shown = trained
     if not shown:
         return None
     dots = tuple(
-        Dot(x=score.fit.bytes_per_token or 0.0, y=score.model.bits_per_byte, label=score.name,
-            kind="chosen" if score is result.best else "edge")
+        Dot(
+            x=score.fit.bytes_per_token or 0.0, label=score.name, kind="chosen" if score is result.best else "edge",
+            y=score.serving.gigaflops if score.model is None else score.model.bits_per_byte,
+        )
         for score in shown
-        if score.model is not None
     )  # fmt: skip
     names = ", ".join(score.name for score in shown)
+    bits = Text("the small model needs fewer bits for the same text", "작은 모델이 같은 텍스트에 비트를 적게 씁니다")
+    cost = Text("serving the same text costs less", "같은 텍스트를 서비스하는 비용이 낮습니다")
+    up = bits if trained else cost
     return Scatter(
-        name="tokenizers", x_label="bytes per token (more is shorter)", y_label="bits per byte of held-out text",
-        dots=dots,
+        name="tokenizers", x_label="bytes per token (more is shorter)", dots=dots,
+        y_label="bits per byte of held-out text" if trained else "GFLOP per 1,000 characters",
         caption=Text(
-            "To the right, sequences are shorter; up, the small model needs fewer bits for the same text.",
-            "오른쪽일수록 시퀀스가 짧고, 위로 갈수록 작은 모델이 같은 텍스트에 비트를 적게 씁니다.",
+            f"To the right, sequences are shorter; up, {up.en}.", f"오른쪽일수록 시퀀스가 짧고, 위로 갈수록 {up.ko}."
         ),
         alt=Text(
-            f"Bits per byte against bytes per token: {names}", f"토큰당 바이트에 따른 바이트당 비트: {names}"
+            f"{'Bits per byte' if trained else 'GFLOP'} against bytes per token: {names}",
+            f"토큰당 바이트에 따른 {'바이트당 비트' if trained else 'GFLOP'}: {names}",
         ),
     )  # fmt: skip
 
@@ -87,17 +94,22 @@ def _model(result: TokenizerComparison) -> tuple[Section, ...]:
     head = ("", "bits per byte", "without embedding", "embedding", "parameters", "tokens read", "training",
             "scoring, KB/s")  # fmt: skip
     config = result.config
+    changed = ((config.hidden_size, "hidden size", "폭"), (config.layers, "layers", "층"))
+    shape = Text(
+        config.preset + "".join(f", {name} {value}" for value, name, _ in changed if value is not None),
+        config.preset + "".join(f", {name} {value}" for value, _, name in changed if value is not None),
+    )
     return (
         Section(
             heading=Text("The small model", "작은 모델"),
             paragraphs=(
                 Text(
-                    f"Preset {config.preset}, trained with each tokenizer on the same {size(result.train_bytes)} of "
+                    f"Preset {shape.en}, trained with each tokenizer on the same {size(result.train_bytes)} of "
                     f"text, once, in the same order: sequences of at most {config.segment_bytes:,} bytes, "
                     f"{config.batch_size} in a step. Only the embedding, which is the output projection too, differs "
                     f"in size. Bits per byte are those of all tokens over the bytes of the text, whatever its tokens "
                     f"are; for each byte that a tokenizer loses 8 bits are charged.",
-                    f"프리셋 {config.preset} 모델을 토크나이저마다 같은 텍스트 {size(result.train_bytes)}로 같은 "
+                    f"프리셋 {shape.ko} 모델을 토크나이저마다 같은 텍스트 {size(result.train_bytes)}로 같은 "
                     f"순서로 "
                     f"한 번 학습했습니다. 시퀀스는 {config.segment_bytes:,}바이트 이하이고 한 스텝에 "
                     f"{config.batch_size}개씩입니다. 크기가 다른 것은 출력 투영을 겸하는 임베딩뿐입니다. 바이트당 "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -153,6 +153,11 @@ class TokenizerComparison:
         if best is None:
             return length
         bits = f"{_bits(best):.3f}"
+        if best is short:
+            length = Text(
+                f"It makes the shortest sequences too: {lengths} bytes per token.",
+                f"시퀀스도 가장 짧습니다(토큰당 {lengths}바이트).",
+            )
         return Text(
             f"With {best.name} the small model needs the fewest bits for a byte of held-out text: {bits}. {length.en}",
             f"작은 모델이 따로 둔 텍스트의 1바이트에 가장 적은 비트를 쓰는 것은 {best.name}입니다({bits}비트). "
@@ -166,9 +171,10 @@ class TokenizerComparison:
             "val_bytes": self.val_bytes, "why": asdict(self.why), "scores": [score.as_dict() for score in self.scores],
         }  # fmt: skip
 
-    def rows(self) -> tuple[list[str], list[list[str]]]:
-        """Heads and rows of the table, the name first; columns that nothing fills are left out."""
-        used = [(head, cell) for head, cell in COLUMNS if any(cell(score) != "–" for score in self.scores)]
+    def rows(self, without: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
+        """Heads and rows of the table, the name first; columns that nothing fills are left out, and those `without`."""
+        filled = [(head, cell) for head, cell in COLUMNS if any(cell(score) != "–" for score in self.scores)]
+        used = [(head, cell) for head, cell in filled if head not in without]
         return ["", *(head for head, _ in used)], [
             [score.name, *(cell(score) for _, cell in used)] for score in self.scores
         ]

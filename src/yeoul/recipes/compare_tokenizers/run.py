@@ -80,7 +80,7 @@ def compare_tokenizers(
     places = [f"tokenizer {i}" if isinstance(own, Tokenizer) else str(own) for i, own in enumerate(tokenizers, 1)]
     named = list(zip(short_names(places), places, opened, strict=True))
     serving_cost(config, opened[0].vocab_size, 1.0)  # presets are checked before anything is read
-    config.shape(config.preset, opened[0].vocab_size, config.segment_bytes)
+    config.small_shape(opened[0].vocab_size, config.segment_bytes)
     corpus = read_corpus(data, config)
     with given_or_temporary(out) as folder, only_run(folder):
         _begin(folder, corpus, config, device, overwrite)

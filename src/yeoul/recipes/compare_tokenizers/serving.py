@@ -11,7 +11,6 @@ from yeoul.recipes.info.sizes import count_parameters, skeleton_shapes
 
 HALF = 2
 """Bytes of a number in the cache: bfloat16 or float16."""
-POSITIONS = 2048
 TEXT = 1000
 """Characters of the text that costs are given for."""
 
@@ -46,7 +45,7 @@ def serving_cost(config: CompareTokenizersConfig, vocab_size: int, tokens_per_ch
     Raises:
         UserError: there is no such preset.
     """
-    shape = config.shape(config.serve, vocab_size, POSITIONS)
+    shape = config.served_shape(vocab_size)
     counts = count_parameters(skeleton_shapes(shape))
     parameters, embedding = sum(counts.values()), counts["embeddings"]
     # A lookup in the embedding costs nothing; where it is the output projection too, that is multiplied with.

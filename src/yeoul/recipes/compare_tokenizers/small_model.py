@@ -94,7 +94,7 @@ def train_small_model(
     items, scored = ([_item(own, rows) for own in texts] for texts in (ids, unseen))
     longest = max(len(item[0]) for item in (*items, *scored))
     runtime.seed_everything(config.seed)
-    model = Decoder(config.shape(config.preset, int(rows.max()) + 1, longest)).to(place)
+    model = Decoder(config.small_shape(int(rows.max()) + 1, longest)).to(place)
     if model.output_weight is not model.model.embed_tokens.weight:
         raise UserError(f"the preset {config.preset} has an output projection of its own", "--preset", "use another")
     settings = config.training(len(items))
