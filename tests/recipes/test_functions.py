@@ -151,8 +151,23 @@ def test_learning_rates_follow_the_map_and_the_size_of_the_model() -> None:
     assert rates({}, 268_098_176) == (5e-4, 5e-4, 3e-5, 3e-5)
     assert rates({"train_distil": "all", "train_finetune": "low-rank"}, 268_098_176) == (5e-4, 5e-4, 1e-5, 1e-4)
     assert rates({"lr": 3e-4, "map_lr": 1e-3, "align_lr": 2e-3}, 268_098_176) == (2e-3, 1e-3, 3e-4, 3e-5)
-    planned = yeoul.LinearizeConfig.of(batch_size=1).planned(1_000_000, 1024, 268_098_176)
+    planned = yeoul.LinearizeConfig().planned(1_000_000, 1024, 268_098_176)
     assert planned["align"].lr == 5e-4 and planned["distil"].lr == 3e-5
+
+
+def test_large_models_get_small_steps_and_recall_texts() -> None:
+    for flags, parameters, batch, recall in (
+        ({}, 10_000_000, 8, 0.0), ({}, 268_098_176, 1, 0.2), ({"batch_size": 4}, 268_098_176, 4, 0.2),
+        ({"exact": "0"}, 268_098_176, 1, 0.0), ({"attention": "dijiang"}, 268_098_176, 1, 0.0),
+        ({"recall_share": 0.0}, 268_098_176, 1, 0.0), ({"recall_share": 0.5}, 10_000_000, 8, 0.5),
+    ):  # fmt: skip
+        config = yeoul.LinearizeConfig.of(**flags)
+        assert config.stages(parameters).recall_share == recall
+        assert {s.batch_size for s in config.planned(200_000, 512, parameters).values()} == {batch}
+    rows = lambda budget: yeoul.LinearizeConfig().planned(budget, 2048, 268_098_176)["distil"].batch_size  # noqa: E731
+    assert [rows(budget) for budget in (20_000, 4_096_000, 100_000_000)] == [1, 4, 8]
+    with pytest.raises(UserError, match="--recall-share"):
+        yeoul.LinearizeConfig.of(recall_share=1.5)
 
 
 @pytest.mark.parametrize(

@@ -177,13 +177,16 @@ class Material:
         tokenizer: any.
         text: ids of held-out text without special tokens: fillers are pieces of it.
         lead: filler tokens before everything else, so that attention sinks see no pair.
+        words: what `whole_words` finds, where it is known: a large vocabulary takes seconds.
 
     Raises:
         UserError: the tokenizer has fewer than 8 whole words, or the text is shorter than `lead`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, text: Sequence[int], *, lead: int = 4) -> None:
-        self.words = whole_words(tokenizer)
+    def __init__(
+        self, tokenizer: Tokenizer, text: Sequence[int], *, lead: int = 4, words: list[int] | None = None
+    ) -> None:
+        self.words = whole_words(tokenizer) if words is None else words
         self.text, self.lead = list(text), lead
         self.newline = line_break(tokenizer)
         self.begin = list(tokenizer.framing.begin)
@@ -272,7 +275,14 @@ def _mqar_item(material: Material, pairs: int, distance: int, rng: random.Random
 
 
 def recall_rows(
-    tokenizer: Tokenizer, text: Sequence[int], *, rows: int, length: int, pairs: int = 16, seed: int = 0
+    tokenizer: Tokenizer,
+    text: Sequence[int],
+    *,
+    rows: int,
+    length: int,
+    pairs: int = 16,
+    seed: int = 0,
+    words: list[int] | None = None,
 ) -> list[list[int]]:
     """Texts whose end asks for what their beginning said, to fit or to train a memory on.
 
@@ -286,12 +296,13 @@ def recall_rows(
         length: tokens of each.
         pairs: at most; fewer in short texts, and where the tokenizer has few whole words.
         seed: the same seed makes the same texts.
+        words: see `Material`.
 
     Returns:
         The ids of each; none where the tokenizer or the text has too little for them.
     """
     try:
-        material = Material(tokenizer, text)
+        material = Material(tokenizer, text, words=words)
     except UserError:
         return []
     pairs = min(pairs, length // 8, len(material.words) // 2)

@@ -131,7 +131,7 @@ def plan_linearizing(teacher: Decoder, config: LinearizeConfig, plan: dict[str, 
     from yeoul.train.distill import alignment_objective, distillation_objective
     from yeoul.train.loss import language_model_objective
 
-    batch_size = config.habits.batch_size
+    batch_size = config.habits.common(plan["context"]).batch_size
     teacher.requires_grad_(False)
     student = convert(teacher, config.conversion.conversion(teacher.config, config.habits.seed))
     objectives: dict[str, Objective] = {

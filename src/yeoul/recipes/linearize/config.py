@@ -39,6 +39,11 @@ RATE, LARGE = 1e-4, 100_000_000
 LARGE_RATES: Mapping[Trained, float] = {"all": 1e-5, "attention": 3e-5}
 """Learning rates of the teacher's weights, and above so many parameters, by what is trained: there one step of the
 first makes models worse."""
+BATCH, LARGE_STEPS = 8, 500
+"""Sequences of a step when none are given; above `LARGE` parameters fewer, if so many steps of them would be more than
+the budget: there a budget that one can wait for is small."""
+LARGE_RECALL = 0.2
+"""Share of recall texts, above `LARGE` parameters: smaller models hardly recall, so there is nothing to keep."""
 MAP_RATE, CODEBOOK_RATE = 5e-3, 5e-4
 """Learning rates of feature maps. A codebook begins where it has only little to learn."""
 LEAST_PATIENCE = 10
@@ -217,9 +222,13 @@ class StageOptions:
     eighth with a vocabulary of more than 65,536 tokens, whose output layer takes longer than the rest of the model."""
     kl_weight: float = 1.0
     """Weight of the divergence from the teacher in distillation; the rest is cross-entropy on the text."""
+    recall_share: float | None = None
+    """Share of distillation's sequences that are made to end with questions about their beginning; when not given, 0,
+    but 0.2 above 100 million parameters where a layer keeps exact pairs."""
 
     def __post_init__(self) -> None:
-        for flag, share in (("--align-share", self.align_share), ("--finetune-share", self.finetune_share)):
+        shares = {"align": self.align_share, "finetune": self.finetune_share, "recall": self.recall_share or 0.0}
+        for flag, share in ((f"--{name}-share", share) for name, share in shares.items()):
             if not 0 <= share <= 1:
                 raise UserError(f"{share} is not a share between 0 and 1", flag)
         if self.align_share + self.finetune_share > 1:
@@ -297,6 +306,9 @@ class StageOptions:
 class LinearizeTraining(TrainHabits):
     """How the stages are trained: `TrainConfig` without the settings that the budget decides."""
 
+    batch_size: int | None = None  # type: ignore[assignment]
+    """Sequences per step; when not given, 8, but above 100 million parameters fewer if the budget has less than 500
+    such steps."""
     context: int | None = None
     """Tokens per sequence; when not given, the model's own length, but at most 2,048, or less if nothing else fits into
     memory."""
@@ -318,14 +330,16 @@ class LinearizeTraining(TrainHabits):
     """Newest checkpoints of a stage to keep; the best by validation loss is kept beside them."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or (self.context is not None and self.context < 2):
+        if any(given is not None and given < least for given, least in ((self.batch_size, 1), (self.context, 2))):
             raise UserError("a step needs at least one sequence of two tokens", "--batch-size, --context")
         self.common(2)  # raises where a value is out of range
 
-    def common(self, context: int) -> TrainConfig:
-        """What all stages share, in sequences of so many tokens."""
+    def common(self, context: int, parameters: int = 0, budget: int = 0) -> TrainConfig:
+        """What all stages share, in sequences of so many tokens, of a model of so many parameters and for a budget."""
         habits = {f.name: getattr(self, f.name) for f in fields(TrainHabits)}
-        return TrainConfig(**(habits | {"patience": self.patience or 0}), context=context)
+        few = max(1, min(BATCH, budget // (LARGE_STEPS * context)))
+        batch = self.batch_size or (few if parameters > LARGE else BATCH)
+        return TrainConfig(**(habits | {"patience": self.patience or 0, "batch_size": batch}), context=context)
 
     def patient(self, planned: Mapping[Stage, TrainConfig]) -> dict[Stage, TrainConfig]:
         """The stages' settings with the patience that is given, or a fifth of each."""
@@ -398,7 +412,9 @@ class LinearizeConfig(Settings):
     def planned(self, budget: int, context: int, parameters: int = 0) -> dict[Stage, TrainConfig]:
         """Settings of the stages, in order, for a budget in tokens and sequences of so many, of a model of so many
         parameters."""
-        return self.habits.patient(self.stages(parameters).plan(budget, self.habits.common(context)))
+        return self.habits.patient(
+            self.stages(parameters).plan(budget, self.habits.common(context, parameters, budget))
+        )
 
     def stages(self, parameters: int) -> StageOptions:
         """The stages with what is given of their learning rates and of what they train, and the rest by feature map
@@ -407,9 +423,13 @@ class LinearizeConfig(Settings):
         given, large = self.training, parameters > LARGE
         usual: Trained = "attention" if large else "all"
         distil, finetune = given.train_distil or usual, given.train_finetune or usual
+        recall = given.recall_share
+        if recall is None:
+            keeps = self.conversion.attention == "hybrid" and self.conversion.exact != "0"
+            recall = LARGE_RECALL if large and keeps else 0.0
         rates = LARGE_RATES if large else {}
         return replace(
             given, align_lr=given.align_lr or maps, map_lr=given.map_lr or maps, train_distil=distil,
             train_finetune=finetune, lr=given.lr or rates.get(distil, RATE),
-            finetune_lr=given.finetune_lr or rates.get(finetune, RATE),
+            finetune_lr=given.finetune_lr or rates.get(finetune, RATE), recall_share=recall,
         )  # fmt: skip

@@ -66,8 +66,8 @@ def fit(
     flags += ", or a shorter --context" if habits.context is not None else ""
     flags += ", or leave --micro-batch out" if habits.micro_batch is not None else ""
     return fitting.fit(
-        needs, fitting.asked_of(settings), place, batch=habits.batch_size, settings=settings, out=out, goes_on=goes_on,
-        contexts=[n for n in shorter if n >= max(SHORTEST, 2 * conversion.window)], flags=flags,
+        needs, fitting.asked_of(settings), place, batch=settings.batch_size, settings=settings, out=out,
+        goes_on=goes_on, contexts=[n for n in shorter if n >= max(SHORTEST, 2 * conversion.window)], flags=flags,
     )  # fmt: skip
 
 

@@ -41,6 +41,7 @@ from yeoul.recipes.linearize.evaluation import Evaluation, Evaluator, record_of
 from yeoul.recipes.linearize.introduction import cache_line, choices, time_lines, warnings
 from yeoul.recipes.linearize.layers import check_layers, kept_layers
 from yeoul.recipes.linearize.memory import CALIBRATION_CONTEXT
+from yeoul.recipes.linearize.recall_text import RecallLoader
 from yeoul.recipes.linearize.stages import Recipe, StageResult, run_stages
 from yeoul.recipes.machine import machine_facts
 from yeoul.recipes.model_folder import ModelFolder
@@ -248,7 +249,7 @@ class _Linearization:
         recipe = Recipe(
             settings=self.config.planned(budget, context, parameters), trains=stages.trained, align_on=stages.align_on,
             rank=stages.rank, map_lr=stages.map_lr, kl_weight=stages.kl_weight, temperature=stages.temperature,
-            positions=stages.positions(self.teacher.config.vocab_size),
+            positions=stages.positions(self.teacher.config.vocab_size), recall_share=stages.recall_share or 0.0,
         )  # fmt: skip
         for stage in recipe.settings:
             if recipe.trains[stage] == "maps" and not learns_alone(self.student):
@@ -286,12 +287,16 @@ class _Linearization:
         self.val_tokens = config.scoring.validation(self.budget)
         if goes_on and config.scoring.val_tokens is None and not (out / fitting.RECORD).is_file():
             self.val_tokens = LARGEST_VALIDATION  # as runs had it that recorded nothing
-        self.loader(0)  # too little text is said before anything is written
+        self.loader(1)  # too little text is said before anything is written
 
-    def loader(self, stage: int) -> PackedLoader:
-        """Text for the stage of this number."""
-        habits = self.config.habits
-        return PackedLoader(self.shards, batch_size=habits.batch_size, context=self.context, seed=habits.seed + stage)
+    def loader(self, stage: int) -> PackedLoader | RecallLoader:
+        """Text for the stage of this number, from 1."""
+        name, settings = list(self.recipe.settings.items())[stage - 1]
+        loader = PackedLoader(
+            self.shards, batch_size=settings.batch_size, context=self.context, seed=settings.seed + stage
+        )
+        share = self.recipe.recall_share if name == "distil" else 0.0
+        return RecallLoader(loader, self.tokenizer, share) if share else loader
 
     def introduction(self) -> list[str]:
         """What decides the result, what fits, and where the budget is too small."""

@@ -25,7 +25,6 @@ from yeoul.adapt.linearize import (
 from yeoul.adapt.lora.api import add_lora, lora_layers, merge_and_unload
 from yeoul.adapt.lora.config import LoraConfig
 from yeoul.adapt.lora.layers import dense
-from yeoul.data.loader import PackedLoader
 from yeoul.errors import UserError
 from yeoul.evaluate.energy import Energy, Meter, stretched, total
 from yeoul.files import new_file, write_json
@@ -38,7 +37,7 @@ from yeoul.safe_json import read
 from yeoul.train.config import TrainConfig
 from yeoul.train.distill import alignment_objective, distillation_objective
 from yeoul.train.kept import put_weights
-from yeoul.train.loop import TrainResult, train
+from yeoul.train.loop import Loader, TrainResult, train
 from yeoul.train.loss import Objective, language_model_objective
 from yeoul.train.optim import Rates, trainable_parameters
 from yeoul.train.progress import standing
@@ -64,6 +63,7 @@ class Recipe:
         kl_weight: of the distillation.
         temperature: of the distillation.
         positions: of the distillation: the share of the positions at which predictions are compared.
+        recall_share: of the distillation: the share of its rows that are recall texts.
 
     Raises:
         UserError: the alignment loss does not depend on what the stage is to train.
@@ -79,6 +79,7 @@ class Recipe:
     kl_weight: float = 1.0
     temperature: float = 1.0
     positions: float = 1.0
+    recall_share: float = 0.0
 
     def __post_init__(self) -> None:
         if "align" in self.settings and self.align_on == "outputs" and self.trains["align"] in ("all", "low-rank-all"):
@@ -116,7 +117,8 @@ class Recipe:
             how = {
                 "align": f"on {self.align_on}",
                 "distil": f"KL weight {self.kl_weight:g}, temperature {self.temperature:g}"
-                + ("" if self.positions == 1 else f", at {100 * self.positions:g} % of the positions"),
+                + ("" if self.positions == 1 else f", at {100 * self.positions:g} % of the positions")
+                + ("" if not self.recall_share else f", {100 * self.recall_share:g} % recall texts"),
                 "finetune": "cross-entropy",
             }[stage]
             what = self.trains[stage] + (f" (rank {self.rank})" if self.trains[stage].startswith("low-rank") else "")
@@ -137,6 +139,7 @@ class Recipe:
         if stage == "distil":
             own |= {"kl_weight": self.kl_weight, "temperature": self.temperature}
             own |= {} if self.positions == 1 else {"positions": self.positions}
+            own |= {"recall_share": self.recall_share} if self.recall_share else {}
         return own
 
 
@@ -179,7 +182,7 @@ def run_stages(
     student: Decoder,
     folder: Path,
     *,
-    make_loader: Callable[[int], PackedLoader],
+    make_loader: Callable[[int], Loader],
     save_model: Callable[[Decoder, Path], None],
     validate: Callable[[], dict[str, float]],
     identity: Mapping[str, object],
