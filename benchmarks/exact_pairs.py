@@ -9,7 +9,8 @@ are scored; scores and codebooks are fitted on the other half, on train.tsv.xz, 
 the end of a text. Losses are taken at every fourth position behind the window; kept is the share of the gain that the
 model has over itself cut to window and sinks. Recall: eight four-digit numbers told at the beginning are asked for at
 the end, right where all four digits are the likeliest; three texts a length. "newest" keeps the newest pairs, which is
-a longer window of as many bytes, "random" any. Prints a table and writes JSON.
+a longer window of as many bytes, "random" any. With `--converted` a folder that `yeoul linearize` made of MODEL is
+scored too, whole and without its parts. Prints a table and writes JSON.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from yeoul.recipes.caches import cache_bytes
 from yeoul.recipes.model_folder import ModelFolder
 from yeoul.text.tokenizer import Tokenizer
 
-SINKS, STRIDE, ROWS = 4, 4, 2
+SINKS, STRIDE = 4, 4
 NAMES = (
     "Anna Boris Clara David Emma Felix Grace Henry Irene Jacob Karen Louis Maria Nathan Olivia Peter Quentin Rachel "
     "Simon Teresa Ursula Victor Wendy Xavier"
@@ -72,8 +73,8 @@ class Chosen(nn.Module):
 class Texts:
     """Token ids without begin token: what is fitted on, and what is scored."""
 
-    def __init__(self, tokenizer: Tokenizer, novel: Path, reviews: Path) -> None:
-        self.tokenizer, self.begin = tokenizer, list(tokenizer.framing.begin)
+    def __init__(self, tokenizer: Tokenizer, novel: Path, reviews: Path, count: int) -> None:
+        self.tokenizer, self.begin, self.count = tokenizer, list(tokenizer.framing.begin), count
         words = self.ids(novel.read_text(encoding="utf-8-sig"))
         half = len(words) // 2
         films = [self._films(reviews / f"{part}.tsv.xz") for part in ("test", "train")]
@@ -97,7 +98,7 @@ class Texts:
     def rows(self, name: str, length: int) -> Iterator[Tensor]:
         """The first rows of what is scored, (1, T)."""
         text, take = self.scored[name], length - len(self.begin)
-        for number in range(ROWS):
+        for number in range(self.count):
             yield torch.tensor([self.begin + text[number * take : (number + 1) * take]])
 
     def calibration(self, length: int) -> list[Batch]:
@@ -211,7 +212,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--novel", type=Path, required=True)
     parser.add_argument("--reviews", type=Path, required=True)
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096])
-    parser.add_argument("--pairs", type=int, nargs="+", default=[64, 128, 256, 512])
+    parser.add_argument("--pairs", type=int, nargs="*", default=[64, 128, 256, 512])
+    parser.add_argument("--converted", type=Path, nargs="*", default=[], help="folders of trained conversions")
+    parser.add_argument("--rows", type=int, default=2, help="that are scored of each text")
     parser.add_argument("--chosen", type=int, default=128, help="pairs with which newest and random are compared")
     parser.add_argument("--features", type=int, default=None)
     parser.add_argument("--recall-at", type=int, nargs="*", default=[], help="further lengths of recall")
@@ -220,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     runtime.set_threads()
     folder = ModelFolder.open_whole(options.model)
     teacher = folder.load(torch.device("cpu"), torch.float32).eval().requires_grad_(False)
-    texts = Texts(folder.needed_tokenizer(), options.novel, options.reviews)
+    texts = Texts(folder.needed_tokenizer(), options.novel, options.reviews, options.rows)
     window = teacher.config.sliding_window or 64
     table = Table(texts, window, options.recall_at)
     record: Callable[[], dict[str, Any]] = lambda: {  # noqa: E731
@@ -232,7 +235,14 @@ def main(arguments: list[str] | None = None) -> int:
         kept = [row for row in json.loads(options.out.read_text())["rows"] if row["length"] not in options.lengths]
     for length in options.lengths:
         table.reference(teacher, cut_teacher(teacher, window, SINKS), length)
-        batches = texts.calibration(length)
+        for path in options.converted:
+            student = ModelFolder.open_whole(path).load(torch.device("cpu"), torch.float32).eval().requires_grad_(False)
+            table.add(f"trained, {path.parent.name}", student, length)
+            with parts(student, linear=False):
+                table.add(f"trained, {path.parent.name}, no state", student, length)
+            with parts(student, exact=False):
+                table.add(f"trained, {path.parent.name}, no pairs", student, length)
+        batches = texts.calibration(length) if options.pairs else []
         for pairs in options.pairs:
             student = convert(teacher, Conversion(window=window, sinks=SINKS, exact=(pairs,)), share=True)
             start = time.perf_counter()
@@ -247,8 +257,8 @@ def main(arguments: list[str] | None = None) -> int:
             if pairs == options.chosen:
                 with parts(student, exact=False):
                     table.add(f"state of {pairs} alone", student, length)
-            if options.out is not None:
-                options.out.write_text(json.dumps(record(), indent=1) + "\n", encoding="utf-8")
+        if options.out is not None:
+            options.out.write_text(json.dumps(record(), indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,24 @@ def test_learning_rates_follow_the_map_and_the_size_of_the_model() -> None:
     assert rates({"lr": 3e-4, "map_lr": 1e-3, "align_lr": 2e-3}, 268_098_176) == (2e-3, 1e-3, 3e-4, 3e-5)
     planned = yeoul.LinearizeConfig().planned(1_000_000, 1024, 268_098_176)
     assert planned["align"].lr == 5e-4 and planned["distil"].lr == 3e-5
+
+
+def test_a_conversion_begins_on_all_of_its_text(
+    pretrained: yeoul.PretrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two sources that follow one another the first alone would not do."""
+    from yeoul.recipes.linearize import run
+
+    for name, word in (("a", "강가에 "), ("b", "다람쥐 ")):
+        lines = [json.dumps({"text": word * 60}, ensure_ascii=False) for _ in range(150)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(run, "calibrate", lambda _, __, batches, progress: seen.extend(b.input_ids for b in batches))
+    config = yeoul.LinearizeConfig.of(**SHORT | {"exact": "0"})
+    yeoul.linearize(pretrained.model, f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl", config, tokenizer=pretrained.tokenizer)
+    ids = torch.cat([batch.flatten() for batch in seen]).tolist()
+    shares = [pretrained.tokenizer.decode(ids).count(word) / len(ids) for word in ("강가", "다람쥐")]
+    assert min(shares) > 0.2 * max(shares) > 0
 
 
 def test_large_models_get_small_steps_and_recall_texts() -> None:

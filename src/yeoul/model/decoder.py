@@ -59,9 +59,9 @@ class Block(nn.Module):
         if self.placement != "post":
             self.input_layernorm = make_norm(config)
         self.self_attn = make_attention(config, layer)
-        self.mlp = make_mlp(config)
-        if self.mlp is not None:
+        if config.mlp != "none":
             self.post_attention_layernorm = make_norm(config)
+        self.mlp = make_mlp(config)
         if self.placement == "sandwich":
             self.pre_feedforward_layernorm = make_norm(config)
         if self.placement != "pre":

@@ -55,7 +55,7 @@ from yeoul.train.config import TrainConfig
 RECORD = "linearize.json"
 """In the run's folder, written behind the model: cost and results of the conversion."""
 RANKING_TOKENS = 16_384  # and half as many of recall: all that is looked at
-"""Training tokens on which layers are ranked; the first of them are also used for initialisation."""
+"""Training tokens on which layers are ranked and a conversion is initialised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,16 +330,23 @@ class _Linearization:
         if not self.fitted.recorded:
             fitting.record(self.fitted, out)
         self.fitted.prepare()
-        some = held_out(
-            self.shards, batch_size=4, context=min(self.context, CALIBRATION_CONTEXT), max_tokens=RANKING_TOKENS
-        )
-        kept = kept_layers(config.conversion, self.teacher, some, self.dtypes.compute, self.say)
+        kept = kept_layers(config.conversion, self.teacher, self._some, self.dtypes.compute, self.say)
         self.student = self._convert(kept, self.context)
         for line in self.introduction():
             self.say(line)
         if config.conversion.calibrate:
-            calibrate(self.teacher, self.student, self._calibration(some()), progress=self.say)
+            calibrate(self.teacher, self.student, self._calibration(self._some()), progress=self.say)
         return self._finish(self._train())
+
+    def _some(self) -> Iterator[Batch]:
+        """`RANKING_TOKENS` from all over the text, the same each time: of several sources the first would not do."""
+        context = min(self.context, CALIBRATION_CONTEXT)
+        rows = max(1, min(RANKING_TOKENS, self.shards.num_tokens) // context)
+        loader = PackedLoader(
+            self.shards, batch_size=min(4, rows), context=context, seed=self.config.habits.seed
+        )  # fmt: skip
+        for _ in range(-(-rows // loader.batch_size)):
+            yield loader.next_batch()
 
     def _calibration(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Text, and then half as much of texts whose end asks for what their beginning said."""
