@@ -101,7 +101,7 @@ def _split(
     shown = [tuple(pair) for pair in (pairs[:most] if examples is None else examples[:most])]
     if len(shown) < most or not all(a and b for a, b in shown):
         what = f"{count(most, 'example')} asked for, but {len([1 for a, b in shown if a and b])} there"
-        raise UserError(what, "--shots", "give more pairs, --examples, or fewer --shots")
+        raise UserError(what, "--shots", "give more pairs, --examples-source and --examples-target, or fewer --shots")
     rest = (pairs[most:] if examples is None else pairs)[: config.limit]
     if not rest:
         raise UserError("there is no sentence to translate", fix="give more pairs than examples")
