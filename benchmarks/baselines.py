@@ -3,8 +3,8 @@
     python benchmarks/baselines.py runs/baselines --reviews reviews --out docs/benchmarks/baselines.json
 
 Reviews joined by film: `--tokens` of train.tsv.xz to train on, the first `--scored` of test.tsv.xz to score. All neural
-models have the same vocabulary, width, number of parameters (within 1 %), context, batches, tokens and schedule; each
-gets the learning rates of `--rates` one after the other, and the one with the lower held-out loss counts. The n-gram
+models have the same vocabulary, width, number of parameters (within 4 %), context, batches, tokens and schedule; each
+gets the learning rates of `--rates`, and the run with the lowest held-out loss counts. The n-gram
 model counts exactly the tokens that the others are trained on, and is scored on the same rows: what stands before a row
 it does not see either. "dijiang" is the softmax model, linearized with a sixteenth as many further tokens. Everything
 runs as the command line does, so that peak memory is that of the process. What is in the folder already is not trained
@@ -33,9 +33,15 @@ from yeoul.data.shards import TokenShards
 from yeoul.evaluate import perplexity
 from yeoul.evaluate.ngram import NGram
 
-CONTEXT, BATCH, VOCABULARY = 512, 2, 8000
-PRESETS = {"softmax": "10m", "lstm": "lstm-10m", "gru": "gru-10m", "cnn": "cnn-10m"}
-NEAR, FAR = (16, 63), (256, 511)
+CONTEXT, BATCH = 256, 4
+SIZES = {
+    "10m": {name: ["--preset", preset] for name, preset in
+            (("softmax", "10m"), ("lstm", "lstm-10m"), ("gru", "gru-10m"), ("cnn", "cnn-10m"))},
+    "1m": {name: ["--preset", preset, "--hidden-size", "128", "--layers", str(layers)] for name, preset, layers in
+           (("softmax", "1m", 3), ("lstm", "lstm-10m", 5), ("gru", "gru-10m", 7), ("cnn", "cnn-10m", 5))},
+}  # fmt: skip
+"""Shapes of about the same number of parameters."""
+NEAR, FAR = (16, 63), (128, 255)
 """Positions whose losses say what a longer past is worth."""
 
 
@@ -63,18 +69,18 @@ def train(options: argparse.Namespace) -> dict[str, tuple[Path, dict[str, Any]]]
     runs, reading = options.folder, ["--text-column", "document", "--join-by", "movie_id"]
     tokenizer = runs / "tokenizer"
     run(tokenizer, command(
-        "tokenizer", "train", *text(options, "train", ""), *reading, "--vocab-size", str(VOCABULARY),
+        "tokenizer", "train", *text(options, "train", ""), *reading, "--vocab-size", str(options.vocabulary),
         "--max-sentences", "100_000", "--out", str(tokenizer),
     ))  # fmt: skip
     shape = ["--context", str(CONTEXT), "--batch-size", str(BATCH), "--tokens", str(options.tokens)]
     held_out = ["--val-data", str(options.reviews / "test.tsv.xz"), "--val-tokens", "20_000", "--no-report"]
     best: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for name, preset in PRESETS.items():
+    for name, sizes in SIZES[options.size].items():
         tried = []
         for rate in options.rates:
             folder = runs / f"{name}-{rate}"
             costs = run(folder, command(
-                "pretrain", *text(options, "train", ""), *reading, *shape, *held_out, "--preset", preset, "--lr", rate,
+                "pretrain", *text(options, "train", ""), *reading, *shape, *held_out, *sizes, "--lr", rate,
                 "--tokenizer", str(tokenizer), "--eval-every", "0", "--out", str(folder),
             ))  # fmt: skip
             tried.append((validation_loss(folder), folder, costs | {"rate": rate}))
@@ -149,9 +155,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--reviews", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=200_000)
+    parser.add_argument("--size", choices=sorted(SIZES), default="10m")
+    parser.add_argument("--vocabulary", type=int, default=4000)
+    parser.add_argument("--tokens", type=int, default=800_000)
     parser.add_argument("--scored", type=int, default=60_000)
-    parser.add_argument("--rates", nargs="+", default=["1e-3", "3e-3"])
+    parser.add_argument("--rates", nargs="+", default=["2e-3"])
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
