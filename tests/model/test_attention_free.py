@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from models import VOCAB, make, rms_ratio
 from yeoul import cli
 from yeoul.adapt.linearize import Conversion, convert
+from yeoul.adapt.lora.api import add_lora
+from yeoul.adapt.lora.config import LoraConfig
 from yeoul.errors import UserError
 from yeoul.model.attention_free import GatedConvolution, Recurrent, RecurrentCache
 from yeoul.model.checkpoint import load_model, save_model
@@ -102,6 +104,18 @@ def test_a_row_without_a_token_keeps_its_state() -> None:
     h, c = cache.h.clone(), cache.c.clone()
     layer.scan(x, torch.tensor([5, 0]), cache)
     assert torch.equal(cache.h[1], h[1]) and torch.equal(cache.c[1], c[1]) and not torch.equal(cache.h[0], h[0])
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "conv"])
+def test_adapters_have_the_table_of_tokens_alone(kind: str) -> None:
+    with pytest.raises(UserError, match="no projections that a low-rank adapter could stand beside.*--method full"):
+        add_lora(make(kind), LoraConfig())
+    model = make(kind)
+    before = model(ids())
+    add_lora(model, LoraConfig(target_modules=("embed_tokens",)))
+    assert rms_ratio(model(ids()), before) < LIMIT
+    model(ids()).square().mean().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
 
 
 def test_what_needs_attention_refuses_in_a_sentence() -> None:

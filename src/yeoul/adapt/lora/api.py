@@ -106,9 +106,15 @@ def add_lora(model: Decoder, config: LoraConfig, name: str = "default") -> None:
         made[path] = Adapter(A, B, config.scaling(path), config.dropout, magnitude)
     parts = new_parts(model, config)
     if not made and not parts:
+        there = {path.rpartition(".")[2] for path, _ in linears(model)}
+        if not there:
+            raise UserError(
+                "the model's layers have no projections that a low-rank adapter could stand beside",
+                fix="train all its weights (--method full), or its table of tokens alone (embed_tokens)",
+            )
         raise UserError(
             f"no layer matches target_modules {config.target_modules!r}",
-            fix=f"choose from {', '.join(LINEARS)}, embed_tokens, lm_head, or all-linear",
+            fix=f"choose from {', '.join(x for x in LINEARS if x in there)}, embed_tokens, lm_head, or all-linear",
         )
     attach_tables(model, rows, parts, name, config)
     _attach(model, made, name, config)
