@@ -33,14 +33,14 @@ class _Order(NamedTuple):
 
     Attributes:
         key: (N,) int64.
-        count: (N,) int64, c.
+        counts: (N,) int64, c.
         total: (contexts,), c(h) of every n-1-gram.
         rest: (contexts,), what the discounts free of c(h), in counts.
         discounts: D1, D2, D3.
     """
 
     key: Ids
-    count: Ids
+    counts: Ids
     total: Numbers
     rest: Numbers
     discounts: tuple[float, float, float]
@@ -95,7 +95,9 @@ class NGram:
                 return_counts=True,
             )  # fmt: skip
             numbers = np.concatenate((np.zeros(n, dtype=np.int64), number))
-            keys.append(key), counts.append(count), ends.append((first + n, numbers))
+            keys.append(key)
+            counts.append(count)
+            ends.append((first + n, numbers))
         contexts = [1, *(len(key) for key in keys)]
         for n in range(order - 1):  # how many different tokens stand before each: of the next order, by what ends it
             first, _ = ends[n + 1]
@@ -119,7 +121,7 @@ class NGram:
             place = order.find(key)
             h = np.where(known, before, 0)
             seen = known & (order.total[h] > 0)
-            count = np.where(place >= 0, order.count[place], 0)
+            count = np.where(place >= 0, order.counts[place], 0)
             kept = np.maximum(count - _discount(count, order.discounts), 0)
             total = np.maximum(order.total[h], 1)
             p = np.where(seen, kept / total + order.rest[h] / total * p, p)
@@ -131,7 +133,9 @@ class NGram:
     @property
     def nbytes(self) -> int:
         """Of all counts."""
-        return sum(array.nbytes for order in self.orders for array in (order.key, order.count, order.total, order.rest))
+        return sum(
+            array.nbytes for order in self.orders for array in (order.key, order.counts, order.total, order.rest)
+        )
 
     @property
     def size(self) -> int:
@@ -144,9 +148,10 @@ def _order(
 ) -> _Order:
     h = key // vocabulary
     given = discounts or _estimated(count)
-    total = np.bincount(h, weights=count, minlength=contexts)
+    total: Numbers = np.bincount(h, weights=count, minlength=contexts).astype(np.float64)
     freed = np.minimum(_discount(count, given), count)
-    return _Order(key, count, total, np.bincount(h, weights=freed, minlength=contexts), given)
+    rest: Numbers = np.bincount(h, weights=freed, minlength=contexts).astype(np.float64)
+    return _Order(key, count, total, rest, given)
 
 
 def _discount(count: Ids, discounts: tuple[float, float, float]) -> Numbers:
