@@ -71,7 +71,7 @@ def test_the_higher_orders_are_nltks() -> None:
     unigrams = NGram.fit(tokens, V, 3, discounts=(d, d, d)).orders[0]
     first = {
         str(key): max(c - d, 0) / unigrams.total[0] + unigrams.rest[0] / unigrams.total[0] / V
-        for key, c in zip(unigrams.key, unigrams.count, strict=True)
+        for key, c in zip(unigrams.key, unigrams.counts, strict=True)
     }
 
     class Ours(KneserNey):  # type: ignore[misc,name-defined]
