@@ -116,4 +116,4 @@ def test_quantizing_by_its_formulas() -> None:
     assert rounding(10, 4, False) == 4 * 4 * 40
     assert rounding(10, 4, True) == 6 * 4 * 40 + 4 * 8 * 16
     assert calibration(BLOCKS, 1000, 8, 25) == 1000 + 8 * 70 + 4 * 25
-    assert predictions(BLOCKS, 16, 50) == 100 + 300 + 30 + 4 * 4 * 16 * 50
+    assert predictions(BLOCKS, 16, 800) == 100 + 300 + 30 + 4 * 4 * 800

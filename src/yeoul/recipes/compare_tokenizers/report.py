@@ -139,7 +139,7 @@ def _serving(result: TokenizerComparison) -> Section:
             "cache per 1,000 characters")  # fmt: skip
     rows = tuple(
         (score.name, f"{cost.parameters:,}", f"{cost.embedding:,}", f"{cost.tokens:,.0f}", gigaflops(cost.gigaflops),
-         f"{cost.cache_bytes / 2**20:.1f} MiB")
+         size(cost.cache_bytes))
         for score in result.scores
         for cost in (score.serving,)
     )  # fmt: skip

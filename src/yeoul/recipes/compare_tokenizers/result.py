@@ -13,6 +13,7 @@ from yeoul.recipes.compare_tokenizers.small_model import SmallModel
 from yeoul.report.content import Text
 from yeoul.text.inspection import CorpusFit
 from yeoul.text.tokenizer_speed import TokenizerSpeed
+from yeoul.units import size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ COLUMNS: tuple[tuple[str, Callable[[TokenizerScore], str]], ...] = (
     ("lost", lambda s: "–" if s.fit.unknown_tokens == 0 else _percent(s.fit.unknown_tokens / s.fit.tokens)),
     ("tokens per old jamo", lambda s: _ratio(s.old_jamo)),
     ("GFLOP per 1,000 characters", lambda s: gigaflops(s.serving.gigaflops)),
-    ("cache per 1,000 characters", lambda s: f"{s.serving.cache_bytes / 2**20:.1f} MiB"),
+    ("cache per 1,000 characters", lambda s: size(s.serving.cache_bytes)),
     ("encode, MB/s", lambda s: _rate(s.speed.encode)),
     ("decode, MB/s", lambda s: _rate(s.speed.decode)),
 )
