@@ -3,7 +3,7 @@
     python benchmarks/baselines.py runs/baselines --reviews reviews --out docs/benchmarks/baselines.json
 
 Reviews joined by film: `--tokens` of train.tsv.xz to train on, the first `--scored` of test.tsv.xz to score. All neural
-models have the same vocabulary, width, number of parameters (within 4 %), context, batches, tokens and schedule; each
+models have the same vocabulary, width, number of parameters (within 5 %), context, batches, tokens and schedule; each
 gets the learning rates of `--rates`, and the run with the lowest held-out loss counts. The n-gram
 model counts exactly the tokens that the others are trained on, and is scored on the same rows: what stands before a row
 it does not see either. "dijiang" is the softmax model, linearized with a sixteenth as many further tokens. Everything

@@ -118,6 +118,17 @@ def test_adapters_have_the_table_of_tokens_alone(kind: str) -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru", "conv"])
+@torch.no_grad()
+def test_texts_of_a_row_may_be_numbered_and_laid_in_any_way(kind: str) -> None:
+    model, text = make(kind), ids(12, 1)
+    numbers = torch.tensor([[3, 3, 0, 0, 0, 3, 1, -1, 0, 1, 3, 1]])
+    found = model(text, seq_ids=numbers)
+    for number in (0, 1, 3):
+        own = numbers[0] == number
+        assert rms_ratio(found[0, own], model(text[:, own])[0]) < LIMIT
+
+
 def test_what_needs_attention_refuses_in_a_sentence() -> None:
     with pytest.raises(UserError, match="no softmax layer to linearize"):
         convert(make("lstm"), Conversion())

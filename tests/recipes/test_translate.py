@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -250,6 +251,11 @@ def test_the_command_leaves_a_page_and_dialogs_that_can_be_learned(
         words = set(re.findall("[A-Za-z]+", text.replace(tmp_path.name, "")))
         assert words <= OURS or text.startswith("sacrebleu") or text in dict(PAIRS).values(), text
     assert "나무가 크다." in page
+    command_in_page = re.search(
+        r"yeoul (translate [^\n<]*)", (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    )
+    assert command_in_page and main(shlex.split(command_in_page[1])) == 0  # all is known: it finds the same folder
+    assert "6 of 6 translations are there already" in "".join(capsys.readouterr())
     assert all((tmp_path / "out" / name).is_file() for name in ("report.md", "report.ko.md", "translate.json"))
     assert main([*command, "--dialogs", str(tmp_path / "d.jsonl")]) == 0
     tuned = yeoul.FinetuneConfig.of(epochs=1, batch_size=2, context=128, val_fraction=0.2, eval_every=0, save_every=0)

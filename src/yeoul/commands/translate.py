@@ -84,9 +84,11 @@ def run(config: Config) -> int:
         return 0
     if config.examples_source is not None:
         examples = aligned(config.examples_source, config.examples_target)
+    flags = ("source", "target", "data", "columns", "examples_source", "examples_target")
     try:
         result = translate(
-            config.model, pairs, settings, against=config.against, examples=examples, out=config.out,
+            config.model, pairs, settings, against=config.against, examples=examples,
+            given={name: getattr(config, name) for name in flags}, out=config.out,
             overwrite=config.overwrite, device=config.device, say=None if config.json else tell,
         )  # fmt: skip
     except (Interrupted, KeyboardInterrupt) as stop:

@@ -10,6 +10,7 @@ Shapes: B rows, T columns, N texts of at most L tokens, d the hidden size.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -65,9 +66,11 @@ class _Texts(NamedTuple):
             row = torch.arange(rows, device=tokens.device)[:, None].expand_as(tokens)[tokens]
         else:
             return None
-        # Tokens of a text follow one another: its first one is as many behind the first of all as earlier texts have.
-        before = lengths.cumsum(0) - lengths
-        return cls(tokens, row, torch.arange(len(row), device=row.device) - before[row], lengths)
+        # Sorted by text, its first token is as many behind the first of all as earlier texts have.
+        order, before = row.argsort(stable=True), lengths.cumsum(0) - lengths
+        place = torch.empty_like(row)
+        place[order] = torch.arange(len(row), device=row.device) - before[row[order]]
+        return cls(tokens, row, place, lengths)
 
     def apart(self, x: Tensor) -> Tensor:
         """(B, T, d) to (N, L, d), zeros behind each text."""
@@ -83,9 +86,10 @@ class _Texts(NamedTuple):
         return columns
 
 
-class AttentionFree(nn.Module):
+class AttentionFree(nn.Module, ABC):
     """What the layers share: texts of a call are told apart, so that none runs into another and padding is nothing."""
 
+    @abstractmethod
     def scan(self, x: Tensor, lengths: Tensor | None, cache: LayerCache | None) -> Tensor:
         """The layer over texts that begin where `cache` stands and stand from the left on.
 
@@ -97,11 +101,10 @@ class AttentionFree(nn.Module):
         Returns:
             (N, L, d); what it has behind a text is not looked at.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def new_cache(self) -> LayerCache:
         """An empty cache of the kind that this layer needs."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, context: AttentionContext | None = None, cache: LayerCache | None = None) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden); `cache` is moved on where one is given."""

@@ -15,14 +15,41 @@ from yeoul.safe_json import parse, read_object
 SETTINGS, RESULTS = "settings.json", "results.jsonl"
 
 
-class ResultsFolder:
-    """`settings.json` says what was asked, `results.jsonl` has a line for each result.
+def claim(folder: Path, asked: Mapping[str, Any], what: str, words: Mapping[str, str], *, overwrite: bool) -> None:
+    """Takes a folder for the results of what is asked: one that has such results, or one that is ours to empty.
 
     Args:
         folder: the place.
         asked: all that decides a result, as values that JSON can hold.
         what: what the folder is of, for people: "sweep".
         words: what the keys of `asked` are called in messages.
+        overwrite: discard what is there.
+
+    Raises:
+        UserError: the folder holds something else, or results of something else that was asked.
+    """
+    ours = (folder / SETTINGS).is_file()
+    if made_in(folder) and not ours:
+        raise UserError(f"the folder is not that of a {what}", f"--out {folder}", "choose another folder")
+    if ours and not overwrite:
+        before = read_object(folder / SETTINGS, finite=False, fix="start over with --overwrite")
+        if other := [words.get(name, name) for name, value in asked.items() if before.get(name) != value]:
+            raise UserError(
+                f"the folder has results of a {what} with another {', '.join(other)}", f"--out {folder}",
+                "choose another --out, or start over with --overwrite",
+            )  # fmt: skip
+        return
+    for entry in sorted(made_in(folder), key=lambda entry: entry.name == SETTINGS):
+        remove(entry)
+    write_json(folder / SETTINGS, dict(asked))
+
+
+class ResultsFolder:
+    """`settings.json` says what was asked, `results.jsonl` has a line for each result.
+
+    Args:
+        folder: the place.
+        asked, what, words: as for `claim`.
     """
 
     def __init__(self, folder: Path, asked: Mapping[str, Any], what: str, words: Mapping[str, str]) -> None:
@@ -37,17 +64,9 @@ class ResultsFolder:
             take: is given each result; what it raises (ValueError, KeyError, TypeError) says that it is damaged.
 
         Raises:
-            UserError: the folder holds something else, or results of something else that was asked.
+            UserError: see `claim`.
         """
-        ours = (self.folder / SETTINGS).is_file()
-        if made_in(self.folder) and not ours:
-            raise UserError(f"the folder is not that of a {self.what}", f"--out {self.folder}", "choose another folder")
-        if ours and not overwrite:
-            self._compare()
-        else:
-            for entry in sorted(made_in(self.folder), key=lambda entry: entry.name == SETTINGS):
-                remove(entry)
-            write_json(self.folder / SETTINGS, self.asked)
+        claim(self.folder, self.asked, self.what, self.words, overwrite=overwrite)
         if not self.file.is_file():
             return
         kept = []
@@ -58,16 +77,6 @@ class ResultsFolder:
                 continue
             kept.append(line)
         write_text(self.file, "".join(line + "\n" for line in kept))
-
-    def _compare(self) -> None:
-        before = read_object(self.folder / SETTINGS, finite=False, fix="start over with --overwrite")
-        other = [name for name, value in self.asked.items() if before.get(name) != value]
-        if other:
-            what = ", ".join(self.words.get(name, name) for name in other)
-            raise UserError(
-                f"the folder has results of a {self.what} with another {what}", f"--out {self.folder}",
-                "choose another --out, or start over with --overwrite",
-            )  # fmt: skip
 
     def append(self, value: Mapping[str, Any]) -> None:
         """Writes one result down."""

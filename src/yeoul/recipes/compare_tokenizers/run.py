@@ -7,11 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yeoul.config import flat_values
 from yeoul.errors import UserError
-from yeoul.files import delete, only_run, remove, write_json
+from yeoul.files import delete, only_run, write_json
 from yeoul.recipes.command_line import command_line
 from yeoul.recipes.compare_tokenizers.config import CompareTokenizersConfig
 from yeoul.recipes.compare_tokenizers.old_hangul import tokens_per_old_jamo
@@ -21,7 +21,8 @@ from yeoul.recipes.compare_tokenizers.serving import serving_cost
 from yeoul.recipes.compare_tokenizers.small_model import SmallModel, train_small_model
 from yeoul.recipes.compare_tokenizers.texts import Corpus, read_corpus, segments
 from yeoul.recipes.options import Say, given_or_temporary, silent
-from yeoul.recipes.run_folder import made_in, read_record
+from yeoul.recipes.results_folder import claim
+from yeoul.recipes.run_folder import read_record
 from yeoul.recipes.tokenizer import open_tokenizer
 from yeoul.report.page import write_report
 from yeoul.text.inspection import corpus_fit
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Of the measures: results of another version are not mixed with these."""
-SETTINGS, RESULTS, SUMMARY = "settings.json", "results", "tokenizers.json"
+RESULTS, SUMMARY = "results", "tokenizers.json"
 GENERIC = {"tokenizer", "model", "hf"}
 """Names of folders that say nothing without the one above."""
 EXAMPLE = "아버지가 방에 들어가셨다. 값싼 커피를 세 잔 마셨다."
@@ -175,21 +176,10 @@ def _begin(
     Raises:
         UserError: the folder holds something else.
     """
-    asked: dict[str, Any] = {"version": VERSION, "text": _digest(corpus), "device": device}
-    asked |= {key: value for key, value in flat_values(config).items() if key not in UNDECIDED}
-    ours = (folder / SETTINGS).is_file()
-    if made_in(folder) and not ours:
-        raise UserError("the folder is not that of a comparison", f"--out {folder}", "choose another folder")
-    if ours and not overwrite:
-        before = read_record(folder / SETTINGS)
-        if other := [key for key, value in asked.items() if before.get(key) != value]:
-            what = ", ".join("--" + key.replace("_", "-") if key in flat_values(config) else key for key in other)
-            fix = "choose another --out, or start over with --overwrite"
-            raise UserError(f"the folder has results of a comparison with another {what}", f"--out {folder}", fix)
-        return
-    for entry in sorted(made_in(folder), key=lambda entry: entry.name == SETTINGS):
-        remove(entry)
-    write_json(folder / SETTINGS, asked)
+    settings = {key: value for key, value in flat_values(config).items() if key not in UNDECIDED}
+    asked = {"version": VERSION, "text": _digest(corpus), "device": device} | settings
+    words = {key: "--" + key.replace("_", "-") for key in settings}
+    claim(folder, asked, "comparison", words, overwrite=overwrite)
 
 
 def _size(texts: Sequence[str]) -> int:

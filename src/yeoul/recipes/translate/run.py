@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ def translate(
     *,
     against: Loadable | None = None,
     examples: Sequence[tuple[str, str]] | None = None,
+    given: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -58,6 +59,8 @@ def translate(
         against: the second system; None for the same model without examples, or with `config.shots_b`.
         examples: (sentence, translation) for the prompts, the first `config.shots` of them; None takes them from the
             beginning of `pairs`, which are then not translated.
+        given: flags of the command line that say where pairs and examples came from, for the command in the report;
+            None leaves it out.
         out: folder for results.jsonl, translate.json and the report; what was stopped there goes on. None leaves
             nothing on disk.
         overwrite: discard what is in `out`.
@@ -84,12 +87,11 @@ def translate(
     with only_run(folder):
         work.keep_in(folder, overwrite)
         result = work.go()
-        named = {"model": model, "against": against}
-        known = {key: value for key, value in named.items() if isinstance(value, str | Path)}
-        line = command_line("translate", *([known.pop("model")] if "model" in known else []), settings=config, **known,
-                            out=folder)  # fmt: skip
+        line = ""
+        if given is not None and not isinstance(model, tuple) and not isinstance(against, tuple):
+            line = command_line("translate", model, settings=config, against=against, **given, out=folder)
         write_json(folder / SUMMARY, result.as_dict())
-        write_report(translate_report(result, "" if isinstance(model, tuple) else line), folder)
+        write_report(translate_report(result, line), folder)
     return result
 
 
