@@ -10,11 +10,11 @@ import torch
 
 from models import VOCAB, bare_conversion, make, rms_ratio
 from yeoul.adapt.linearize import Alignment, Conversion, convert, converted_layers, train_everything, train_only_maps
-from yeoul.data.batch import Batch
+from yeoul.data.batch import IGNORE, Batch
 from yeoul.errors import UserError
 from yeoul.evaluate.ablations import ablations, parts
 from yeoul.model.config import FeatureMapConfig
-from yeoul.train.distill import alignment_objective, distillation_objective
+from yeoul.train.distill import _sampled, alignment_objective, distillation_objective
 
 
 def batch(rows: int = 2, length: int = 30, seed: int = 3) -> Batch:
@@ -114,22 +114,38 @@ def test_distillation_towards_itself_is_free_and_towards_another_is_not() -> Non
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_share_of_the_positions_estimates_all_of_them() -> None:
-    """The same positions for the same text, others for another; the mean over many texts is that of all positions."""
+def test_a_share_of_the_positions_stands_for_all_of_them() -> None:
+    """The same positions for the same text. Cross-entropy alone is estimated without bias; a divergence is higher than
+    over all positions, for half of its positions are drawn by how far the student is off."""
     teacher, other = make("softmax"), make("hybrid")
-    few = distillation_objective(teacher, kl_weight=0.5, positions=0.25)
-    every = distillation_objective(teacher, kl_weight=0.5)
-    means: list[list[float]] = [[], []]
-    for seed in range(40):
-        data = batch(seed=seed)
-        loss, again = few(other, data), few(other, data)
-        assert loss.total.item() == again.total.item() and loss.count == round(0.25 * data.labels.numel())
-        assert set(loss.parts) == {"kl", "cross_entropy"}
-        for found, one in zip(means, (loss, every(other, data)), strict=True):
-            found.append(one.total.item() / one.count)
-    assert sum(means[0]) == pytest.approx(sum(means[1]), rel=0.03) and means[0] != means[1]
-    loss.total.backward()  # type: ignore[no-untyped-call]
+    for weight in (0.0, 1.0):
+        few = distillation_objective(teacher, kl_weight=weight, positions=0.25)
+        every = distillation_objective(teacher, kl_weight=weight)
+        means: list[list[float]] = [[], []]
+        for seed in range(40):
+            data = batch(seed=seed)
+            loss, again = few(other, data), few(other, data)
+            assert loss.total.item() == again.total.item() and loss.count == round(0.25 * data.labels.numel())
+            for found, one in zip(means, (loss, every(other, data)), strict=True):
+                found.append(one.total.item() / one.count)
+        if weight:
+            assert sum(means[0]) > 1.03 * sum(means[1])
+        else:
+            assert sum(means[0]) == pytest.approx(sum(means[1]), rel=0.03) and means[0] != means[1]
+        loss.total.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in other.parameters() if p.requires_grad)
+    same = distillation_objective(teacher, positions=0.25)(teacher, data)  # nowhere off: any positions
+    assert abs(same.total.item()) < 1e-3 and same.count == round(0.25 * data.labels.numel())
+
+
+def test_the_positions_that_are_off_are_among_those_compared() -> None:
+    """8 of 64 positions are off, 16 are compared, 8 of them drawn by that: so all that are off are among them."""
+    off = torch.zeros(64)
+    off[8:16] = 1.0
+    chosen = [_sampled(torch.arange(64) + seed, 0.25, off) != IGNORE for seed in range(20)]
+    assert all(places.sum() == 16 and places[8:16].all() for places in chosen)
+    assert len({tuple(places.tolist()) for places in chosen}) > 10  # and any others
+    assert (_sampled(torch.arange(64), 0.001, off) != IGNORE).sum() == 1
 
 
 @torch.no_grad()

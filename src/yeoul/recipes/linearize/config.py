@@ -218,8 +218,9 @@ class StageOptions:
     temperature: float = 1.0
     """Temperature of the distillation."""
     distil_positions: float | None = None
-    """Share of the positions, chosen at random, at which distillation compares predictions; by default all, but an
-    eighth with a vocabulary of more than 65,536 tokens, whose output layer takes longer than the rest of the model."""
+    """Share of the positions at which distillation compares predictions, half of them any, half drawn by how far the
+    student is from the teacher there; by default all, but an eighth with a vocabulary of more than 65,536 tokens, whose
+    output layer takes longer than the rest of the model."""
     kl_weight: float = 1.0
     """Weight of the divergence from the teacher in distillation; the rest is cross-entropy on the text."""
     recall_share: float | None = None
