@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -201,3 +202,19 @@ def test_top_p_of_a_large_vocabulary_is_transformers(p: float) -> None:
 
 def test_top_p_takes_lowest_ids_of_equals() -> None:
     assert kept(s.top_p(logits_of(0.1, 0.2, 0.2, 0.2, 0.3), 0.6)) == [1, 2, 4]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("vocab_size", [7, 3000])
+def test_looking_at_few_tokens_draws_what_looking_at_all_does(spread: float, vocab_size: int) -> None:
+    """Rounded logits, so that many are equal; one row has tokens that are ruled out."""
+    dice = torch.Generator().manual_seed(3)
+    logits = (spread * torch.randn(3, vocab_size, generator=dice)).mul(8).round().div(8)
+    logits[1, ::3] = -math.inf
+    for top_k, p, share, heat in itertools.product(
+        (0, 1, 5, 10**6), (1e-9, 0.5, 0.95, 1.0), (0.0, 0.1, 1.0), (0.3, 1.5)
+    ):
+        params = SamplingParams(top_k=top_k, top_p=p, min_p=share, temperature=heat)
+        for seed in range(3):
+            drawn = s.sample(logits, params, s.row_generators(seed, range(3)))
+            assert torch.equal(drawn, s.draw(s.shape_logits(logits, params), s.row_generators(seed, range(3))))

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from yeoul.infer.params import SamplingParams
 
 ROUNDING = 1e-7  # what fp32 logits cannot tell apart in a probability
-HEAD = 1024  # top-p first looks among so many tokens: sorting a large vocabulary costs more than a small model
 
 
 def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -52,25 +52,33 @@ def _keep(logits: Tensor, edge: Tensor, count: Tensor | int) -> Tensor:
     return logits.masked_fill(~(above | (level & (level.cumsum(-1) <= room))), -math.inf)
 
 
-def top_p(logits: Tensor, p: float) -> Tensor:
+def top_p(logits: Tensor, p: float, total: Tensor | None = None) -> Tensor:
     """Keeps the smallest set of tokens of each row of (B, V) whose probability reaches p, at least one token.
 
     Nucleus sampling (Holtzman et al. 2020). Of equally likely tokens the lower ids come first. "Reaches"
     allows for the rounding of fp32 logits (1e-7): 0.5 + 0.3 reaches 0.8.
+
+    Args:
+        logits: (B, V).
+        p: 1 keeps all.
+        total: (B, 1) fp64 logarithm of the sum of exp(logits), where these are not all that there are.
     """
     if p >= 1:
         return logits
-    total = logits.double().logsumexp(-1, keepdim=True)
-    vocab_size = logits.shape[-1]
-    size = min(HEAD, vocab_size)
-    while True:
-        ordered = logits.topk(size, dim=-1).values
-        probability = (ordered.double() - total).exp()
-        before = probability.cumsum(-1) - probability  # what the likelier tokens have together
-        count = (before < p - ROUNDING).sum(-1, keepdim=True).clamp_min(1)
-        if size == vocab_size or bool((count < size).all()):
-            return _keep(logits, ordered.gather(-1, count - 1), count)
-        size = vocab_size
+    if total is None:
+        total = logits.double().logsumexp(-1, keepdim=True)
+    ordered = _descending(logits)
+    probability = (ordered.double() - total).exp()
+    before = probability.cumsum(-1) - probability  # what the likelier tokens have together
+    count = (before < p - ROUNDING).sum(-1, keepdim=True).clamp_min(1)
+    return _keep(logits, ordered.gather(-1, count - 1), count)
+
+
+def _descending(logits: Tensor) -> Tensor:
+    """The logits in order; numpy's sort is ten times as fast as torch's on the CPU."""
+    if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.sort(logits.detach().numpy(), axis=-1)).flip(-1)
+    return logits.sort(dim=-1, descending=True).values
 
 
 def min_p(logits: Tensor, share: float) -> Tensor:
@@ -103,11 +111,7 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 
 def shape_logits(logits: Tensor, params: SamplingParams, seen: Tensor | None = None) -> Tensor:
     """The logits (B, V) fp32 from which `sample` draws: everything except the draw."""
-    logits = logits.float()
-    if params.repetition_penalty != 1:
-        if seen is None:
-            raise ValueError("a repetition penalty needs the tokens seen so far")
-        logits = repetition_penalty(logits, seen, params.repetition_penalty)
+    logits = _penalised(logits, params, seen)
     if params.temperature == 0:
         return logits
     # a tiny temperature must not overflow: only differences from the largest logit matter
@@ -115,6 +119,38 @@ def shape_logits(logits: Tensor, params: SamplingParams, seen: Tensor | None = N
     logits = top_k(logits, params.top_k)
     logits = top_p(logits, params.top_p)
     return min_p(logits, params.min_p)
+
+
+def _penalised(logits: Tensor, params: SamplingParams, seen: Tensor | None) -> Tensor:
+    """Logits (B, V) in fp32, with the repetition penalty."""
+    if params.repetition_penalty == 1:
+        return logits.float()
+    if seen is None:
+        raise ValueError("a repetition penalty needs the tokens seen so far")
+    return repetition_penalty(logits.float(), seen, params.repetition_penalty)
+
+
+def _draw_among_few(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> Tensor:
+    """`draw` of `shape_logits` of one row (V,) on the CPU: only tokens that may be kept are looked at one by one.
+
+    With top-k these are the k likeliest. With top-p the tokens below a share of (1 - p) / V have less than 1 - p
+    together, so that those above reach p; with min-p the least share is known.
+    """
+    largest, vocabulary, total = logits.max(), len(logits), None
+    if 0 < params.top_k < vocabulary:
+        place = vocabulary - params.top_k
+        few = np.flatnonzero(logits.numpy() >= np.partition(logits.numpy(), place)[place])
+    else:
+        weights = (logits - largest).div_(params.temperature).exp_()
+        mass = weights.sum(dtype=torch.float64)
+        total = mass.log()[None, None]
+        least = float(mass) * (1 - params.top_p) / vocabulary
+        few = np.flatnonzero(weights.numpy() >= max(least, params.min_p) * (1 - 1e-6))  # what rounding may hide
+    ids = torch.from_numpy(few)
+    row = temperature(logits[ids] - largest, params.temperature)[None]
+    row = min_p(top_p(top_k(row, params.top_k), params.top_p, total), params.min_p)
+    kept = row[0] > -math.inf
+    return ids[kept][draw(row[:, kept], [generator])]
 
 
 def sample(
@@ -133,8 +169,13 @@ def sample(
     Returns:
         (B,) int64.
     """
-    logits = shape_logits(logits, params, seen)
-    return logits.argmax(-1) if params.temperature == 0 else draw(logits, generators)
+    if params.temperature == 0:
+        return shape_logits(logits, params, seen).argmax(-1)
+    cut = 0 < params.top_k < logits.shape[-1] or params.top_p < 1 or params.min_p > 0
+    if not cut or logits.device.type != "cpu":
+        return draw(shape_logits(logits, params, seen), generators)
+    rows = _penalised(logits.detach(), params, seen)
+    return torch.cat([_draw_among_few(row, params, own) for row, own in zip(rows, generators, strict=True)])
 
 
 def sample_rows(
