@@ -1,22 +1,27 @@
 """`yeoul evaluate` and `yeoul bench` on a tiny model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import yeoul
 from models import bare_conversion
+from yeoul.cli import main
 from yeoul.commands import bench, evaluate
 from yeoul.errors import UserError
+from yeoul.evaluate.recall import RecallScore
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.recipes.bench import BenchConfig, short_names
 from yeoul.recipes.bench import bench as measured
 from yeoul.recipes.evaluate import EvaluateConfig, compare
 from yeoul.recipes.evaluate import evaluate as evaluated
+from yeoul.recipes.evaluation_report import evaluation_report
 from yeoul.recipes.saving import save_folder
 from yeoul.recipes.token_data import token_shards
+from yeoul.report.markdown import render_markdown
 
 TEXT = "강가에 작은 마을이 있었다. 아이들은 물가에서 놀았다.\n" * 60
 
@@ -152,6 +157,34 @@ def test_evaluate_compares_a_conversion_with_its_teacher(word_folder, capsys):
     assert evaluate.run(config) == 0
     printed = capsys.readouterr().out
     assert "the last 8 and the first 4 positions" in printed and "window only" in printed
+
+
+def test_an_evaluation_leaves_a_page(word_folder, run_folder, tmp_path, capsys):
+    """Every figure of the table is on it, in both languages; a second one takes its place, other folders are left."""
+    text, out = str(word_folder / "text.txt"), tmp_path / "scores"
+    wanted = EvaluateConfig(prompts=2, new_tokens=4, max_tokens=400, by_position=True, korean=1)
+    found = evaluated(str(word_folder / "linear"), text, wanted, teacher=str(word_folder / "softmax"), out=out)
+    values = json.loads((out / "evaluate.json").read_text(encoding="utf-8"))
+    assert values == json.loads(json.dumps(found.as_dict()))
+    page, plain, korean = ((out / name).read_text(encoding="utf-8") for name in
+                           ("report.html", "report.md", "report.ko.md"))  # fmt: skip
+    assert found.comparison is not None and found.comparison.long_context is not None
+    for row in found.comparison.long_context.rows:
+        assert all(f"{row.ratio:.4f} ×" in said for said in (page, plain, korean))
+    for heading in ("Scores", "By position", "Korean, by rule", "Recall of pairs", "Free generation"):
+        assert heading in plain
+    for heading in ("점수", "위치별", "쌍의 회상", "규칙으로 본 한국어", "자유 생성", "잘린 교사"):
+        assert heading in korean
+    recall = RecallScore(method="rank", accuracy=0.75, chance=0.25, questions=8, skipped=0, stderr=0.15)
+    asked = render_markdown(evaluation_report(replace(found, recall=recall), ""), [], "", "en")
+    assert "75.0% ± 15.0%" in asked and "yeoul evaluate" not in asked
+    (command,) = (line for line in plain.splitlines() if line.strip().startswith("yeoul evaluate"))
+    assert "--by-position" in command and "--teacher" in command and "--max-tokens 400" in command
+    assert main(["evaluate", str(run_folder), "--max-tokens", "100", "--out", str(out)]) == 0
+    assert str(out / "report.html") in capsys.readouterr().err
+    assert json.loads((out / "evaluate.json").read_text(encoding="utf-8"))["tokens"] == 100
+    assert main(["evaluate", str(run_folder), "--out", str(run_folder)]) == 2
+    assert "not that of an evaluation" in capsys.readouterr().err
 
 
 def test_models_that_are_loaded_are_compared_in_silence(word_folder, capfd):

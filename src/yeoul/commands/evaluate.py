@@ -37,6 +37,8 @@ class Config:
     """How standard tasks are asked."""
     settings: Annotated[EvaluateConfig, Parameter(name="*")] = field(default_factory=EvaluateConfig)
     """What is measured."""
+    out: Path | None = None
+    """Write evaluate.json and a report (report.html, report.md) into this folder, too."""
     json: bool = False
     """Print one JSON object."""
     device: str = "auto"
@@ -52,13 +54,14 @@ def run(config: Config) -> int:
 
     say = None if config.json else _tell
     if config.tasks:
-        alone(config.settings, data=config.data, teacher=config.teacher)
+        alone(config.settings, data=config.data, teacher=config.teacher, out=config.out)
         given = {name: getattr(config.settings, name) for name in READ}
         asked = evaluate_tasks(config.model, config.tasks, config.asking, device=config.device, say=say, **given)
         print(json.dumps(asked.as_dict(), ensure_ascii=False, indent=2) if config.json else asked.table())
         return 0
     result = evaluate(
-        config.model, config.data, config.settings, teacher=config.teacher, device=config.device, say=say
+        config.model, config.data, config.settings, teacher=config.teacher, out=config.out, device=config.device,
+        say=say,
     )  # fmt: skip
     values = result.as_dict()
     if config.json:

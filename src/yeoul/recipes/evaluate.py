@@ -17,6 +17,8 @@ from yeoul.config import Settings
 from yeoul.data.documents import check_documents
 from yeoul.data.reading import Reading
 from yeoul.errors import UserError
+from yeoul.recipes.command_line import command_line
+from yeoul.recipes.evaluation_report import check_out, leave_evaluation
 from yeoul.recipes.options import Say, silent
 
 if TYPE_CHECKING:
@@ -143,6 +145,7 @@ def evaluate(
     config: EvaluateConfig | None = None,
     *,
     teacher: Loadable | None = None,
+    out: str | Path | None = None,
     device: str = "auto",
     say: Say | None = None,
 ) -> EvaluateResult:
@@ -155,12 +158,16 @@ def evaluate(
         data: a file, a folder, a Hub dataset or "builtin"; None is the text that the run held out.
         config: what is measured; None for the defaults.
         teacher: the softmax model that `model` was converted from.
+        out: folder for evaluate.json and a report; None leaves nothing.
         device: "auto", "cpu", "cuda" or "cuda:N"; models that are loaded are scored where they are.
         say: called with progress messages; None for no output.
 
     Raises:
-        UserError: no such model or text, no tokenizer, or a teacher with another one.
+        UserError: no such model or text, no tokenizer, a teacher with another one, or `out` holds something else.
     """
+    folder = None if out is None else Path(out).expanduser()
+    if folder is not None:
+        check_out(folder)
     run = _Evaluation(model, data, config or EvaluateConfig(), teacher, device, say or silent)
     recall = run.recall() if run.config.recall else None
     with run.text() as (name, batches):
@@ -168,11 +175,18 @@ def evaluate(
         korean = run.korean(batches) if run.config.korean else {}
         compared = None if run.teacher is None else run.compare(run.teacher, batches)
         grids = run.grids(batches) if compared is None else {}
-    return EvaluateResult(
+    result = EvaluateResult(
         model=run.name, teacher=None if teacher is None else _name(teacher), data=name, context=run.context,
         tokenizer=run.tokenizer, score=score, recall=recall, korean=korean, grids=grids,
         comparison=compared,
     )  # fmt: skip
+    if folder is not None:
+        flags = dict(data=data, teacher=result.teacher, out=folder)
+        loaded = isinstance(model, tuple) or isinstance(teacher, tuple)  # which no command names
+        line = "" if loaded else command_line("evaluate", run.name, settings=run.config, **flags)
+        page = leave_evaluation(result, folder, line)
+        run.say(f"The report: {page} (or {page.with_suffix('.md')})")
+    return result
 
 
 def compare(

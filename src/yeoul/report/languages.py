@@ -62,6 +62,15 @@ KOREAN = {
     "perplexity, of the teacher's": "퍼플렉시티, 교사 대비",
     "retained": "남은 몫",
     "recall beyond the window, of the teacher's": "윈도 밖 회상, 교사 대비",
+    # an evaluation
+    "position": "위치",
+    "teacher": "교사",
+    "cut teacher": "잘린 교사",
+    "converted": "변환한 모델",
+    "linear only": "선형 부분만",
+    "window only": "윈도만",
+    "no pairs": "정확한 쌍 없이",
+    "no attention": "어텐션 없이",
     # models, stages, lines
     "softmax": "소프트맥스",
     "without the linear part": "선형 부분 없이",
