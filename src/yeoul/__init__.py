@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from yeoul.errors import UserError
     from yeoul.infer.engine import generate, stream
     from yeoul.infer.params import SamplingParams
+    from yeoul.infer.speculation import Speculation
     from yeoul.model.config import FeatureMapConfig, ModelConfig
     from yeoul.model.decoder import Decoder
     from yeoul.model.state_updates.additive import DiJiangAttention
@@ -64,6 +65,7 @@ _HOMES = {
     "generate": "yeoul.infer.engine",
     "stream": "yeoul.infer.engine",
     "SamplingParams": "yeoul.infer.params",
+    "Speculation": "yeoul.infer.speculation",
     "Decoder": "yeoul.model.decoder",
     "ModelConfig": "yeoul.model.config",
     "FeatureMapConfig": "yeoul.model.config",
@@ -160,6 +162,7 @@ __all__ = [
     "QuantizeConfig",
     "QuantizeResult",
     "SamplingParams",
+    "Speculation",
     "SweepConfig",
     "SweepResult",
     "TasksConfig",

@@ -13,6 +13,7 @@ from yeoul.commands.terminal import note
 from yeoul.config import Place
 from yeoul.errors import UserError
 from yeoul.infer.params import SamplingParams
+from yeoul.recipes.drafting import DraftOptions
 from yeoul.recipes.screen import ScreenOptions
 
 
@@ -26,6 +27,8 @@ class Config:
     system: str | None = None
     """System prompt: what the model is told before the conversation."""
     sampling: Annotated[SamplingParams, Parameter(name="*")] = field(default_factory=SamplingParams)
+    drafting: Annotated[DraftOptions, Parameter(name="*")] = field(default_factory=DraftOptions)
+    """Speculative decoding."""
     adapter: Annotated[tuple[Place, ...], Parameter(consume_multiple=False)] = ()
     """LoRA adapter for the model: a folder, or an id on the Hugging Face hub. The flag can be repeated; the first
     adapter answers until /adapter selects another."""
@@ -47,7 +50,8 @@ def run(config: Config) -> int:
     model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype, adapter=config.adapter)
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so it cannot chat", config.model)
-    chat = TerminalChat(model, tokenizer, config.sampling, config.system, screen=screen)
+    speculation = config.drafting.open(tokenizer, device=config.device, dtype=config.dtype)
+    chat = TerminalChat(model, tokenizer, config.sampling, config.system, screen=screen, speculation=speculation)
     if chat.tokenizer is not tokenizer:
         note("The model has no chat template and was probably not trained to chat; the default template is used.")
     chat.talk()

@@ -17,6 +17,7 @@ from yeoul.data.reading import Reading, text_of
 from yeoul.errors import UserError
 from yeoul.foreign_text import say
 from yeoul.infer.params import SamplingParams
+from yeoul.recipes.drafting import DraftOptions
 
 if TYPE_CHECKING:
     from yeoul.infer.engine import GenerationResult
@@ -39,6 +40,7 @@ class Config:
     encoding: str = "utf-8"
     """Encoding of the prompts, such as cp949; a byte-order mark takes precedence."""
     sampling: Annotated[SamplingParams, Parameter(name="*")] = field(default_factory=SamplingParams)
+    drafting: Annotated[DraftOptions, Parameter(name="*")] = field(default_factory=DraftOptions)
     num_samples: int = 1
     """Continuations of each prompt."""
     batch_size: int = 32
@@ -77,9 +79,10 @@ def run(config: Config) -> int:
     model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype, adapter=config.adapter)
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so it cannot generate text", config.model)
+    speculation = config.drafting.open(tokenizer, device=config.device, dtype=config.dtype)
     start = time.perf_counter()
     if len(prompts) == config.num_samples == 1 and not config.json:
-        stream = engine.stream(model, tokenizer, prompts[0], **asdict(config.sampling))
+        stream = engine.stream(model, tokenizer, prompts[0], speculation=speculation, **asdict(config.sampling))
         _write(prompts[0] if config.echo else "")
         for piece in stream:
             _write(piece)
@@ -88,7 +91,9 @@ def run(config: Config) -> int:
         results = [stream.result]
     else:
         texts = [prompt for prompt in prompts for _ in range(config.num_samples)]
-        results = engine.run(model, tokenizer, texts, config.sampling, batch_size=config.batch_size)
+        results = engine.run(
+            model, tokenizer, texts, config.sampling, batch_size=config.batch_size, speculation=speculation
+        )
         _print_all(texts, results, as_json=config.json, echo=config.echo)
     if far := beyond_training(model.config, max(r.prompt_tokens + len(r.ids) for r in results)):
         print(far, file=sys.stderr)

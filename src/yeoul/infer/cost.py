@@ -32,4 +32,6 @@ def cost_line(results: Sequence[GenerationResult], seconds: float) -> str:
         speed = f"{rate(one.tokens_per_second)} after {duration(one.prefill_seconds)}"
         ending = f", ended by {one.finish_reason}"
     cache = size(max(r.cache_bytes for r in results))
-    return f"{count(read, 'token')} read, {written:,} generated, {speed}, cache {cache}{ending}"
+    guessed, right = sum(r.guessed for r in results), sum(r.right for r in results)
+    guesses = f", {right:,} of {guessed:,} guesses right" if guessed else ""
+    return f"{count(read, 'token')} read, {written:,} generated, {speed}{guesses}, cache {cache}{ending}"

@@ -16,6 +16,7 @@ from yeoul.infer.params import SamplingParams
 from yeoul.infer.stopping import StopMatcher
 
 if TYPE_CHECKING:
+    from yeoul.infer.speculation import Speculation
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
 
@@ -37,6 +38,7 @@ class GenerationResult:
         prompt_tokens: tokens of the prompt.
         seconds: from the start of the batch to the end of this answer; its prefill is in `prefill_seconds`.
         cache_bytes: memory of the cache of the whole batch when this answer ended.
+        guessed, right: tokens that were guessed ahead, and how many of them rightly.
     """
 
     text: str
@@ -46,6 +48,8 @@ class GenerationResult:
     seconds: float
     prefill_seconds: float
     cache_bytes: int
+    guessed: int = 0
+    right: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -133,8 +137,11 @@ def _start(
     tokenizer: Tokenizer,
     prompts: list[list[int]],
     params: SamplingParams | Sequence[SamplingParams],
+    speculation: Speculation | None,
     **more: Any,
 ) -> Generation:
+    if speculation is not None:
+        more |= {"drafter": speculation.drafter(model), "draft_tokens": speculation.tokens}
     pad = tokenizer.pad_id if tokenizer.pad_id is not None else 0
     return Generation(
         model, prompts, params, eos_ids=end_ids(model, tokenizer), vocab_size=tokenizer.vocab_size,
@@ -147,6 +154,7 @@ def _result(generation: Generation, row: Row, text: str) -> GenerationResult:
     return GenerationResult(
         text=text, ids=row.ids, finish_reason=row.finish_reason, prompt_tokens=len(row.prompt),
         seconds=row.seconds, prefill_seconds=generation.prefill_seconds, cache_bytes=row.cache_bytes,
+        guessed=generation.guessed, right=generation.right,
     )  # fmt: skip
 
 
@@ -212,11 +220,14 @@ def run(
     params: SamplingParams | Sequence[SamplingParams],
     *,
     batch_size: int = BATCH_SIZE,
+    speculation: Speculation | None = None,
 ) -> list[GenerationResult]:
     """Answers prompts, texts or token ids, in batches: the same answers as one by one, in their order.
 
     Args:
         params: of all prompts, where prompt i draws with seed + i; or those of each, with its own seed.
+        batch_size: prompts in flight together; one where tokens are guessed.
+        speculation: guesses tokens ahead, for the same answers; None does not.
 
     Raises:
         UserError: no tokenizer, an empty prompt, or one longer than the model's context.
@@ -227,9 +238,9 @@ def run(
         raise ValueError(f"{len(params)} settings for {len(ids)} prompts")
     results: dict[int, GenerationResult] = {}
     with evaluating(model):
-        for group in _groups([len(i) for i in ids], batch_size):
+        for group in _groups([len(i) for i in ids], batch_size if speculation is None else 1):
             own = params if isinstance(params, SamplingParams) else [params[i] for i in group]
-            generation = _start(model, tokenizer, [ids[i] for i in group], own, rows=group)
+            generation = _start(model, tokenizer, [ids[i] for i in group], own, speculation, rows=group)
             texts = {row.index: RowText(tokenizer, row.params.stop, row.prompt) for row in generation.rows}
             while drawn := generation.step():
                 for row, _ in drawn:
@@ -251,35 +262,58 @@ def _needed(tokenizer: Tokenizer | None) -> Tokenizer:
 
 
 @overload
-def generate(model: Decoder, tokenizer: Tokenizer | None, prompt: str, **params: Any) -> str: ...
-@overload
-def generate(model: Decoder, tokenizer: Tokenizer | None, prompt: Sequence[str], **params: Any) -> list[str]: ...
 def generate(
-    model: Decoder, tokenizer: Tokenizer | None, prompt: str | Sequence[str], **params: Any
+    model: Decoder, tokenizer: Tokenizer | None, prompt: str, *, speculation: Speculation | None = None, **params: Any
+) -> str: ...
+@overload
+def generate(
+    model: Decoder,
+    tokenizer: Tokenizer | None,
+    prompt: Sequence[str],
+    *,
+    speculation: Speculation | None = None,
+    **params: Any,
+) -> list[str]: ...
+def generate(
+    model: Decoder,
+    tokenizer: Tokenizer | None,
+    prompt: str | Sequence[str],
+    *,
+    speculation: Speculation | None = None,
+    **params: Any,
 ) -> str | list[str]:
     """Continues a prompt, or each of several: the new text only.
 
     Args:
+        speculation: guesses tokens ahead, for the same text; None does not.
         params: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed, ignore_eos; see
             `SamplingParams`.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    texts = [result.text for result in run(model, tokenizer, prompts, SamplingParams(**params))]
+    results = run(model, tokenizer, prompts, SamplingParams(**params), speculation=speculation)
+    texts = [result.text for result in results]
     return texts[0] if isinstance(prompt, str) else texts
 
 
-def stream(model: Decoder, tokenizer: Tokenizer | None, prompt: str | list[int], **params: Any) -> TextStream:
+def stream(
+    model: Decoder,
+    tokenizer: Tokenizer | None,
+    prompt: str | list[int],
+    *,
+    speculation: Speculation | None = None,
+    **params: Any,
+) -> TextStream:
     """Continues one prompt, text or token ids, piece by piece; joined, they are what `generate` gives."""
     tokenizer = _needed(tokenizer)
     ids = prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
-    return TextStream(_start(model, tokenizer, [ids], SamplingParams(**params)), tokenizer)
+    return TextStream(_start(model, tokenizer, [ids], SamplingParams(**params), speculation), tokenizer)
 
 
 class Session:
     """One conversation: keeps the cache of the last answer and reads only what the next prompt adds to it."""
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, speculation: Speculation | None = None) -> None:
+        self.model, self.tokenizer, self.speculation = model, tokenizer, speculation
         self.reused = 0  # ids of the last prompt that were in the cache
         self._last: Generation | None = None
 
@@ -294,5 +328,7 @@ class Session:
         if cache is None or len(cached) >= len(ids) or ids[: len(cached)] != cached or outgrown:
             cache, cached = None, []
         self.reused = len(cached)
-        self._last = _start(self.model, self.tokenizer, [ids], params, cache=cache, cached=len(cached))
+        self._last = _start(
+            self.model, self.tokenizer, [ids], params, self.speculation, cache=cache, cached=len(cached)
+        )
         return TextStream(self._last, self.tokenizer)

@@ -19,14 +19,19 @@ from yeoul.data.padding import pad_batch
 from yeoul.errors import UserError
 from yeoul.infer.params import SamplingParams
 from yeoul.infer.sample import own_generators, row_generators, sample_rows, seen_tokens
+from yeoul.infer.speculation import Pace
 from yeoul.units import count
 
 if TYPE_CHECKING:
+    from yeoul.infer.speculation import Drafter
     from yeoul.model.cache import Cache
     from yeoul.model.decoder import Decoder
 
 PREFILL_CHUNK = 2048
 """Columns of a prompt that go through the model at once: bounds the memory of long prompts."""
+
+MOST_UNREAD = 16
+"""Tokens behind the cache, of which wrong guesses leave some, from which on they are read without guesses."""
 
 FinishReason = Literal["eos", "stop", "length", "cancelled"]
 
@@ -57,6 +62,8 @@ class Generation:
         vocab_size: only ids below it are drawn (a model's table is often longer than its tokenizer's).
         rows: numbers of the prompts, for their seeds and messages; 0, 1, ... by default.
         cache: what an earlier generation left, for one prompt that begins with the `cached` ids in it.
+        drafter: guesses tokens of a batch of one, which are verified together (`yeoul.infer.speculation`).
+        draft_tokens: guessed at most at a time.
 
     Raises:
         UserError: a prompt is empty, or longer than the model's context.
@@ -75,6 +82,8 @@ class Generation:
         cache: Cache | None = None,
         cached: int = 0,
         prefill_chunk: int = PREFILL_CHUNK,
+        drafter: Drafter | None = None,
+        draft_tokens: int = 0,
     ) -> None:
         self.model, self.pad_id, self.prefill_chunk = model, pad_id, prefill_chunk
         self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
@@ -94,6 +103,14 @@ class Generation:
         self._fed = 0  # drawn tokens that the model has read, of each row
         self._start = time.perf_counter()
         self.prefill_seconds = 0.0
+        if drafter is not None and len(prompts) != 1:
+            raise ValueError(f"guesses are for one text at a time, not {len(prompts)}")
+        switches = model.config.rope_switch is not None  # a text that is read anew there has no place to go back to
+        self.drafter = None if switches else drafter
+        self._pace = Pace(draft_tokens)
+        self._ready: list[int] = []  # tokens drawn, but not yet given out
+        self._back: tuple[Cache, int] | None = None  # the cache before the last guesses, and how much was read then
+        self.guessed = self.right = 0
 
     def _row(self, index: int, prompt: list[int], params: SamplingParams) -> Row:
         config = self.model.config
@@ -124,6 +141,9 @@ class Generation:
     def finish(self, row: Row, reason: FinishReason) -> None:
         """Takes a row out of the batch, from the next step on."""
         row.finish_reason = reason
+        self._ready.clear()
+        if self._back is not None and self._fed > len(row.ids):  # guesses have been read that are no part of the text
+            self.cache, self._fed = self._back
         row.seconds = time.perf_counter() - self._start
         row.cache_bytes = self.cache.nbytes() if self.cache is not None else 0
 
@@ -135,15 +155,18 @@ class Generation:
         """
         if not self.rows:
             return []
-        logits = self._prefill() if self._tokens is None else self._decode()
-        if logits is None:
-            return []
-        params = [row.params for row in self._batch]
-        tokens = sample_rows(logits[:, : self.vocab_size], params, self.generators, self.seen)  # (B,)
-        if self.seen is not None:
-            self.seen.scatter_(1, tokens[:, None], True)
-        self._tokens = tokens
-        drawn = list(zip(self._batch, tokens.tolist(), strict=True))
+        if self._tokens is not None and self.drafter is not None:
+            if self.rows[0].finish_reason is not None:
+                return []
+            if not self._ready:
+                self._speculate(self.drafter)
+            drawn = [(self.rows[0], self._ready.pop(0))]
+        else:
+            logits = self._prefill() if self._tokens is None else self._decode()
+            if logits is None:
+                return []
+            self._tokens = self._draw(logits)
+            drawn = list(zip(self._batch, self._tokens.tolist(), strict=True))
         for row, token in drawn:
             if token in self.eos_ids and not row.params.ignore_eos:
                 self.finish(row, "eos")
@@ -152,6 +175,44 @@ class Generation:
             if len(row.ids) >= row.limit:
                 self.finish(row, "length")
         return drawn
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        """The next token (B,) of each row from its logits (B, V)."""
+        params = [row.params for row in self._batch]
+        tokens = sample_rows(logits[:, : self.vocab_size], params, self.generators, self.seen)  # (B,)
+        if self.seen is not None:
+            self.seen.scatter_(1, tokens[:, None], True)
+        return tokens
+
+    def _speculate(self, drafter: Drafter) -> None:
+        """Draws one token, and those behind it that were guessed right, with one pass through the model.
+
+        The cache goes on only where all guesses were right. Otherwise it stays where it was, and the tokens behind it,
+        which are few, are read again with the next guesses: a pass costs about as much for some tokens as for one.
+        """
+        (row,) = self.rows
+        assert self.cache is not None
+        unread = (row.prompt + row.ids)[len(row.prompt) + self._fed :]
+        room = row.limit - len(row.ids) - 1
+        most = min(self._pace.now, room) if len(unread) <= MOST_UNREAD else 0
+        guesses = drafter.guess(row.prompt + row.ids, most) if most > 0 else []
+        self._back = (self.cache.snapshot(), self._fed) if guesses else None
+        ids = torch.tensor([unread + guesses], device=self.device)
+        logits = self.model(ids, cache=self.cache, logits_to_keep=len(guesses) + 1)[0]  # (guesses + 1, V)
+        right = 0
+        for place, guess in enumerate([*guesses, None]):
+            token = int(self._draw(logits[place : place + 1])[0])
+            self._ready.append(token)
+            if token != guess or (token in self.eos_ids and not row.params.ignore_eos):
+                break
+            right += 1
+        if guesses:
+            self._pace.told(len(guesses), right)
+            self.guessed, self.right = self.guessed + len(guesses), self.right + right
+        if self._back is None or right == len(guesses):
+            self._fed += len(unread) + len(guesses)
+        else:
+            self.cache, self._fed = self._back
 
     def _prefill(self) -> Tensor:
         """Reads the prompts, equal ones once; returns the logits (B, V) behind their last tokens."""

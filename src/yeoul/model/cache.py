@@ -46,6 +46,13 @@ class LayerCache:
         other.reorder(index)
         return other
 
+    def snapshot(self) -> Self:
+        """This memory as it is now. One of the two may go on, and then the other no more."""
+        other = copy.copy(self)
+        for name, tensor in self._tensors().items():
+            setattr(other, name, tensor.clone())
+        return other
+
 
 class KVCache(LayerCache):
     """All keys and values so far; grows by doubling, so that a step costs no copy of the past."""
@@ -61,6 +68,10 @@ class KVCache(LayerCache):
         if self.k is None or not self.length:
             return 0
         return super().nbytes() * self.length // self.k.shape[2]
+
+    def snapshot(self) -> Self:
+        """See `LayerCache.snapshot`; without a copy, for what is written behind `length` changes nothing before it."""
+        return copy.copy(self)
 
     def _grow(self, tensor: Tensor, room: int, dim: int) -> Tensor:
         size = list(tensor.shape)
@@ -147,6 +158,12 @@ class WindowCache(LayerCache):
         """Keeps the given rows, (B',) int64, in that order."""
         super().reorder(index)
         self.gates = {name: gate.index_select(0, index) for name, gate in self.gates.items()}
+
+    def snapshot(self) -> Self:
+        """See `LayerCache.snapshot`."""
+        other = super().snapshot()
+        other.gates = {name: gate.clone() for name, gate in self.gates.items()}
+        return other
 
     def _allocate(self, k: Tensor, v: Tensor, gates: Gates) -> None:
         (B, G, _, D), slots = k.shape, self.sinks + self.window + self.exact
@@ -341,6 +358,12 @@ class HybridCache(LayerCache):
         other.window, other.linear = self.window.fork(index), self.linear.fork(index)
         return other
 
+    def snapshot(self) -> Self:
+        """See `LayerCache.snapshot`."""
+        other = copy.copy(self)
+        other.window, other.linear = self.window.snapshot(), self.linear.snapshot()
+        return other
+
 
 class Cache:
     """The memory of a whole model: one `LayerCache` a layer, and where each row's text stands."""
@@ -372,6 +395,12 @@ class Cache:
         other.next_position = self.next_position.index_select(0, index)
         if self._text_length is not None:
             other._text_length = self._text_length.index_select(0, index)
+        return other
+
+    def snapshot(self) -> Cache:
+        """The memory as it is now, to go back to. One of the two may go on, and then the other no more."""
+        other = copy.copy(self)
+        other.layers = [layer.snapshot() for layer in self.layers]
         return other
 
     def expect(self, lengths: Tensor) -> None:

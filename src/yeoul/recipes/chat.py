@@ -16,6 +16,7 @@ from yeoul.units import count, rate, size
 
 if TYPE_CHECKING:
     from yeoul.infer.engine import GenerationResult, TextStream
+    from yeoul.infer.speculation import Speculation
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
 
@@ -67,6 +68,7 @@ class Chat:
         params: how answers are drawn.
         system: what the model is told first.
         screen: asked before and after each answer, which is then shown only when it is whole.
+        speculation: guesses tokens ahead, for the same answers; None does not.
         say: is told what happens beside the answers: their cost, what is forgotten or refused.
     """
 
@@ -78,6 +80,7 @@ class Chat:
         system: str | None = None,
         *,
         screen: Screen | None = None,
+        speculation: Speculation | None = None,
         say: Say | None = None,
     ) -> None:
         from yeoul.infer.engine import Session
@@ -86,7 +89,7 @@ class Chat:
         self.model, self.tokenizer, self.system = model, ensure_template(tokenizer), system
         self.params = params or SamplingParams()
         self.screen, self.say = screen, say or silent
-        self.session = Session(model, self.tokenizer)
+        self.session = Session(model, self.tokenizer, speculation)
         self.messages: list[Message] = []
         self.said_too_long = False
 
