@@ -7,8 +7,9 @@ Pretraining, instructions, a domain (its text, then its instructions), preferenc
 `configs/ways/llama3.yaml`, once with softmax attention and once linearized behind the pretraining. The base is learned
 from film reviews; all else from question-answer pairs (columns Q, A, label): everyday talk (label 0) as instructions,
 love (label 2) as the domain, its one half as plain text and the other as instructions. Preferred is the answer to a
-question over the answer to another one. The screen is to refuse talk of parting (label 1) and to let all else pass. A
-tenth of the pairs is held out. What is in the folder already is not trained again.
+question over one to another question that is half as long again, or longer. The screen is to refuse talk of parting
+(label 1) and to let all else pass. A tenth of the pairs is held out. What is in the folder already is not trained
+again.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ def write_data(table: Path, folder: Path) -> None:
         blocks = "\n\n".join(f"{question}\n{answer}" for question, answer in texts)
         (folder / f"{prefix}love.txt").write_text(blocks + "\n", encoding="utf-8")
         both = talks["everyday"] + talks["love"]
-        others = dice.sample([answer for _, answer in both], len(both))
+        longer = ((pair, dice.choice(both)[1]) for pair in both)
         write_lines(folder / f"{prefix}preferences.jsonl", [
             {"prompt": question, "chosen": answer, "rejected": other}
-            for (question, answer), other in zip(both, others, strict=True) if answer != other
+            for (question, answer), other in longer if len(other) >= 1.5 * len(answer)
         ])  # fmt: skip
         rows = ["text\tlabel", *(f"{q}\t{name if name == REFUSED else 'other'}" for q, _, name in part)]
         (folder / f"{prefix}screen.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -115,20 +116,20 @@ class Judge:
             values[name] = yeoul.evaluate_model(loaded, text, config).score.bits_per_byte or math.nan
         for name in ("everyday", "love"):
             talks = [record["messages"] for record in read_lines(self.data / f"held-out-{name}.jsonl")]
-            values[f"{name} answers"] = self._loss(model, tokenizer, talks).perplexity
+            values[f"{name} answers"] = self._score(model, tokenizer, talks).perplexity
         better = []
         for record in read_lines(self.data / "held-out-preferences.jsonl"):
-            chosen, rejected = (
-                self._loss(model, tokenizer, [chat(record["prompt"], record[key])]).loss
-                for key in ("chosen", "rejected")
-            )
+            found = [
+                self._score(model, tokenizer, [chat(record["prompt"], record[key])]) for key in ("chosen", "rejected")
+            ]
+            chosen, rejected = (own.loss * own.tokens for own in found)
             better.append(chosen < rejected)
         values["preferred"] = float(np.mean(better))
         tasks = yeoul.evaluate_tasks(loaded, "yeoul_korean").tasks
         right = sum(task.questions * task.metrics[0].value for task in tasks)
         return values | {"tasks": right / sum(task.questions for task in tasks)}
 
-    def _loss(self, model: yeoul.Decoder, tokenizer: yeoul.Tokenizer, talks: Sequence[Any]) -> Any:
+    def _score(self, model: yeoul.Decoder, tokenizer: yeoul.Tokenizer, talks: Sequence[Any]) -> Any:
         """The score of the answers of conversations."""
         examples = []
         for talk in talks:

@@ -29,7 +29,9 @@ def benchmark() -> ModuleType:
 def data(benchmark: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of 300 pairs, a third of each label."""
     home = tmp_path_factory.mktemp("way")
-    lines = "".join(f'"질문 {number}, 둘",대답 {number}.,{number % 3}\n' for number in range(300))
+    lines = "".join(
+        f'"질문 {number}, 둘",대답 {number}.{" 그리고 더" * (number % 7 == 0)},{number % 3}\n' for number in range(300)
+    )
     (home / "pairs.csv").write_text("Q,A,label\n" + lines, encoding="utf-8")
     benchmark.write_data(home / "pairs.csv", home / "data")
     return home / "data"
@@ -48,19 +50,20 @@ def test_no_pair_is_learned_twice_or_held_out_too(data: Path) -> None:
     for prefix in ("", "held-out-"):
         blocks = (data / f"{prefix}love.txt").read_text(encoding="utf-8").strip().split("\n\n")
         numbers[prefix + "text"] = {block.split()[1] for block in blocks}
-        assert all(block.split()[4].rstrip(".") == block.split()[1].rstrip(",") for block in blocks)
+        assert all(block.split()[4] == block.split()[1].rstrip(",") + "." for block in blocks)
     everything = [number for part in numbers.values() for number in part]
     assert len(everything) == len(set(everything)) == 200
     of_label = {name: {int(number.rstrip(",")) % 3 for number in part} for name, part in numbers.items()}
     assert all(labels == ({0} if name.endswith("everyday") else {2}) for name, labels in of_label.items())
 
 
-def test_preferred_is_the_answer_to_the_question(data: Path) -> None:
+def test_preferred_is_the_answer_to_the_question_over_a_longer_one(data: Path) -> None:
     pairs = records(data / "preferences.jsonl")
-    assert len(pairs) > 100
+    assert len(pairs) > 20
     for pair in pairs:
         number = str(pair["prompt"]).split()[1].rstrip(",")
-        assert pair["chosen"] == f"대답 {number}." != pair["rejected"]
+        assert str(pair["chosen"]).startswith(f"대답 {number}.")
+        assert len(str(pair["rejected"])) >= 1.5 * len(str(pair["chosen"]))
 
 
 def test_the_screen_learns_what_is_to_be_refused(data: Path) -> None:
