@@ -79,10 +79,10 @@ def run(config: Config) -> int:
     model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype, adapter=config.adapter)
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so it cannot generate text", config.model)
-    speculation = config.drafting.open(tokenizer, device=config.device, dtype=config.dtype)
+    ahead = config.drafting.open(tokenizer, device=config.device, dtype=config.dtype)
     start = time.perf_counter()
     if len(prompts) == config.num_samples == 1 and not config.json:
-        stream = engine.stream(model, tokenizer, prompts[0], speculation=speculation, **asdict(config.sampling))
+        stream = engine.stream(model, tokenizer, prompts[0], speculation=ahead, **asdict(config.sampling))
         _write(prompts[0] if config.echo else "")
         for piece in stream:
             _write(piece)
@@ -91,9 +91,7 @@ def run(config: Config) -> int:
         results = [stream.result]
     else:
         texts = [prompt for prompt in prompts for _ in range(config.num_samples)]
-        results = engine.run(
-            model, tokenizer, texts, config.sampling, batch_size=config.batch_size, speculation=speculation
-        )
+        results = engine.run(model, tokenizer, texts, config.sampling, batch_size=config.batch_size, speculation=ahead)
         _print_all(texts, results, as_json=config.json, echo=config.echo)
     if far := beyond_training(model.config, max(r.prompt_tokens + len(r.ids) for r in results)):
         print(far, file=sys.stderr)

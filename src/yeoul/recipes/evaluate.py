@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -19,6 +19,7 @@ from yeoul.data.reading import Reading
 from yeoul.errors import UserError
 from yeoul.recipes.command_line import command_line
 from yeoul.recipes.evaluation_report import check_out, leave_evaluation
+from yeoul.recipes.evaluation_result import EvaluateResult
 from yeoul.recipes.options import Say, silent
 
 if TYPE_CHECKING:
@@ -93,50 +94,6 @@ class EvaluateConfig(Settings):
         ):
             if value is not None and value < least:
                 raise UserError(f"--{flag} is {value}, but must be at least {least}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateResult:
-    """What was found of a model.
-
-    Attributes:
-        model, teacher: what they are called; `teacher` is None where there was none.
-        data: the text.
-        context: tokens of a sequence.
-        tokenizer: of the model.
-        score: loss, perplexity and bits per byte, by position where that was asked for.
-        recall: of facts told earlier; None where nothing was asked.
-        korean: mistakes by rule (`yeoul.evaluate.korean`) in what the model has "written", and in the "text" itself.
-        grids: "mqar" and "needle" of one model, where they were asked for.
-        comparison: with the teacher.
-    """
-
-    model: str
-    teacher: str | None
-    data: str
-    context: int
-    tokenizer: Tokenizer
-    score: LMScore
-    recall: RecallScore | None
-    korean: dict[str, KoreanScore]
-    grids: dict[str, RecallGrid]
-    comparison: Comparison | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        begin = self.tokenizer.spelled(self.tokenizer.framing.begin) or None
-        values: dict[str, Any] = {
-            "model": self.model, "data": self.data, "context": self.context, "begins_with": begin,
-            **self.score.as_dict(),
-        }  # fmt: skip
-        if self.recall is not None:
-            values["recall"] = self.recall.as_dict()
-        if self.korean:
-            values["korean"] = {name: score.as_dict() for name, score in self.korean.items()}
-        values |= {kind: grid.as_dict() for kind, grid in self.grids.items()}
-        if self.comparison is not None:
-            values |= {"teacher": self.teacher, "comparison": self.comparison.as_dict()}
-        return values
 
 
 def evaluate(

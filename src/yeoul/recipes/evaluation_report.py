@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from yeoul.evaluate.korean import KoreanScore
     from yeoul.evaluate.long_context import Estimate, LongContextScore
     from yeoul.evaluate.recall import RecallScore
-    from yeoul.recipes.evaluate import EvaluateResult
+    from yeoul.recipes.evaluation_result import EvaluateResult
 
 RECORD = "evaluate.json"
 
