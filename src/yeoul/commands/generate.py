@@ -122,7 +122,7 @@ def _write(text: str) -> None:
 def _print_all(prompts: Sequence[str], results: Sequence[GenerationResult], *, as_json: bool, echo: bool) -> None:
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True), 1):
         if as_json:
-            say(json.dumps({"prompt": prompt, **asdict(result)}, ensure_ascii=False))
+            say(json.dumps({"prompt": prompt, **result.as_dict()}, ensure_ascii=False))
             continue
         if len(results) > 1:
             print(f"--- {number} of {len(results)} ---")

@@ -7,7 +7,7 @@ are the thin public faces; a `Session` keeps the cache between the turns of a co
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 from yeoul.errors import UserError
@@ -55,6 +55,10 @@ class GenerationResult:
     def tokens_per_second(self) -> float:
         """Speed of decoding; the first token belongs to the prefill."""
         return max(len(self.ids) - 1, 0) / max(self.seconds - self.prefill_seconds, 1e-9)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; nothing of guesses where none were made."""
+        return {name: value for name, value in asdict(self).items() if self.guessed or name not in ("guessed", "right")}
 
 
 def generate_ids(
