@@ -47,7 +47,7 @@ class LayerCache:
         return other
 
     def snapshot(self) -> Self:
-        """This memory as it is now. One of the two may go on, and then the other no more."""
+        """This memory as it is now. Once one of the two has gone on, going on with the other ends it."""
         other = copy.copy(self)
         for name, tensor in self._tensors().items():
             setattr(other, name, tensor.clone())
@@ -398,7 +398,7 @@ class Cache:
         return other
 
     def snapshot(self) -> Cache:
-        """The memory as it is now, to go back to. One of the two may go on, and then the other no more."""
+        """The memory as it is now, to go back to. Once one of the two has gone on, going on with the other ends it."""
         other = copy.copy(self)
         other.layers = [layer.snapshot() for layer in self.layers]
         return other
