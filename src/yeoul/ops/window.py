@@ -148,18 +148,19 @@ def window_terms(
     """
     (B, H, T, D), G, w = q.shape, k.shape[1], window
     R, n = H // G, -(-T // w)
-    pad = n * w - T
+    m = T if n == 1 else w  # queries of a block: a few that go on from a cache are not made a whole one
+    span, pad = w + m, n * m - T
     wide = torch.promote_types(q.dtype, torch.float32)
-    q = F.pad(q, (0, 0, 0, pad)).view(B, G, R, n, w, D).transpose(2, 3).reshape(B, G, n, R * w, D)
-    keys = F.pad(k, (0, 0, 0, pad)).unfold(2, 2 * w, w)  # (B, G, n, D, 2w)
-    values = F.pad(v, (0, 0, 0, pad)).unfold(2, 2 * w, w).transpose(-1, -2)  # (B, G, n, 2w, D)
-    allowed = _band(w, q.device).view(1, 1, 1, 1, w, 2 * w)
+    q = F.pad(q, (0, 0, 0, pad)).view(B, G, R, n, m, D).transpose(2, 3).reshape(B, G, n, R * m, D)
+    keys = F.pad(k, (0, 0, 0, pad)).unfold(2, span, m)  # (B, G, n, D, w + m)
+    values = F.pad(v, (0, 0, 0, pad)).unfold(2, span, m).transpose(-1, -2)  # (B, G, n, w + m, D)
+    allowed = _band(w, q.device)[:m, :span].view(1, 1, 1, 1, m, span)
     if valid is not None:
-        blocks = F.pad(valid, (0, pad)).unfold(1, 2 * w, w)
-        allowed = allowed & blocks[:, None, :, None, None]  # (B, 1, n, 1, w, 2w)
+        blocks = F.pad(valid, (0, pad)).unfold(1, span, m)
+        allowed = allowed & blocks[:, None, :, None, None]  # (B, 1, n, 1, m, w + m)
     if seq_ids is not None and key_seq_ids is not None:
-        mine = F.pad(seq_ids, (0, pad), value=-1).view(B, 1, n, 1, w, 1)
-        theirs = F.pad(key_seq_ids, (0, pad), value=-2).unfold(1, 2 * w, w).view(B, 1, n, 1, 1, 2 * w)
+        mine = F.pad(seq_ids, (0, pad), value=-1).view(B, 1, n, 1, m, 1)
+        theirs = F.pad(key_seq_ids, (0, pad), value=-2).unfold(1, span, m).view(B, 1, n, 1, 1, span)
         allowed = allowed & (mine == theirs)
     if sinks is not None:
         allowed = _with_sinks(allowed, sinks, seq_ids, pad)
@@ -169,16 +170,16 @@ def window_terms(
         allowed = _with_kept(allowed, kept)
         keys = torch.cat((keys, kept.k.transpose(-1, -2)), dim=-1)
         values = torch.cat((values, kept.v), dim=-2)
-    S = keys.shape[-1]  # 2w, the sinks, and what is kept
-    scores = torch.matmul(q, keys).to(wide).view(B, G, n, R, w, S) * scale
+    S = keys.shape[-1]  # w + m, the sinks, and what is kept
+    scores = torch.matmul(q, keys).to(wide).view(B, G, n, R, m, S) * scale
     if softcap is not None:
         scores = soft_cap(scores, softcap)
     scores = scores.masked_fill(~allowed, -torch.inf)
     shift = scores.detach().amax(-1, keepdim=True)
     shift = shift.masked_fill(shift == -torch.inf, 0)
     weights = torch.exp(scores - shift)
-    numerator = torch.matmul(weights.view(B, G, n, R * w, S).to(v.dtype), values).to(wide)
-    unblock = lambda x: x.view(B, G, n, R, w, x.shape[-1]).transpose(2, 3).reshape(B, H, n * w, x.shape[-1])[:, :, :T]  # noqa: E731
+    numerator = torch.matmul(weights.view(B, G, n, R * m, S).to(v.dtype), values).to(wide)
+    unblock = lambda x: x.view(B, G, n, R, m, x.shape[-1]).transpose(2, 3).reshape(B, H, n * m, x.shape[-1])[:, :, :T]  # noqa: E731
     return Terms(unblock(numerator), unblock(weights.sum(-1, keepdim=True)), unblock(shift))
 
 
@@ -212,26 +213,25 @@ def ring_terms(
 
 
 def _with_sinks(allowed: Tensor, sinks: Sinks, seq_ids: Tensor | None, pad: int) -> Tensor:
-    """What a query may see of its two blocks, (B or 1, 1, n or 1, 1, w, 2w), with columns for the sinks: 2w + s."""
-    w = allowed.shape[4]
-    blocks = F.pad(sinks.is_sink, (0, pad)).unfold(1, 2 * w, w)  # (B or 1, n, 2w)
-    n, this = blocks.shape[1], torch.arange(2 * w, device=blocks.device) >= w
+    """What a query may see of the window's keys, (B or 1, 1, n or 1, 1, m, w + m), with columns for the sinks: + s."""
+    m, span = allowed.shape[4:]
+    blocks = F.pad(sinks.is_sink, (0, pad)).unfold(1, span, m)  # (B or 1, n, w + m)
+    n, this = blocks.shape[1], torch.arange(span, device=blocks.device) >= span - m
     allowed = allowed & (this | ~blocks)[:, None, :, None, None]
-    before = sinks.column < torch.arange(n, device=blocks.device)[:, None] * w  # (B or 1, n, s)
+    before = sinks.column < torch.arange(n, device=blocks.device)[:, None] * m  # (B or 1, n, s)
     seen = before[:, None, :, None, None]
     if seq_ids is not None:
-        mine = F.pad(seq_ids, (0, pad), value=-1).view(-1, 1, n, 1, w, 1)
+        mine = F.pad(seq_ids, (0, pad), value=-1).view(-1, 1, n, 1, m, 1)
         seen = seen & (mine == mine[..., :1, :])
     rows = max(allowed.shape[0], seen.shape[0])
-    parts = (part.expand(rows, 1, n, 1, w, -1) for part in (allowed, seen))
+    parts = (part.expand(rows, 1, n, 1, m, -1) for part in (allowed, seen))
     return torch.cat(tuple(parts), dim=-1)
 
 
 def _with_kept(allowed: Tensor, kept: Kept) -> Tensor:
-    """What a query may see, (B or 1, 1, n or 1, 1, w, S), with what it sees of the keys that have left: + L."""
-    B, G, n, w, _ = kept.seen.shape
-    room = kept.k.shape[3]
-    allowed, seen = allowed.expand(B, G, n, 1, w, -1), kept.seen[:, :, :, None]
+    """What a query may see, (B or 1, 1, n or 1, 1, m, S), with what it sees of the keys that have left: + L."""
+    (B, G, n, w, _), m, room = kept.seen.shape, allowed.shape[4], kept.k.shape[3]
+    allowed, seen = allowed.expand(B, G, n, 1, m, -1), kept.seen[:, :, :, None, :m]
     leavers = allowed[..., :w] | seen[..., room:]
     return torch.cat((leavers, allowed[..., w:], seen[..., :room]), dim=-1)
 
