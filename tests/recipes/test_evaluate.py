@@ -1,5 +1,6 @@
 """`yeoul evaluate` and `yeoul bench` on a tiny model."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -159,7 +160,11 @@ def test_evaluate_compares_a_conversion_with_its_teacher(word_folder, capsys):
     assert "the last 8 and the first 4 positions" in printed and "window only" in printed
 
 
-def test_an_evaluation_leaves_a_page(word_folder, run_folder, tmp_path, capsys):
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_evaluation_leaves_a_page(word_folder, run_folder, tmp_path, capsys, monkeypatch):
     """Every figure of the table is on it, in both languages; a second one takes its place, other folders are left."""
     text, out = str(word_folder / "text.txt"), tmp_path / "scores"
     wanted = EvaluateConfig(prompts=2, new_tokens=4, max_tokens=400, by_position=True, korean=1)
@@ -183,6 +188,12 @@ def test_an_evaluation_leaves_a_page(word_folder, run_folder, tmp_path, capsys):
     assert main(["evaluate", str(run_folder), "--max-tokens", "100", "--out", str(out)]) == 0
     assert str(out / "report.html") in capsys.readouterr().err
     assert json.loads((out / "evaluate.json").read_text(encoding="utf-8"))["tokens"] == 100
+    assert main(["evaluate", "nowhere", "--out", str(tmp_path / "none")]) == 2 and not (tmp_path / "none").exists()
+    capsys.readouterr()
+    monkeypatch.setattr("yeoul.recipes.evaluation_report.write_json", full_disk)
+    assert main(["evaluate", str(run_folder), "--max-tokens", "100", "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert "perplexity" in shown.out and "could not be written (" in shown.err and "No space left" in shown.err
     assert main(["evaluate", str(run_folder), "--out", str(run_folder)]) == 2
     assert "not that of an evaluation" in capsys.readouterr().err
 

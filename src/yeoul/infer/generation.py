@@ -62,7 +62,8 @@ class Generation:
         vocab_size: only ids below it are drawn (a model's table is often longer than its tokenizer's).
         rows: numbers of the prompts, for their seeds and messages; 0, 1, ... by default.
         cache: what an earlier generation left, for one prompt that begins with the `cached` ids in it.
-        drafter: guesses tokens of a batch of one, which are verified together (`yeoul.infer.speculation`).
+        drafter: guesses tokens of a batch of one, which are verified together (`yeoul.infer.speculation`); not asked
+            where rotations go by the length of the text.
         draft_tokens: guessed at most at a time.
 
     Raises:
@@ -134,7 +135,7 @@ class Generation:
 
     @property
     def cached_ids(self) -> list[int]:
-        """The ids in the cache of a batch of one: all but the last one drawn."""
+        """The ids in the cache of a batch of one: all but the last drawn, and more that wrong guesses left unread."""
         (row,) = self.rows
         return row.prompt + row.ids[: self._fed]
 
@@ -192,10 +193,11 @@ class Generation:
         """
         (row,) = self.rows
         assert self.cache is not None
-        unread = (row.prompt + row.ids)[len(row.prompt) + self._fed :]
+        text = row.prompt + row.ids
+        unread = text[len(row.prompt) + self._fed :]
         room = row.limit - len(row.ids) - 1
         most = min(self._pace.now, room) if len(unread) <= MOST_UNREAD else 0
-        guesses = drafter.guess(row.prompt + row.ids, most) if most > 0 else []
+        guesses = drafter.guess(text, most) if most > 0 else []
         self._back = (self.cache.snapshot(), self._fed) if guesses else None
         ids = torch.tensor([unread + guesses], device=self.device)
         logits = self.model(ids, cache=self.cache, logits_to_keep=len(guesses) + 1)[0]  # (guesses + 1, V)

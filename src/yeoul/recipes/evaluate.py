@@ -115,7 +115,8 @@ def evaluate(
         data: a file, a folder, a Hub dataset or "builtin"; None is the text that the run held out.
         config: what is measured; None for the defaults.
         teacher: the softmax model that `model` was converted from.
-        out: folder for evaluate.json and a report; None leaves nothing.
+        out: folder for evaluate.json and a report; None leaves nothing. If the disk is full then, `say` is told, and
+            the result is returned all the same.
         device: "auto", "cpu", "cuda" or "cuda:N"; models that are loaded are scored where they are.
         say: called with progress messages; None for no output.
 
@@ -126,6 +127,8 @@ def evaluate(
     if folder is not None:
         check_out(folder)
     run = _Evaluation(model, data, config or EvaluateConfig(), teacher, device, say or silent)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     recall = run.recall() if run.config.recall else None
     with run.text() as (name, batches):
         score = run.score(batches)
@@ -141,8 +144,12 @@ def evaluate(
         flags = dict(data=data, teacher=result.teacher, out=folder)
         loaded = isinstance(model, tuple) or isinstance(teacher, tuple)  # which no command names
         line = "" if loaded else command_line("evaluate", run.name, settings=run.config, **flags)
-        page = leave_evaluation(result, folder, line)
-        run.say(f"The report: {page} (or {page.with_suffix('.md')})")
+        try:
+            page = leave_evaluation(result, folder, line)
+        except OSError as error:  # a full disk takes nothing of what has been measured
+            run.say(f"The report could not be written ({error}).")
+        else:
+            run.say(f"The report: {page} (or {page.with_suffix('.md')})")
     return result
 
 

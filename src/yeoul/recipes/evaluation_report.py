@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from yeoul.errors import UserError
 from yeoul.files import write_json
 from yeoul.recipes.machine import machine_facts
 from yeoul.recipes.run_folder import made_in
-from yeoul.report.content import Command, Report, Section, Table, Text, Words
+from yeoul.report.content import Command, Report, Section, Text, Words, table_section
 from yeoul.units import count, size
 
 if TYPE_CHECKING:
@@ -46,7 +45,6 @@ def leave_evaluation(result: EvaluateResult, folder: Path, line: str) -> Path:
     """
     from yeoul.report.page import write_report
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD, result.as_dict())
     return write_report(evaluation_report(result, line), folder)[0]
 
@@ -59,7 +57,7 @@ def evaluation_report(result: EvaluateResult, line: str) -> Report:
     sections = [_scores(result)]
     if score.by_position:
         rows = tuple((_span(b.first, b.last), f"{b.loss:.4f}", f"{b.tokens:,}") for b in score.by_position)
-        sections.append(_section(BY_POSITION, ("position", "loss", "tokens"), rows))
+        sections.append(table_section(BY_POSITION, head=("position", "loss", "tokens"), rows=rows))
     if result.recall is not None:
         sections.append(_recall(result.recall))
     if result.korean:
@@ -86,10 +84,6 @@ GRIDS = {
     "mqar": Text("Recall of pairs (MQAR)", "쌍의 회상(MQAR)"),
     "needle": Text("A needle in a text", "텍스트 속의 바늘"),
 }
-
-
-def _section(heading: Words, head: Sequence[Words], rows: Sequence[tuple[Words, ...]], note: Words = "") -> Section:
-    return Section(heading=heading, tables=((note, Table(head=tuple(head), rows=tuple(rows))),))
 
 
 def _span(first: int, last: int) -> str:
@@ -139,13 +133,13 @@ def _scores(result: EvaluateResult) -> Section:
         ("loss", f"{score.loss:.4f}"), ("perplexity", f"{score.perplexity:,.3f}"), ("bits per byte", bits),
         ("tokens", f"{score.tokens:,}"), ("context", f"{result.context:,}"),
     ]  # fmt: skip
-    return _section(Text("Scores", "점수"), ("", "value"), rows)
+    return table_section(Text("Scores", "점수"), head=("", "value"), rows=rows)
 
 
 def _recall(found: RecallScore) -> Section:
     rows = [(found.method, f"{found.accuracy:.1%} ± {found.stderr:.1%}", f"{found.chance:.0%}", f"{found.questions:,}")]
     head = ("", "accuracy", Text("guessing", "찍었을 때"), Text("questions", "문항"))
-    return _section(Text("Recall of facts told earlier", "앞에서 알려 준 사실의 회상"), head, rows)
+    return table_section(Text("Recall of facts told earlier", "앞에서 알려 준 사실의 회상"), head=head, rows=rows)
 
 
 def _korean(scores: dict[str, KoreanScore]) -> Section:
@@ -159,9 +153,8 @@ def _korean(scores: dict[str, KoreanScore]) -> Section:
         told = [score.as_dict() for score in scores.values()]
         cells = ["–" if s[rate] is None else f"{s[rate]:.2%} ({s[wrong]:,}/{s[among]:,})" for s in told]
         rows.append((words, *cells))
-    return _section(
-        Text("Korean, by rule", "규칙으로 본 한국어"), ("", *(names.get(name, name) for name in scores)), rows
-    )
+    head = ("", *(names.get(name, name) for name in scores))
+    return table_section(Text("Korean, by rule", "규칙으로 본 한국어"), head=head, rows=rows)
 
 
 def _grid(kind: str, grids: dict[str, RecallGrid]) -> Section:
@@ -183,7 +176,7 @@ def _grid(kind: str, grids: dict[str, RecallGrid]) -> Section:
         f"* All of it is more than {first.window:,} positions back.",
         f"정답률(%): 모든 토큰 가운데 / 후보 가운데. *는 모두 {first.window:,}자리보다 앞에 있다는 뜻입니다.",
     )
-    return _section(GRIDS[kind], ("", *grids), rows, note)
+    return table_section(GRIDS[kind], head=("", *grids), rows=rows, note=note)
 
 
 def _comparison(compared: Comparison) -> list[Section]:
@@ -224,8 +217,8 @@ def _long_context(score: LongContextScore) -> list[Section]:
     ]
     names = [row.name for row in score.rows]
     return [
-        _section("What is kept of distant text", head, rows, note),
-        _section(Text("Perplexity by position", "위치별 퍼플렉시티"), ("position", *names), places),
+        table_section("What is kept of distant text", head=head, rows=rows, note=note),
+        table_section(Text("Perplexity by position", "위치별 퍼플렉시티"), head=("position", *names), rows=places),
     ]
 
 
@@ -241,7 +234,7 @@ def _agreement(found: Agreement) -> Section:
         f"끝까지 같은 것이 {found.equal:.0%}입니다. chrF는 100점 만점에 {found.chrf:.1f}입니다.",
     )
     head = ("model", "tokens", "repetition", "distinct-1", "distinct-2")
-    return _section(Text("Free generation", "자유 생성"), head, rows, note)
+    return table_section(Text("Free generation", "자유 생성"), head=head, rows=rows, note=note)
 
 
 def _speed(speed: DecodeSpeeds) -> Section:
@@ -251,4 +244,4 @@ def _speed(speed: DecodeSpeeds) -> Section:
     ]  # fmt: skip
     head = ("position", "model", "decode tokens/s", "quartiles", "cache")
     threads = Text(f"One sequence, {count(speed.threads, 'thread')}.", f"시퀀스 하나, 스레드 {speed.threads}개.")
-    return _section("Speed and memory", head, rows, threads)
+    return table_section("Speed and memory", head=head, rows=rows, note=threads)

@@ -11,7 +11,18 @@ from yeoul.errors import UserError
 from yeoul.recipes.demo.report import UNITS, collect, linear_results
 from yeoul.recipes.options import Say, silent
 from yeoul.recipes.runs import RECORDS, RunSummary, is_number, summarize, validations
-from yeoul.report.content import Command, Curve, Report, Section, Stage, Table, Text, Words, curves, read_metrics
+from yeoul.report.content import (
+    Command,
+    Curve,
+    Report,
+    Section,
+    Stage,
+    Text,
+    Words,
+    curves,
+    read_metrics,
+    table_section,
+)
 from yeoul.report.languages import korean_duration, korean_number
 from yeoul.report.markdown import as_text
 from yeoul.safe_json import read_object
@@ -199,7 +210,7 @@ def _kept(comparison: Mapping[str, Any]) -> Section | None:
         f"남은 몫: 교사가 1, 윈도 {score['window']}과 싱크 {score['sinks']}개만 보게 한 교사가 0입니다. "
         f"토큰 {score['tokens']:,}개로 쟀습니다.",
     )
-    return _section("What is kept of distant text", head=head, rows=tuple(rows), note=note)
+    return table_section("What is kept of distant text", head=head, rows=tuple(rows), note=note)
 
 
 def _estimate(value: Mapping[str, Any]) -> str:
@@ -221,19 +232,13 @@ def _number(key: str, value: float) -> str:
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
-def _section(
-    heading: Words, *, head: tuple[Words, ...], rows: tuple[tuple[Words, ...], ...], note: Words = ""
-) -> Section:
-    return Section(heading=heading, tables=((note, Table(head=head, rows=rows)),))
-
-
 def _values(title: Words, before: Mapping[str, float], after: Mapping[str, float]) -> Section:
     at = lambda side, key: _number(key, side[key]) if key in side else "–"  # noqa: E731
     keys = list(dict.fromkeys([*before, *after]))
     if not before:
-        return _section(title, head=("", "value"), rows=tuple((named(key), at(after, key)) for key in keys))
+        return table_section(title, head=("", "value"), rows=tuple((named(key), at(after, key)) for key in keys))
     rows = tuple((named(key), at(before, key), at(after, key)) for key in keys)
-    return _section(title, head=("", "before", "after"), rows=rows)
+    return table_section(title, head=("", "before", "after"), rows=rows)
 
 
 def _quantized(record: Mapping[str, Any]) -> Section:
@@ -241,7 +246,7 @@ def _quantized(record: Mapping[str, Any]) -> Section:
     rows: list[tuple[Words, ...]] = [("size", size(before["bytes"]), size(after["bytes"]))]
     if "tokens_per_second" in before and "tokens_per_second" in after:
         rows.append(("decoding", rate(before["tokens_per_second"]), rate(after["tokens_per_second"])))
-    return _section("Before and after", head=("", "before", "after"), rows=tuple(rows))
+    return table_section("Before and after", head=("", "before", "after"), rows=tuple(rows))
 
 
 def _result_words(before: Mapping[str, float], after: Mapping[str, float]) -> Words:
@@ -345,14 +350,16 @@ def _runs_table(
         cells: list[Words] = [name, f"{run.verb}, {run.task}" if run.task else run.verb,
                               f"{run.tokens:,}" if run.tokens else "–", time]  # fmt: skip
         rows.append((*cells, *(_number(key, after[key]) if key in after else "–" for key in keys)))
-    return _section("Held-out text", head=("run", "made by", "tokens", "time", *map(named, keys)), rows=tuple(rows))
+    return table_section(
+        "Held-out text", head=("run", "made by", "tokens", "time", *map(named, keys)), rows=tuple(rows)
+    )
 
 
 def _differences(names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[Section]:
     keys = [key for key in dict.fromkeys(k for each in settings for k in each)
             if len({as_text(each.get(key)) for each in settings}) > 1]  # fmt: skip
     rows = tuple((key, *(as_text(each[key]) if key in each else "–" for each in settings)) for key in keys)
-    return [_section("Settings that differ", head=("setting", *names), rows=rows)] if rows else []
+    return [table_section("Settings that differ", head=("setting", *names), rows=rows)] if rows else []
 
 
 def _names(folders: Sequence[Path]) -> tuple[list[str], list[str]]:

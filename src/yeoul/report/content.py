@@ -153,6 +153,13 @@ class Section:
     texts: tuple[tuple[Words, str], ...] = ()
 
 
+def table_section(
+    heading: Words, *, head: Sequence[Words], rows: Sequence[tuple[Words, ...]], note: Words = ""
+) -> Section:
+    """A part that is one table, with a note before it."""
+    return Section(heading=heading, tables=((note, Table(head=tuple(head), rows=tuple(rows))),))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """A whole report; empty parts are left out of the page.

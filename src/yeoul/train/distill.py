@@ -142,7 +142,9 @@ def distillation_objective(
             target = target.flatten(0, 1)
         hidden = student.hidden(batch.input_ids, positions=batch.positions, seq_ids=batch.seq_ids, given=given)
         hidden = hidden.flatten(0, 1)
-        labels = _sampled(batch.labels.flatten(), positions, _distances(hidden, target))
+        labels = batch.labels.flatten()
+        if positions < 1:
+            labels = _sampled(labels, positions, _distances(hidden, target))
         valid = labels != IGNORE
         total, parts = hidden.new_zeros((), dtype=torch.float32), {}
         if target is not None:
@@ -215,7 +217,7 @@ def _sampled(labels: Tensor, share: float, distances: Tensor | None) -> Tensor:
     labels and distances.
     """
     places = (labels != IGNORE).nonzero()[:, 0].cpu()
-    if share >= 1 or not len(places):
+    if not len(places):
         return labels
     generator = torch.Generator().manual_seed(int(labels.sum()) % 2**63)
     wanted = max(1, round(share * len(places)))
