@@ -8,7 +8,8 @@ WORKERS ?= auto
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SETUP := Makefile pyproject.toml constraints.txt
+NATIVE := src/yeoul/infer/native
+SETUP := Makefile pyproject.toml constraints.txt $(wildcard $(NATIVE)/csrc/*)
 
 # Numeric libraries would start a thread per core in each of the test workers.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -54,5 +55,5 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info $(NATIVE)/_step*
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -289,6 +289,11 @@ def set_threads(threads: int | None = None) -> int:
     return threads
 
 
+def native_allowed() -> bool:
+    """Whether tokens may be decoded by the native library: not with `YEOUL_NATIVE=0`."""
+    return _setting("YEOUL_NATIVE") != "0"
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices). `seed` is taken modulo 2**32, NumPy's range."""
     import random

@@ -33,6 +33,10 @@ def run(config: Config) -> int:
     return 0
 
 
+def _decoding(found: dict[str, str | None]) -> str:
+    return f"PyTorch ({found['reason']})" if found["reason"] else f"the native library ({found['native']})"
+
+
 def describe(report: dict[str, Any]) -> str:
     """The examination as text."""
     cpu, cuda, use = report["cpu"], report["cuda"], report["use"]
@@ -56,6 +60,7 @@ def describe(report: dict[str, Any]) -> str:
         ("driver", cuda["driver"] or "no NVIDIA driver"),
         ("will use", f"{use['device']} with {use['dtype']}: {use['why']}"),
         ("", f"linear attention in {use['linear_attention']}"),
+        ("", f"decoding on the CPU by {_decoding(use['decoding'])}"),
     ]
     if "gflops" in report:
         rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in report["gflops"].items())

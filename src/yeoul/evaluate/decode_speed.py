@@ -129,7 +129,7 @@ def decode_speeds(
                 left -= expected
                 start = time.perf_counter()
                 runner = Runner(name=name, model=lengthened(model, position + decoded(steps, turns)), batch_size=1)
-                problem = _fill(runner, position, decoded(steps, turns), memory, seed)
+                problem = fill(runner, position, decoded(steps, turns), memory, seed)
                 took[name] = time.perf_counter() - start
                 if problem:
                     left_out.append(NotMeasured(model=name, position=position, reason=problem))
@@ -163,8 +163,16 @@ def _expected(last: tuple[int, float, bool] | None, position: int) -> float:
 
 
 @torch.inference_mode()
-def _fill(runner: Runner, position: int, room: int, memory: int | None, seed: int) -> str | None:
-    """Fills the runner's cache up to a position, with room for more; what stands in the way, if anything does."""
+def fill(runner: Runner, position: int, room: int, memory: int | None = None, seed: int = 0) -> str | None:
+    """Fills the runner's cache up to a position, with room for more; what stands in the way, if anything does.
+
+    Args:
+        runner: of one row.
+        position: tokens in the cache.
+        room: tokens that follow.
+        memory: bytes that may be taken; None asks the machine.
+        seed: of the tokens that are read.
+    """
     model, config = runner.model, runner.model.config
     windows = [config.sliding_window or config.window if kind == "sliding" else config.window
                for kind in config.attention if kind in ("sliding", "hybrid")]  # fmt: skip

@@ -12,7 +12,7 @@ import copy
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from yeoul.errors import UserError
+from yeoul.infer.native.decoder import NextToken
 from yeoul.units import size
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Runner:
 
     Attributes:
         name, model, batch_size: what is measured.
+        native: whether tokens may be decoded by the native library (`yeoul.infer.native`), as they are in use.
         cache: filled by `prefill`, or by the caller; `decode` appends to it.
         token: (B, 1) int64, what `decode` begins with.
         prefills, decodes: seconds of each prefill, and of a token in each turn.
@@ -76,12 +78,16 @@ class Runner:
     name: str
     model: Decoder
     batch_size: int
+    native: bool = True
     cache: Cache | None = None
     token: Tensor | None = None
     prefills: list[float] = field(default_factory=list)
     decodes: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
     cache_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._next = NextToken(self.model, native=self.native)
 
     @property
     def device(self) -> torch.device:
@@ -115,9 +121,8 @@ class Runner:
             if step == 1:
                 _synchronize(self.device)
                 start = time.perf_counter()
-            assert self.token is not None  # the prefill has left one
-            logits = self.model(self.token, cache=self.cache, logits_to_keep=1)
-            self.token = logits[:, -1:].argmax(-1)
+            assert self.token is not None and self.cache is not None  # the prefill has left them
+            self.token = self._next(self.token[:, 0], self.cache).argmax(-1, keepdim=True)
         _synchronize(self.device)
         return (time.perf_counter() - start) / steps
 
@@ -155,6 +160,7 @@ def compare(
     chunk: int = 1024,
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    pytorch: Collection[str] = (),
     budget_seconds: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[SpeedRecord]:
@@ -169,6 +175,7 @@ def compare(
         prefills: how often the prefill is repeated, in turns too.
         chunk: tokens given to the model at once in the prefill.
         dtype: autocast type; None or float32 runs as the weights are.
+        pytorch: names of models whose tokens are decoded by PyTorch, though the native library could.
         budget_seconds: stop before a context that would, by the growth so far, end later than this.
         progress: is told what is being measured.
 
@@ -191,7 +198,9 @@ def compare(
             if progress is not None:
                 progress(f"{context:,} tokens: {', '.join(models)}")
             start = time.perf_counter()
-            runners = [Runner(name=n, model=m, batch_size=batch_size) for n, m in models.items()]
+            runners = [
+                Runner(name=n, model=m, batch_size=batch_size, native=n not in pytorch) for n, m in models.items()
+            ]
             _measure(runners, context, steps, turns, prefills, chunk, seed, dtype)
             records += [runner.record(context, steps) for runner in runners]
             last = time.perf_counter() - start

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from yeoul.data.padding import pad_batch
 from yeoul.errors import UserError
+from yeoul.infer.native.decoder import NextToken
 from yeoul.infer.params import SamplingParams
 from yeoul.infer.sample import own_generators, row_generators, sample_rows, seen_tokens
 from yeoul.infer.speculation import Pace
@@ -112,6 +113,7 @@ class Generation:
         self._ready: list[int] = []  # tokens drawn, but not yet given out
         self._back: tuple[Cache, int] | None = None  # the cache before the last guesses, and how much was read then
         self.guessed = self.right = 0
+        self._next = NextToken(model)
 
     def _row(self, index: int, prompt: list[int], params: SamplingParams) -> Row:
         config = self.model.config
@@ -199,8 +201,8 @@ class Generation:
         most = min(self._pace.now, room) if len(unread) <= MOST_UNREAD else 0
         guesses = drafter.guess(text, most) if most > 0 else []
         self._back = (self.cache.snapshot(), self._fed) if guesses else None
-        ids = torch.tensor([unread + guesses], device=self.device)
-        logits = self.model(ids, cache=self.cache, logits_to_keep=len(guesses) + 1)[0]  # (guesses + 1, V)
+        ids = torch.tensor(unread + guesses, device=self.device)
+        logits = self._next.after_each(ids, self.cache, len(guesses) + 1)  # (guesses + 1, V)
         right = 0
         for place, guess in enumerate([*guesses, None]):
             token = int(self._draw(logits[place : place + 1])[0])
@@ -274,7 +276,7 @@ class Generation:
         self._fed += 1
         if self._outgrown():
             return self._read_texts([row.prompt + row.ids for row in self._batch], None)
-        return self._logits(self._tokens[:, None], None, self.cache)
+        return self._next(self._tokens, self.cache)
 
     def _outgrown(self) -> bool:
         """Whether a text has become one token longer than what its rotation goes by: see `yeoul.model.rope`."""

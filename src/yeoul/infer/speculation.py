@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from yeoul.errors import UserError
+from yeoul.infer.native.decoder import NextToken
 
 if TYPE_CHECKING:
     from yeoul.model.cache import Cache
@@ -72,7 +73,7 @@ class DraftModel:
         if sizes[0] != sizes[1]:
             what = f"the draft model has {sizes[0]:,} tokens in its vocabulary, the model {sizes[1]:,}"
             raise UserError(what, "--draft-model", "give a model of the same family")
-        self.model = model.eval()
+        self.model, self._next = model.eval(), NextToken(model)
         self._cache: Cache | None = None
         self._read = 0  # tokens of the text that are in the cache
 
@@ -86,13 +87,13 @@ class DraftModel:
             return []
         if self._cache is None:
             self._cache = self.model.new_cache(1)
-        unread = torch.tensor([text[self._read :]], device=self.model.device)
-        logits = self.model(unread, cache=self._cache, logits_to_keep=1)
+        unread = torch.tensor(text[self._read :], device=self.model.device)
+        logits = self._next.after_each(unread, self._cache, 1)
         self._read = len(text)
-        beside, found = self._cache.snapshot(), [int(logits[0, -1].argmax())]
+        beside, found = self._cache.snapshot(), [int(logits[-1].argmax())]
         while len(found) < most:
-            last = torch.tensor([found[-1:]], device=self.model.device)
-            found.append(int(self.model(last, cache=beside, logits_to_keep=1)[0, -1].argmax()))
+            last = torch.tensor(found[-1:], device=self.model.device)
+            found.append(int(self._next(last, beside)[-1].argmax()))
         return found
 
 

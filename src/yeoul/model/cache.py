@@ -80,23 +80,28 @@ class KVCache(LayerCache):
         larger.narrow(dim, 0, self.length).copy_(tensor.narrow(dim, 0, self.length))
         return larger
 
+    def reserve(self, rows: int, heads: int, columns: int, dim: int, like: Tensor) -> None:
+        """Makes room for more columns of so many rows, heads and channels, of the type and on the device of `like`."""
+        end = self.length + columns
+        if self.k is None or self.v is None:
+            self.k, self.v = (like.new_zeros(rows, heads, end, dim) for _ in range(2))
+        if end > self.k.shape[2]:
+            room = max(end, min(2 * self.length, self.length + 4096), 64)
+            self.k, self.v = self._grow(self.k, room, 2), self._grow(self.v, room, 2)
+        if self.valid is not None and self.valid.shape[1] < self.k.shape[2]:
+            self.valid = F.pad(self.valid, (0, self.k.shape[2] - self.valid.shape[1]), value=True)
+
     def extend(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Appends (B, G, T, D) keys and values; returns all so far, and which columns are tokens (None: all)."""
         (B, G, T, D), start = k.shape, self.length
         end = start + T
-        if self.k is None or self.v is None:
-            self.k, self.v = k.new_zeros(B, G, end, D), v.new_zeros(B, G, end, D)
-        if end > self.k.shape[2]:
-            room = max(end, min(2 * start, start + 4096), 64)
-            self.k, self.v = self._grow(self.k, room, 2), self._grow(self.v, room, 2)
+        self.reserve(B, G, T, D, k)
+        assert self.k is not None and self.v is not None
         if mask is not None and self.valid is None and not bool(mask.all()):
             self.valid = torch.ones(B, self.k.shape[2], dtype=torch.bool, device=k.device)
         self.k[:, :, start:end], self.v[:, :, start:end] = k, v
-        if self.valid is not None:
-            if self.valid.shape[1] < self.k.shape[2]:
-                self.valid = F.pad(self.valid, (0, self.k.shape[2] - self.valid.shape[1]), value=True)
-            if mask is not None:
-                self.valid[:, start:end] = mask
+        if self.valid is not None and mask is not None:
+            self.valid[:, start:end] = mask
         self.length = end
         valid = None if self.valid is None else self.valid[:, :end]
         return self.k[:, :, :end], self.v[:, :, :end], valid
@@ -165,7 +170,8 @@ class WindowCache(LayerCache):
         other.gates = {name: gate.clone() for name, gate in self.gates.items()}
         return other
 
-    def _allocate(self, k: Tensor, v: Tensor, gates: Gates) -> None:
+    def allocate(self, k: Tensor, v: Tensor, gates: Gates) -> None:
+        """Makes the tensors, for columns such as (B, G, N, D) keys and values and (B, G, N, ...) gates."""
         (B, G, _, D), slots = k.shape, self.sinks + self.window + self.exact
         self.k, self.v = k.new_zeros(B, G, slots, D), v.new_zeros(B, G, slots, v.shape[3])
         self.gates = {name: gate.new_zeros(B, G if self.exact else gate.shape[1], self.window + self.exact,
@@ -184,7 +190,7 @@ class WindowCache(LayerCache):
         """
         (B, _, T, _), w, s = k.shape, self.window, self.sinks
         if self.k is None:
-            self._allocate(k, v, gates)
+            self.allocate(k, v, gates)
         assert self.k is not None and self.v is not None and self.valid is not None
         turn, ring = -(self.length % w), slice(s, s + w)
         new = torch.ones(B, T, dtype=torch.bool, device=k.device) if mask is None else mask
@@ -290,7 +296,7 @@ class WindowCache(LayerCache):
             The column that left, or the pair that is no longer kept in its place; None while the ring had room.
         """
         if self.k is None:
-            self._allocate(k[:, :, None], v[:, :, None], {name: gate[:, :, None] for name, gate in gates.items()})
+            self.allocate(k[:, :, None], v[:, :, None], {name: gate[:, :, None] for name, gate in gates.items()})
         assert self.k is not None and self.v is not None and self.valid is not None and self.sinks_full
         place = self.length % self.window
         slot, left = self.sinks + place, None

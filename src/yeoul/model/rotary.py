@@ -105,6 +105,18 @@ def rotary_columns(
     return cos, sin
 
 
+def rotary_table(rope: Rope, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of all positions below `end` and maybe more, each (rows, R / 2) fp32; kept for later calls.
+
+    Args:
+        rope: one that does not depend on lengths.
+        end: larger than every position.
+        device: of the result.
+    """
+    assert not rope.by_length
+    return _table(rope, 0, _rows(end), device)
+
+
 def _rows(end: int) -> int:
     """Rows of a table that is kept for later calls."""
     return max(64, 1 << (end - 1).bit_length())

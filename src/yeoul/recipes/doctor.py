@@ -70,6 +70,7 @@ def examine(*, measure: bool = True) -> dict[str, Any]:
             "dtype": str(dtype).removeprefix("torch."),
             "why": _why(device, dtype),
             "linear_attention": _linear_attention(device),
+            "decoding": _decoding(),
         },
         "extras": _extras(),
     }
@@ -121,6 +122,14 @@ def _linear_attention(device: torch.device) -> str:
 
     reason = why_not(device)
     return "Triton kernels" if reason is None else f"PyTorch ({reason})"
+
+
+def _decoding() -> dict[str, str | None]:
+    """Instruction set of the native library that decodes on the CPU, or why there is none."""
+    from yeoul.infer.native.library import instruction_sets, why_not
+
+    reason = why_not()
+    return {"native": None, "reason": reason} if reason else {"native": instruction_sets()[0], "reason": None}
 
 
 def _why(device: torch.device, dtype: torch.dtype) -> str:
@@ -207,6 +216,8 @@ def _advice(report: dict[str, Any]) -> list[str]:
         advice.append("Less than 3 GiB of memory is free, and `yeoul demo` needs that much: close other programs.")
     if report["disk"]["free"] < 2 * 2**30:
         advice.append("Less than 2 GiB of disk is free here: checkpoints may not fit.")
+    if (reason := report["use"]["decoding"]["reason"]) is not None and runtime.native_allowed():
+        advice.append(f"PyTorch decodes tokens several times slower than the native library, but {reason}.")
     for found in report["extras"].values():
         if found["missing"]:
             names = ", ".join(found["missing"])

@@ -1,0 +1,158 @@
+"""A model whose tokens are decoded by the native library."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from yeoul.infer.native.layers import Translation, Unsupported
+from yeoul.infer.native.library import instruction_sets, library
+from yeoul.infer.native.memory import ready
+from yeoul.infer.native.program import Program
+from yeoul.model.cache import Cache
+from yeoul.model.decoder import Decoder
+from yeoul.model.rotary import rotary_table
+
+MOST_ROWS = 64
+"""Rows of a batch at most."""
+
+
+FEW = 32
+"""Tokens of one text at a time that there is room for once there are several."""
+
+
+class NativeDecoder:
+    """Decodes one token of every row of a batch, as `Decoder.forward` does with a cache, in one call.
+
+    Weights are read where the model has them, but norms, biases and feature maps as they are now: after a change to the
+    model there must be a new one. Activations are fp32 whatever the weights are; products with weights of few bits take
+    inputs as whole numbers of 16 bits, so that their error is that of fp16 at most.
+
+    Args:
+        model: on the CPU.
+        rows: of the batch at most.
+        threads: None is torch's number.
+        isa: an instruction set of `instruction_sets`; None is the best.
+
+    Raises:
+        Unsupported: the library is not there, or does not do all that the model does.
+    """
+
+    def __init__(self, model: Decoder, rows: int = 1, *, threads: int | None = None, isa: str | None = None) -> None:
+        if library() is None:
+            raise Unsupported("there is no native library")
+        if not 1 <= rows <= MOST_ROWS:
+            raise Unsupported(f"{rows} rows")
+        threads = threads or torch.get_num_threads()
+        whole = Translation(model, threads)
+        self.model = model
+        self.program = Program(
+            whole.builder, whole.result, model.config.vocab_size, layers=len(model.layers), max_rows=rows,
+            threads=threads, isa=isa or instruction_sets()[0],
+        )  # fmt: skip
+        self._rotations, self._ropes = whole.rotations, model.config.ropes
+        self._layers = [make(self.program.places) for make in whole.layers]
+        self._rows, self._end = 0, 0
+        self._tables: list[Tensor] = []
+
+    def takes(self, cache: Cache, rows: int) -> bool:
+        """Whether it can go on from a cache with so many rows; else PyTorch must."""
+        return rows <= self.program.max_rows and all(ready(layer) for layer in cache.layers)
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Logits (B, V) fp32 behind one token of each row, which `cache` has then taken in.
+
+        Args:
+            tokens: (B,) int64.
+            cache: one that `takes` agrees to.
+
+        Raises:
+            NativeError: an id or a position is out of range.
+        """
+        B = len(tokens)
+        found = cache.advance(None, 1)
+        positions = torch.zeros(B, dtype=torch.int64) if found is None else found.expand(B, 1)[:, 0].contiguous()
+        return self._run(tokens, positions, cache, rows=B, columns=1)
+
+    def read(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Logits (T, V) fp32 behind each of several tokens (T,) of a batch of one; otherwise as `step`."""
+        T = len(tokens)
+        found = cache.advance(None, T)
+        positions = torch.arange(T) if found is None else found[0].contiguous()
+        return self._run(tokens, positions, cache, rows=1, columns=T)
+
+    def _run(self, tokens: Tensor, positions: Tensor, cache: Cache, *, rows: int, columns: int) -> Tensor:
+        end = cache.length  # no position is beyond it
+        changed = rows != self._rows or (bool(self._rotations) and end > self._end)
+        for layer, memory in zip(cache.layers, self._layers, strict=True):
+            changed = memory.prepare(layer, rows, columns) or changed
+        if changed:
+            self._bind(rows, end)
+        for layer, memory in zip(cache.layers, self._layers, strict=True):
+            for token in range(columns):
+                memory.advance(layer, token)
+        logits = torch.empty(len(tokens), self.program.width)
+        self.program.run(tokens.contiguous(), positions, logits, one_text=columns > 1)
+        return logits
+
+    def _bind(self, rows: int, end: int) -> None:
+        sizes: list[tuple[int, int, int]] = []
+        tables: list[Tensor] = []
+        for rope, turned in zip(self._ropes, self._rotations, strict=True):
+            cos, sin = rotary_table(rope, end, self.model.device)
+            tables += [cos, sin]
+            sizes += [(operation, 4, len(cos)) for operation in turned.operations]
+            self._end = len(cos)
+        memory = list(tables)
+        for layer in self._layers:
+            memory += layer.tensors()
+            sizes += layer.sizes()
+        self.program.bind(rows, memory, sizes)
+        self._rows = rows
+
+
+def decoder_of(model: Decoder, rows: int) -> NativeDecoder | None:
+    """A native decoder for a model and so many rows; None where PyTorch has to do it."""
+    if library() is None:
+        return None
+    try:
+        return NativeDecoder(model, rows)
+    except Unsupported:
+        return None
+
+
+class NextToken:
+    """Logits behind further tokens of a text, or of each row of a batch: by the native library where it can, else by
+    PyTorch.
+
+    Args:
+        model: whose weights stay as they are meanwhile.
+        native: False leaves all to PyTorch.
+    """
+
+    def __init__(self, model: Decoder, *, native: bool = True) -> None:
+        self.model, self.native = model, native
+        self._asked_for = 0  # rows
+        self._decoder: NativeDecoder | None = None
+
+    def __call__(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """One token of each row, (B,) int64, to (B, V) fp32; `cache` has then taken them in."""
+        decoder = self._for(cache, len(tokens), len(tokens))
+        if decoder is not None:
+            return decoder.step(tokens, cache)
+        return self.model(tokens[:, None], cache=cache, logits_to_keep=1)[:, -1]
+
+    def after_each(self, tokens: Tensor, cache: Cache, last: int) -> Tensor:
+        """Logits (last, V) fp32 behind each of the `last` of several tokens (T,) of a batch of one."""
+        decoder = self._for(cache, 1, len(tokens))
+        if decoder is not None:
+            return decoder.read(tokens, cache)[-last:]
+        return self.model(tokens[None], cache=cache, logits_to_keep=last)[0]
+
+    def _for(self, cache: Cache, rows: int, tokens: int) -> NativeDecoder | None:
+        if not self.native or tokens > MOST_ROWS or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return None
+        if tokens > self._asked_for:
+            self._asked_for = tokens if tokens == rows else max(tokens, FEW)
+            self._decoder = decoder_of(self.model, self._asked_for)
+        return self._decoder if self._decoder is not None and self._decoder.takes(cache, rows) else None

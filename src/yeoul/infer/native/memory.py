@@ -1,0 +1,244 @@
+"""What of a layer's cache a native step reads and writes: tensors, and numbers that change with every token.
+
+The counters are those of `yeoul.model.cache`, which move as its `push` and `extend` move them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from yeoul.model.cache import HybridCache, KVCache, LayerCache, StateCache, WindowCache
+
+Places = Any
+"""Some of `Program.places` for every token, numpy int64 (max_rows, n)."""
+SLOT, LEAVES, CLOCK = 0, 1, 3
+"""Places of PUSH."""
+USED, EMPTY = 0, 1
+"""Places of ATTEND, in a row of their own: which follows from those of PUSH only in Python."""
+BEGUN = 0
+"""Place of STATE, DELTA and JOIN: whether the state has been written to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Of a layer: key-value heads, channels of a head, type of keys and values."""
+
+    heads: int
+    dim: int
+    dtype: torch.dtype
+
+
+class LayerMemory(Protocol):
+    """The memory of a layer."""
+
+    def prepare(self, cache: LayerCache, rows: int, columns: int) -> bool:
+        """Makes room for tokens; whether the tensors are others than those of the last time."""
+        ...
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors, in the order of the program's slots."""
+        ...
+
+    def sizes(self) -> Sequence[tuple[int, int, int]]:
+        """(operation, number, value) that go with them."""
+        ...
+
+    def advance(self, cache: LayerCache, token: int) -> None:
+        """Writes the places for a token of this number, and moves the cache's counters behind it."""
+        ...
+
+
+class Everything:
+    """Keys and values of all positions (`KVCache`).
+
+    Args:
+        shape: of the layer.
+        operations: numbers of PUSH and ATTEND, in which the number of slots is the third and the fourth.
+        places: of both.
+    """
+
+    def __init__(self, shape: Shape, operations: tuple[int, int], places: tuple[Places, Places]) -> None:
+        self.shape, self.operations, (self.push, self.attend) = shape, operations, places
+        self._k: Tensor | None = None
+        self._valid: Tensor | None = None
+        self._tensors: list[Tensor] = []
+
+    def prepare(self, cache: LayerCache, rows: int, columns: int) -> bool:
+        """See `LayerMemory`."""
+        assert isinstance(cache, KVCache)
+        if cache.k is None or cache.length + columns > cache.k.shape[2]:
+            cache.reserve(rows, self.shape.heads, columns, self.shape.dim, torch.empty(0, dtype=self.shape.dtype))
+        if cache.k is self._k and cache.valid is self._valid:
+            return False
+        assert cache.k is not None and cache.v is not None
+        cache.k, cache.v = cache.k.contiguous(), cache.v.contiguous()
+        self._k, self._valid = cache.k, cache.valid
+        self._tensors = [cache.k, cache.v, cache.k.new_empty(0) if cache.valid is None else cache.valid]
+        return True
+
+    def tensors(self) -> list[Tensor]:
+        """See `LayerMemory`."""
+        return self._tensors
+
+    def sizes(self) -> Sequence[tuple[int, int, int]]:
+        """See `LayerMemory`."""
+        assert self._k is not None
+        push, attend = self.operations
+        return (push, 2, self._k.shape[2]), (attend, 3, self._k.shape[2])
+
+    def advance(self, cache: LayerCache, token: int) -> None:
+        """See `LayerMemory`."""
+        assert isinstance(cache, KVCache)
+        self.push[token, SLOT] = cache.length
+        cache.length += 1
+        self.attend[token, USED], self.attend[token, EMPTY] = cache.length, self._valid is not None
+
+
+class Window:
+    """A ring of keys and values with what stands beside it (`WindowCache`).
+
+    Args:
+        shape: of the layer.
+        gates: names of the gates.
+        places: of PUSH, of ATTEND, and of what reads the state (None without one).
+    """
+
+    def __init__(self, shape: Shape, gates: tuple[str, ...], places: tuple[Places, Places, Places | None]) -> None:
+        self.shape, self.gates, (self.push, self.attend, self.state) = shape, gates, places
+        self._k: Tensor | None = None
+        self._tensors: list[Tensor] = []
+
+    def prepare(self, cache: LayerCache, rows: int, columns: int) -> bool:
+        """See `LayerMemory`."""
+        assert isinstance(cache, WindowCache)
+        if cache.k is None:
+            nothing = torch.zeros(rows, self.shape.heads, 1, self.shape.dim, dtype=self.shape.dtype)
+            cache.allocate(nothing, nothing, {name: nothing[..., 0].float() for name in self.gates})
+        if cache.k is self._k:
+            return False
+        assert cache.k is not None and cache.v is not None and cache.valid is not None
+        cache.k, cache.v, cache.valid = cache.k.contiguous(), cache.v.contiguous(), cache.valid.contiguous()
+        cache.gates = {name: gate.contiguous() for name, gate in cache.gates.items()}
+        age = [] if cache.age is None else [cache.age]
+        self._tensors = [cache.k, cache.v, cache.valid, *age, *(cache.gates[name] for name in self.gates)]
+        self._k = cache.k
+        return True
+
+    def tensors(self) -> list[Tensor]:
+        """See `LayerMemory`."""
+        return self._tensors
+
+    def sizes(self) -> Sequence[tuple[int, int, int]]:
+        """See `LayerMemory`."""
+        return ()
+
+    def advance(self, cache: LayerCache, token: int) -> None:
+        """See `LayerMemory`; the counters move as those of `WindowCache.push`."""
+        assert isinstance(cache, WindowCache) and cache.sinks_full
+        w = cache.window
+        leaves = cache.length >= w
+        self.push[token, SLOT] = cache.sinks + cache.length % w
+        self.push[token, LEAVES], self.push[token, CLOCK] = leaves, cache.clock
+        if leaves and cache.exact:
+            cache.clock += 1
+            if not cache.padded:
+                cache.free = max(0, cache.free - 1)
+        cache.length += 1
+        cache.padded = max(0, cache.padded - 1)
+        full = cache.length >= w
+        self.attend[token, USED] = cache.sinks + (w + cache.exact if full else cache.length)
+        self.attend[token, EMPTY] = bool(cache.padded) or bool(cache.free and full)
+        if self.state is not None:
+            self.state[token, BEGUN] = leaves
+
+
+class State:
+    """The state of linear attention, and what its convolution looks back on (`StateCache`).
+
+    Args:
+        numbers: of the state, (G, M, D) or (G, M, D + 1).
+        sums: whether there is a denominator, (G, M).
+        recent: columns and channels of the convolution's memory, and their type; None without one.
+        places: of what reads the state where it stands alone; None beside a window.
+    """
+
+    def __init__(
+        self,
+        numbers: tuple[int, int, int],
+        sums: bool,
+        recent: tuple[int, int, torch.dtype] | None,
+        places: Places | None,
+    ) -> None:
+        self.numbers, self.sums, self.recent, self.places = numbers, sums, recent, places
+        self.columns: list[Tensor] = []
+        self.state_tensors: list[Tensor] = []
+        self._s: Tensor | None = None
+        self._recent: Tensor | None = None
+
+    def prepare(self, cache: LayerCache, rows: int, columns: int) -> bool:
+        """See `LayerMemory`."""
+        assert isinstance(cache, StateCache)
+        if cache.s is self._s and cache.recent is self._recent and cache.s is not None:
+            return False
+        cache.s = torch.zeros(rows, *self.numbers) if cache.s is None else cache.s.contiguous()
+        self.state_tensors = [cache.s]
+        if self.sums:
+            cache.z = torch.zeros(rows, *self.numbers[:2]) if cache.z is None else cache.z.contiguous()
+            self.state_tensors.append(cache.z)
+        if self.recent is not None:
+            columns, channels, dtype = self.recent
+            recent = torch.zeros(rows, columns, channels, dtype=dtype) if cache.recent is None else cache.recent
+            cache.recent = recent.contiguous()
+            self.columns = [cache.recent]
+        self._s, self._recent = cache.s, cache.recent
+        return True
+
+    def tensors(self) -> list[Tensor]:
+        """See `LayerMemory`: the convolution comes before the state."""
+        return self.columns + self.state_tensors
+
+    def sizes(self) -> Sequence[tuple[int, int, int]]:
+        """See `LayerMemory`."""
+        return ()
+
+    def advance(self, cache: LayerCache, token: int) -> None:
+        """See `LayerMemory`."""
+        if self.places is not None:
+            self.places[token, BEGUN] = 1
+
+
+class Hybrid:
+    """A window and a state (`HybridCache`)."""
+
+    def __init__(self, window: Window, state: State) -> None:
+        self.window, self.state = window, state
+
+    def prepare(self, cache: LayerCache, rows: int, columns: int) -> bool:
+        """See `LayerMemory`."""
+        assert isinstance(cache, HybridCache)
+        other = self.window.prepare(cache.window, rows, columns)
+        return self.state.prepare(cache.linear, rows, columns) or other
+
+    def tensors(self) -> list[Tensor]:
+        """See `LayerMemory`."""
+        return self.state.columns + self.window.tensors() + self.state.state_tensors
+
+    def sizes(self) -> Sequence[tuple[int, int, int]]:
+        """See `LayerMemory`."""
+        return ()
+
+    def advance(self, cache: LayerCache, token: int) -> None:
+        """See `LayerMemory`."""
+        assert isinstance(cache, HybridCache)
+        self.window.advance(cache.window, token)
+
+
+def ready(cache: LayerCache) -> bool:
+    """Whether a native step may go on with a cache: all sinks are there."""
+    window = cache.window if isinstance(cache, HybridCache) else cache
+    return not isinstance(window, WindowCache) or window.sinks_full
