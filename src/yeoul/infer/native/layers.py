@@ -86,10 +86,11 @@ class Translation:
     """
 
     def __init__(self, model: Decoder, threads: int) -> None:
-        self.model, self.config, self.threads = model, model.config, threads
+        self.model, self.threads = model, threads
+        self._check()
+        self.config = model.config
         self.builder = Builder()
         self.layers: list[Callable[[Any], LayerMemory]] = []
-        self._check()
         self.rotations = self._rotations()
         self.x = self.builder.activation(self.config.hidden_size)
         self._embed()
@@ -98,6 +99,8 @@ class Translation:
         self.result = self._unembed()
 
     def _check(self) -> None:
+        if type(self.model) is not Decoder:  # it may compute something else
+            raise Unsupported(type(self.model).__name__)
         if self.model.device.type != "cpu" or self.model.dtype not in TYPES:
             raise Unsupported(f"{self.model.device.type} and {self.model.dtype}")
         for name, module in self.model.named_modules():
