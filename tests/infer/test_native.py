@@ -185,6 +185,16 @@ def test_what_is_out_of_range_is_refused_before_it_runs() -> None:
             NativeDecoder(model, 1000)
 
 
+def test_a_cache_of_another_type_is_left_to_pytorch() -> None:
+    model, ids = make("softmax").eval(), torch.tensor([[1, 2, 3]])
+    cache = model.new_cache(1)
+    with torch.inference_mode():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(ids, cache=cache)
+        assert cache.layers[0].k.dtype == torch.bfloat16  # type: ignore[attr-defined]
+        assert not NativeDecoder(model, 1).takes(cache, 1)
+
+
 def test_a_model_with_an_adapter_or_a_hook_stays_with_pytorch() -> None:
     model = make("softmax").eval()
     assert decoder_of(model, 1) is not None

@@ -57,7 +57,8 @@ class NativeDecoder:
 
     def takes(self, cache: Cache, rows: int) -> bool:
         """Whether it can go on from a cache with so many rows; else PyTorch must."""
-        return rows <= self.program.max_rows and all(ready(layer) for layer in cache.layers)
+        dtype = self.model.dtype
+        return rows <= self.program.max_rows and all(ready(layer, dtype) for layer in cache.layers)
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits (B, V) fp32 behind one token of each row, which `cache` has then taken in.

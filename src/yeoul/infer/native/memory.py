@@ -238,7 +238,12 @@ class Hybrid:
         self.window.advance(cache.window, token)
 
 
-def ready(cache: LayerCache) -> bool:
-    """Whether a native step may go on with a cache: all sinks are there."""
+def ready(cache: LayerCache, dtype: torch.dtype) -> bool:
+    """Whether a native step may go on with a cache: keys and values are of this type, and all sinks are there."""
     window = cache.window if isinstance(cache, HybridCache) else cache
-    return not isinstance(window, WindowCache) or window.sinks_full
+    if isinstance(window, StateCache):
+        return True
+    assert isinstance(window, KVCache | WindowCache)
+    if window.k is not None and window.k.dtype != dtype:  # autocast has been there
+        return False
+    return isinstance(window, KVCache) or window.sinks_full
