@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from yeoul.data import shards
 from yeoul.data.shards import TokenShards, build_shards
 from yeoul.errors import UserError
 
@@ -133,3 +134,20 @@ def test_progress_is_told(tmp_path):
     build(tmp_path / "data", val_fraction=0.1, progress=lambda *figures: seen.append(figures))
     assert [documents for documents, _, _ in seen] == [1000, 2000, 3000, 3000]
     assert seen[-1][1:] == (sum(len(text) + 1 for text in TEXTS), sum(len(text.encode()) for text in TEXTS))
+
+
+def test_long_documents_are_encoded_a_few_at_a_time(tmp_path, monkeypatch):
+    """What is encoded together is bounded by its size: 1,000 documents of 100,000 characters would take gigabytes."""
+    monkeypatch.setattr(shards, "_CHARACTERS", 1000)
+    seen = []
+
+    def encode(texts):
+        seen.append([len(text) for text in texts])
+        return [[1] * len(text) for text in texts]
+
+    documents = ["a" * length for length in (600, 300, 200, 1500, 10, 10, 980, 1, *[1] * 2000)]
+    train, _ = build_shards(iter(documents), encode, 0, 5, "f", tmp_path / "data")
+    assert seen[:4] == [[600, 300], [200], [1500], [10, 10, 980]]
+    assert all(sum(lengths) <= 1000 or len(lengths) == 1 for lengths in seen)
+    assert [len(train.document(i)) for i in range(8)] == [601, 301, 201, 1501, 11, 11, 981, 2]
+    assert train.num_documents == len(documents)

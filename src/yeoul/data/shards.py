@@ -6,7 +6,6 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +18,8 @@ from yeoul.files import replace_folder, write_json
 from yeoul.safe_json import read_object
 
 FORMAT_VERSION = 1
+_CHARACTERS = 2**21
+"""Of the documents that are encoded together."""
 _DAMAGED = "delete the folder and prepare the data again"
 EncodeBatch = Callable[[list[str]], list[list[int]]]
 Progress = Callable[[int, int, int], None]
@@ -167,12 +168,26 @@ def _draw(seed: int, index: int) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
+def _batches(documents: Iterable[str], most: int) -> Iterator[list[str]]:
+    """At most so many documents at a time, and no more than `_CHARACTERS`, or one that is longer: ids as Python has
+    them take many times the room of the text."""
+    texts: list[str] = []
+    characters = 0
+    for text in documents:
+        if texts and (len(texts) == most or characters + len(text) > _CHARACTERS):
+            yield texts
+            texts, characters = [], 0
+        texts.append(text)
+        characters += len(text)
+    if texts:
+        yield texts
+
+
 def _encoded(
     documents: Iterable[str], encode_batch: EncodeBatch, eos_id: int, vocab_size: int, batch: int
 ) -> Iterator[tuple[np.ndarray, int]]:
     """(ids with the end-of-sequence id, UTF-8 bytes) of each document, encoded in batches."""
-    stream = iter(documents)
-    while texts := list(islice(stream, batch)):
+    for texts in _batches(documents, batch):
         for text, ids in zip(texts, encode_batch(texts), strict=True):
             row = np.asarray([*ids, eos_id], dtype=np.int64)
             if row.min() < 0 or row.max() >= vocab_size:
