@@ -183,7 +183,7 @@ def measured(a: argparse.Namespace, shape: str, bits: str, threads: int, length:
                         runners[runner.name] = runner
             times: dict[str, list[float]] = {name: [] for name in runners}
             theirs = llama
-            if theirs is not None and last and reading * (context / last) ** 2 > a.patience:
+            if theirs is not None and last and 2 * reading * context / last > a.patience:
                 theirs = None
             if theirs is not None:
                 start = time.perf_counter()
