@@ -20,7 +20,7 @@ from yeoul.infer.native.library import NativeError, Operation
 
 LIMITS = (-(2**63), -2, -1, 0, 1, 2, 3, 7, 63, 2**20, 2**31, 2**33, 2**62, 2**63 - 1)
 SMALL = ("gemma-like", "hybrid-convolution", "exact-codebook", "exact-delta", "separate", "gated-hybrid", "classic")
-DAMAGES = 250
+DAMAGES = 150
 
 
 def run(native: NativeDecoder, rows: int, steps: int) -> None:

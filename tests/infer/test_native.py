@@ -263,6 +263,7 @@ def test_a_child_process_has_threads_of_its_own() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a build with sanitizers, and torch under them
 def test_nothing_is_read_or_written_out_of_bounds(tmp_path: Path) -> None:
     """With sanitizers for addresses and undefined behaviour; damaged programs, too."""
     compiler = shutil.which("g++")
