@@ -9,7 +9,7 @@ from yeoul.evaluate import decode_speed
 from yeoul.evaluate.compare_table import _speed  # the table's part alone
 
 # a cache that is filled without reading has no other way in
-from yeoul.evaluate.decode_speed import _fill, decode_speeds
+from yeoul.evaluate.decode_speed import fill, decode_speeds
 from yeoul.evaluate.speed import Runner
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
@@ -49,7 +49,7 @@ def test_what_is_decoded_stands_at_the_position_behind_all(positions: str) -> No
     """Up to a position that was read whole, nothing is repeated: the step is that of the model."""
     model = tiny("softmax", positions=positions, initializer_range=0.2).eval()
     runner = Runner(name="m", model=model, batch_size=1)
-    assert _fill(runner, 200, 4, None, seed=3) is None
+    assert fill(runner, 200, 4, None, seed=3) is None
     ids = torch.randint(50, (1, 200), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         runner.decode(2)
