@@ -30,7 +30,7 @@ from low_bit_decode import random_model
 from yeoul import runtime
 from yeoul.evaluate import decode_speed
 from yeoul.evaluate.speed import Runner, decoded
-from yeoul.infer.native.library import instruction_sets, why_not
+from yeoul.infer.native.binding import instruction_sets, why_not
 from yeoul.model.config import PRESETS, preset
 from yeoul.model.decoder import Decoder
 from yeoul.model.gguf_file import write_gguf

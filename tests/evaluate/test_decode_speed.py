@@ -9,7 +9,7 @@ from yeoul.evaluate import decode_speed
 from yeoul.evaluate.compare_table import _speed  # the table's part alone
 
 # a cache that is filled without reading has no other way in
-from yeoul.evaluate.decode_speed import fill, decode_speeds
+from yeoul.evaluate.decode_speed import decode_speeds, fill
 from yeoul.evaluate.speed import Runner
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder

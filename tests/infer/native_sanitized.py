@@ -14,9 +14,9 @@ import sys
 import torch
 
 from models import VOCAB, make
-from yeoul.infer.native import library
+from yeoul.infer.native import binding
+from yeoul.infer.native.binding import NativeError, Operation
 from yeoul.infer.native.decoder import NativeDecoder
-from yeoul.infer.native.library import NativeError, Operation
 
 LIMITS = (-(2**63), -2, -1, 0, 1, 2, 3, 7, 63, 2**20, 2**31, 2**33, 2**62, 2**63 - 1)
 SMALL = ("gemma-like", "hybrid-convolution", "exact-codebook", "exact-delta", "separate", "gated-hybrid", "classic")
@@ -47,17 +47,17 @@ def damage(operations: ctypes.Array[Operation], chance: random.Random) -> None:
         case 2:
             operation.b[chance.randrange(len(operation.b))] = chance.choice((-1, 0, 1, 5, 40, 2**31 - 1))
         case _:
-            operation.kind = chance.randrange(-1, len(library.KINDS) + 1)
+            operation.kind = chance.randrange(-1, len(binding.KINDS) + 1)
 
 
 def main() -> None:
-    library.location = lambda: sys.argv[1]  # type: ignore[assignment]
+    binding.location = lambda: sys.argv[1]  # type: ignore[assignment]
     torch.manual_seed(0)
-    assert library.library() is not None, library.why_not()
-    for isa in library.instruction_sets():
+    assert binding.native_library() is not None, binding.why_not()
+    for isa in binding.instruction_sets():
         for kind in SMALL:
             run(NativeDecoder(make(kind).eval(), 3, threads=2, isa=isa), 3, 30)
-    found, chance, refused = library.library(), random.Random(0), 0
+    found, chance, refused = binding.native_library(), random.Random(0), 0
     whole = found.yeoul_load
 
     def damaged(*arguments: object) -> object:

@@ -19,17 +19,16 @@ from models import KINDS, VOCAB, make, rms_ratio
 from yeoul.adapt.lora.api import add_lora
 from yeoul.adapt.lora.config import LoraConfig
 from yeoul.infer.engine import generate_ids
-from yeoul.infer.native import decoder
-from yeoul.infer.native import library as library_module
+from yeoul.infer.native import binding, decoder
+from yeoul.infer.native.binding import NativeError, instruction_sets, native_library, why_not
 from yeoul.infer.native.decoder import NativeDecoder, decoder_of
 from yeoul.infer.native.layers import Unsupported
-from yeoul.infer.native.library import NativeError, instruction_sets, library, why_not
 from yeoul.infer.params import SamplingParams
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
 from yeoul.model.quantized import QuantizedEmbedding, QuantizedLinear, replace_module
 
-pytestmark = pytest.mark.skipif(library() is None, reason=f"no native library: {why_not()}")
+pytestmark = pytest.mark.skipif(native_library() is None, reason=f"no native library: {why_not()}")
 
 PYTORCH_ONLY = {"hedgehog-hybrid", "elu", "exact-positions", "lstm", "gru", "conv", "rnn-beside-softmax"}
 """Kinds with a feature map or a layer that the library does not know."""
@@ -217,7 +216,7 @@ def test_weights_that_change_are_seen_by_the_next_decoder() -> None:
 @pytest.fixture
 def unknown_library() -> Iterator[None]:
     """Asks for the library anew, inside and behind."""
-    caches = (library_module.library, library_module.why_not, library_module._load, library_module.instruction_sets)
+    caches = (binding.native_library, binding.why_not, binding._load, binding.instruction_sets)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -232,11 +231,11 @@ def test_without_the_library_pytorch_decodes(
     path = tmp_path / "_step.so"
     path.write_bytes(b"not a library")
     if broken == "absent":
-        monkeypatch.setattr(library_module, "location", lambda: None)
+        monkeypatch.setattr(binding, "location", lambda: None)
     elif broken == "no library":
-        monkeypatch.setattr(library_module, "location", lambda: str(path))
+        monkeypatch.setattr(binding, "location", lambda: str(path))
     elif broken == "another version":
-        monkeypatch.setattr(library_module, "KINDS", library_module.KINDS[1:])
+        monkeypatch.setattr(binding, "KINDS", binding.KINDS[1:])
     else:
         monkeypatch.setenv("YEOUL_NATIVE", "0")
     said = {"absent": "was not built", "no library": "cannot be loaded", "another version": "install Yeoul again",
@@ -272,7 +271,7 @@ def test_nothing_is_read_or_written_out_of_bounds(tmp_path: Path) -> None:
     asan = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(asan).is_absolute():
         pytest.skip("this g++ has no address sanitizer")
-    source, built = Path(library_module.__file__).parent / "csrc" / "step.cpp", tmp_path / "step.so"
+    source, built = Path(binding.__file__).parent / "csrc" / "step.cpp", tmp_path / "step.so"
     flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-w", "-fsanitize=address,undefined",
              "-fno-sanitize-recover=all"]  # fmt: skip
     subprocess.run([compiler, *flags, "-o", str(built), str(source), "-lpthread"], check=True)

@@ -126,7 +126,7 @@ def _linear_attention(device: torch.device) -> str:
 
 def _decoding() -> dict[str, str | None]:
     """Instruction set of the native library that decodes on the CPU, or why there is none."""
-    from yeoul.infer.native.library import instruction_sets, why_not
+    from yeoul.infer.native.binding import instruction_sets, why_not
 
     reason = why_not()
     return {"native": None, "reason": reason} if reason else {"native": instruction_sets()[0], "reason": None}

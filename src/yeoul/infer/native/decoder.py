@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from yeoul.infer.native.binding import instruction_sets, native_library
 from yeoul.infer.native.layers import Translation, Unsupported
-from yeoul.infer.native.library import instruction_sets, library
 from yeoul.infer.native.memory import ready
 from yeoul.infer.native.program import Program
 from yeoul.model.cache import Cache
@@ -39,7 +39,7 @@ class NativeDecoder:
     """
 
     def __init__(self, model: Decoder, rows: int = 1, *, threads: int | None = None, isa: str | None = None) -> None:
-        if library() is None:
+        if native_library() is None:
             raise Unsupported("there is no native library")
         if not 1 <= rows <= MOST_ROWS:
             raise Unsupported(f"{rows} rows")
@@ -114,7 +114,7 @@ class NativeDecoder:
 
 def decoder_of(model: Decoder, rows: int) -> NativeDecoder | None:
     """A native decoder for a model and so many rows; None where PyTorch has to do it."""
-    if library() is None:
+    if native_library() is None:
         return None
     try:
         return NativeDecoder(model, rows)

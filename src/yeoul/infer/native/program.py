@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yeoul.infer.native.library import ERROR_BYTES, KINDS, Buffer, NativeError, Operation, library
+from yeoul.infer.native.binding import ERROR_BYTES, KINDS, Buffer, NativeError, Operation, native_library
 
 ADD, NO_WAIT, LAYERNORM, NO_INPUT_NORM, IN_ORDER = 1, 2, 4, 8, 16
 """Flags of operations: add to what is in the output; the next operation does not read what this one writes; with a
@@ -97,7 +97,7 @@ class Program:
     def __init__(
         self, builder: Builder, result: int, width: int, *, layers: int, max_rows: int, threads: int, isa: str
     ) -> None:
-        found = library()
+        found = native_library()
         assert found is not None
         self._library, self._constants = found, builder.constants
         self._error = ctypes.create_string_buffer(ERROR_BYTES)

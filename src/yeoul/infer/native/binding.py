@@ -39,7 +39,7 @@ class NativeError(RuntimeError):
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def native_library() -> ctypes.CDLL | None:
     """The library; None where it was not built, is not of this version, or is switched off (YEOUL_NATIVE=0)."""
     return None if why_not() else _load()
 
@@ -93,7 +93,7 @@ def _load() -> ctypes.CDLL | None:
 @functools.cache
 def instruction_sets() -> tuple[str, ...]:
     """What this processor has of the instruction sets that the library knows, best first; () without a library."""
-    found = library()
+    found = native_library()
     if found is None:
         return ()
     names = ctypes.create_string_buffer(ERROR_BYTES)
