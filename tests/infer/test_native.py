@@ -22,7 +22,7 @@ from yeoul.infer.engine import generate_ids
 from yeoul.infer.native import binding, decoder
 from yeoul.infer.native.binding import NativeError, instruction_sets, native_library, why_not
 from yeoul.infer.native.decoder import NativeDecoder, decoder_of
-from yeoul.infer.native.layers import Unsupported
+from yeoul.infer.native.program import Unsupported
 from yeoul.infer.params import SamplingParams
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
@@ -115,9 +115,8 @@ def test_rows_and_threads_of_any_number(rows: int, threads: int) -> None:
     assert compare(model, native, torch.randint(VOCAB, (rows, 12)), None, steps=12) < 2e-5
 
 
-@pytest.mark.parametrize(("bits", "group"), [(8, 0), (8, 32), (6, 0), (4, 32), (4, 64), (4, 128)])
-def test_weights_of_few_bits(bits: int, group: int) -> None:
-    """Inputs are rounded to 16 bits in blocks: the error stays below a ten-thousandth."""
+def few_bits(bits: int, group: int) -> Decoder:
+    """A model whose tables and products have whole numbers of so many bits as weights."""
     config = ModelConfig(
         vocab_size=VOCAB, hidden_size=128, intermediate_size=256, num_layers=2, num_heads=4, num_kv_heads=2
     )
@@ -132,9 +131,35 @@ def test_weights_of_few_bits(bits: int, group: int) -> None:
             q = (module.weight / wide).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).to(torch.int8)
             kind = QuantizedEmbedding if path == table else QuantizedLinear
             replace_module(model, path, kind.of(q.detach(), scale.detach().bfloat16().contiguous(), bits))
+    return model
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, 0), (8, 32), (6, 0), (4, 32), (4, 64), (4, 128)])
+def test_weights_of_few_bits(bits: int, group: int) -> None:
+    """Inputs are rounded to 16 bits in blocks: the error stays below a ten-thousandth."""
+    model = few_bits(bits, group)
     for rows in (1, 3):
         native = NativeDecoder(model, rows, threads=2)
         assert compare(model, native, torch.randint(VOCAB, (rows, 9)), None, steps=10) < 1e-4
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_lost(isa: str, bits: int, value: float) -> None:
+    """Activations that have run over give logits of which somebody can see it, as they do in PyTorch."""
+    if isa not in instruction_sets():
+        pytest.skip(f"this processor has no {isa}")
+    model = few_bits(bits, 32) if bits < 16 else make("softmax").eval()
+    model = model.bfloat16() if bits == 16 else model
+    with torch.no_grad():
+        model.model.layers[1].post_attention_layernorm.weight[3] = value
+    for rows in (1, 2):
+        tokens = torch.randint(VOCAB, (rows,))
+        with torch.inference_mode():
+            assert not model(tokens[:, None]).isfinite().any()
+            found = NativeDecoder(model, rows, threads=2, isa=isa).step(tokens, model.new_cache(rows))
+        assert not found.isfinite().any()
 
 
 @pytest.mark.parametrize("kind", ["gemma-like", "exact-sinks", "delta-hybrid-sinks", "convolution"])

@@ -12,7 +12,7 @@ import copy
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -160,7 +160,6 @@ def compare(
     chunk: int = 1024,
     seed: int = 0,
     dtype: torch.dtype | None = None,
-    pytorch: Collection[str] = (),
     budget_seconds: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[SpeedRecord]:
@@ -175,7 +174,6 @@ def compare(
         prefills: how often the prefill is repeated, in turns too.
         chunk: tokens given to the model at once in the prefill.
         dtype: autocast type; None or float32 runs as the weights are.
-        pytorch: names of models whose tokens are decoded by PyTorch, though the native library could.
         budget_seconds: stop before a context that would, by the growth so far, end later than this.
         progress: is told what is being measured.
 
@@ -198,9 +196,7 @@ def compare(
             if progress is not None:
                 progress(f"{context:,} tokens: {', '.join(models)}")
             start = time.perf_counter()
-            runners = [
-                Runner(name=n, model=m, batch_size=batch_size, native=n not in pytorch) for n, m in models.items()
-            ]
+            runners = [Runner(name=n, model=m, batch_size=batch_size) for n, m in models.items()]
             _measure(runners, context, steps, turns, prefills, chunk, seed, dtype)
             records += [runner.record(context, steps) for runner in runners]
             last = time.perf_counter() - start

@@ -6,17 +6,15 @@ import torch
 from torch import Tensor
 
 from yeoul.infer.native.binding import instruction_sets, native_library
-from yeoul.infer.native.layers import Translation, Unsupported
+from yeoul.infer.native.layers import Translation
 from yeoul.infer.native.memory import ready
-from yeoul.infer.native.program import Program
+from yeoul.infer.native.program import Program, Unsupported
 from yeoul.model.cache import Cache
 from yeoul.model.decoder import Decoder
 from yeoul.model.rotary import rotary_table
 
 MOST_ROWS = 64
 """Rows of a batch at most."""
-
-
 FEW = 32
 """Tokens of one text at a time that there is room for once there are several."""
 
@@ -51,9 +49,8 @@ class NativeDecoder:
             threads=threads, isa=isa or instruction_sets()[0],
         )  # fmt: skip
         self._rotations, self._ropes = whole.rotations, model.config.ropes
-        self._layers = [make(self.program.places) for make in whole.layers]
+        self._layers = [make(self.program.places[:, number]) for number, make in enumerate(whole.layers)]
         self._rows, self._end = 0, 0
-        self._tables: list[Tensor] = []
 
     def takes(self, cache: Cache, rows: int) -> bool:
         """Whether it can go on from a cache with so many rows; else PyTorch must."""
@@ -98,13 +95,12 @@ class NativeDecoder:
 
     def _bind(self, rows: int, end: int) -> None:
         sizes: list[tuple[int, int, int]] = []
-        tables: list[Tensor] = []
+        memory: list[Tensor] = []
         for rope, turned in zip(self._ropes, self._rotations, strict=True):
             cos, sin = rotary_table(rope, end, self.model.device)
-            tables += [cos, sin]
+            memory += [cos, sin]
             sizes += [(operation, 4, len(cos)) for operation in turned.operations]
             self._end = len(cos)
-        memory = list(tables)
         for layer in self._layers:
             memory += layer.tensors()
             sizes += layer.sizes()

@@ -191,8 +191,8 @@ class State:
             cache.z = torch.zeros(rows, *self.numbers[:2]) if cache.z is None else cache.z.contiguous()
             self.state_tensors.append(cache.z)
         if self.recent is not None:
-            columns, channels, dtype = self.recent
-            recent = torch.zeros(rows, columns, channels, dtype=dtype) if cache.recent is None else cache.recent
+            taps, channels, dtype = self.recent
+            recent = torch.zeros(rows, taps, channels, dtype=dtype) if cache.recent is None else cache.recent
             cache.recent = recent.contiguous()
             self.columns = [cache.recent]
         self._s, self._recent = cache.s, cache.recent

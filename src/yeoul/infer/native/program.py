@@ -27,6 +27,10 @@ PLACES_AT = 9
 """Which of an operation's numbers says where those of its layer begin."""
 
 
+class Unsupported(Exception):
+    """The library does not do this."""
+
+
 class Builder:
     """Collects what `Program` is made of. Buffers are numbers: constants, activations (fp32), memory."""
 
