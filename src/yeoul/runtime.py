@@ -290,7 +290,7 @@ def set_threads(threads: int | None = None) -> int:
 
 
 def native_allowed() -> bool:
-    """Whether tokens may be decoded by the native library: not with `YEOUL_NATIVE=0`."""
+    """Whether tokens may be decoded by the native library or a CUDA graph: not with `YEOUL_NATIVE=0`."""
     return _setting("YEOUL_NATIVE") != "0"
 
 

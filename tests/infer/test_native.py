@@ -18,8 +18,9 @@ import yeoul
 from models import KINDS, VOCAB, make, rms_ratio
 from yeoul.adapt.lora.api import add_lora
 from yeoul.adapt.lora.config import LoraConfig
+from yeoul.infer import next_token
 from yeoul.infer.engine import generate_ids
-from yeoul.infer.native import binding, decoder
+from yeoul.infer.native import binding
 from yeoul.infer.native.binding import NativeError, instruction_sets, native_library, why_not
 from yeoul.infer.native.decoder import NativeDecoder, decoder_of
 from yeoul.infer.native.program import Unsupported
@@ -192,7 +193,7 @@ def test_generation_decodes_with_it_and_says_the_same(kind: str, monkeypatch: py
     monkeypatch.setattr(NativeDecoder, "step", lambda *a: steps.append(1) or real(*a))  # type: ignore[func-returns-value]
     found = generate_ids(model, prompts, params)
     assert len(steps) == 39
-    monkeypatch.setattr(decoder, "decoder_of", lambda *a: None)
+    monkeypatch.setattr(next_token, "decoder_of", lambda *a: None)
     assert generate_ids(model, prompts, params) == found and len(steps) == 39
 
 

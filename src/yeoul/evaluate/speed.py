@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from yeoul.errors import UserError
-from yeoul.infer.native.decoder import NextToken
+from yeoul.infer.next_token import NextToken
 from yeoul.units import size
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class Runner:
 
     Attributes:
         name, model, batch_size: what is measured.
-        native: whether tokens may be decoded by the native library (`yeoul.infer.native`), as they are in use.
+        native: whether tokens may be decoded by the native library or a CUDA graph (`yeoul.infer.next_token`), as they
+            are in use.
         cache: filled by `prefill`, or by the caller; `decode` appends to it.
         token: (B, 1) int64, what `decode` begins with.
         prefills, decodes: seconds of each prefill, and of a token in each turn.

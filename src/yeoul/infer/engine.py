@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from yeoul.errors import UserError
 from yeoul.infer.generation import PREFILL_CHUNK, FinishReason, Generation, Row, evaluating
+from yeoul.infer.next_token import NextToken
 from yeoul.infer.params import SamplingParams
 from yeoul.infer.stopping import StopMatcher
 
@@ -241,10 +242,13 @@ def run(
     if not isinstance(params, SamplingParams) and len(params) != len(ids):
         raise ValueError(f"{len(params)} settings for {len(ids)} prompts")
     results: dict[int, GenerationResult] = {}
+    next_token = NextToken(model)
     with evaluating(model):
         for group in _groups([len(i) for i in ids], batch_size if speculation is None else 1):
             own = params if isinstance(params, SamplingParams) else [params[i] for i in group]
-            generation = _start(model, tokenizer, [ids[i] for i in group], own, speculation, rows=group)
+            generation = _start(
+                model, tokenizer, [ids[i] for i in group], own, speculation, rows=group, next_token=next_token
+            )
             texts = {row.index: RowText(tokenizer, row.params.stop, row.prompt) for row in generation.rows}
             while drawn := generation.step():
                 for row, _ in drawn:
@@ -314,12 +318,14 @@ def stream(
 
 
 class Session:
-    """One conversation: keeps the cache of the last answer and reads only what the next prompt adds to it."""
+    """One conversation: keeps the cache of the last answer and reads only what the next prompt adds to it. The model
+    stays as it is meanwhile."""
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer, speculation: Speculation | None = None) -> None:
         self.model, self.tokenizer, self.speculation = model, tokenizer, speculation
         self.reused = 0  # ids of the last prompt that were in the cache
         self._last: Generation | None = None
+        self._next_token = NextToken(model)
 
     def stream(self, ids: list[int], params: SamplingParams) -> TextStream:
         """The answer to a whole prompt; the cache serves where the prompt begins with all that is in it."""
@@ -333,6 +339,7 @@ class Session:
             cache, cached = None, []
         self.reused = len(cached)
         self._last = _start(
-            self.model, self.tokenizer, [ids], params, self.speculation, cache=cache, cached=len(cached)
-        )
+            self.model, self.tokenizer, [ids], params, self.speculation, cache=cache, cached=len(cached),
+            next_token=self._next_token,
+        )  # fmt: skip
         return TextStream(self._last, self.tokenizer)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from yeoul.data.padding import pad_batch
 from yeoul.errors import UserError
-from yeoul.infer.native.decoder import NextToken
+from yeoul.infer.next_token import NextToken
 from yeoul.infer.params import SamplingParams
 from yeoul.infer.sample import own_generators, row_generators, sample_rows, seen_tokens
 from yeoul.infer.speculation import Pace
@@ -66,6 +66,7 @@ class Generation:
         drafter: guesses tokens of a batch of one, which are verified together (`yeoul.infer.speculation`); not asked
             where rotations go by the length of the text.
         draft_tokens: guessed at most at a time.
+        next_token: of an earlier generation of the same model, whose decoder serves again; None makes one.
 
     Raises:
         UserError: a prompt is empty, or longer than the model's context.
@@ -86,6 +87,7 @@ class Generation:
         prefill_chunk: int = PREFILL_CHUNK,
         drafter: Drafter | None = None,
         draft_tokens: int = 0,
+        next_token: NextToken | None = None,
     ) -> None:
         self.model, self.pad_id, self.prefill_chunk = model, pad_id, prefill_chunk
         self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
@@ -113,7 +115,7 @@ class Generation:
         self._ready: list[int] = []  # tokens drawn, but not yet given out
         self._back: tuple[Cache, int] | None = None  # the cache before the last guesses, and how much was read then
         self.guessed = self.right = 0
-        self._next = NextToken(model)
+        self._next = next_token or NextToken(model)
 
     def _row(self, index: int, prompt: list[int], params: SamplingParams) -> Row:
         config = self.model.config

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from yeoul.errors import UserError
-from yeoul.infer.native.decoder import NextToken
+from yeoul.infer.next_token import NextToken
 
 if TYPE_CHECKING:
     from yeoul.model.cache import Cache

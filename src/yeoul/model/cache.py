@@ -28,16 +28,22 @@ YOUNGEST = 2**31 - 1
 class LayerCache:
     """Memory of one layer. Tensors hang on attributes, so that `nbytes`, `reorder` and `reset` serve every kind."""
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+    def tensors(self) -> dict[str, Tensor]:
+        """What is remembered, by attribute."""
+        own = vars(self).items()
+        return {name: value for name, value in own if isinstance(value, Tensor) and not name.startswith("_")}
+
+    def parts(self) -> tuple[LayerCache, ...]:
+        """The memories that this one is made of: itself, unless it holds others."""
+        return (self,)
 
     def nbytes(self) -> int:
         """Bytes of what is remembered."""
-        return sum(t.numel() * t.element_size() for t in self._tensors().values())
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
     def reorder(self, index: Tensor) -> None:
         """Keeps the given rows, (B',) int64, in that order."""
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             setattr(self, name, tensor.index_select(0, index))
 
     def fork(self, index: Tensor) -> Self:
@@ -49,7 +55,7 @@ class LayerCache:
     def snapshot(self) -> Self:
         """This memory as it is now. Once one of the two has gone on, going on with the other ends it."""
         other = copy.copy(self)
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             setattr(other, name, tensor.clone())
         return other
 
@@ -267,9 +273,13 @@ class WindowCache(LayerCache):
 
         k, v = swapped(self.k[:, :, slots:], left.k), swapped(self.v[:, :, slots:], left.v)
         gates = {name: swapped(self.gates[name][:, :, w:], gate) for name, gate in left.gates.items()}
-        swapped(self.age, torch.full_like(place[..., 0], self.clock, dtype=torch.int32))
-        self.clock += 1
+        swapped(self.age, self.next_age(place[..., 0]))
         return Column(k, v, gates, there)
+
+    def next_age(self, like: Tensor) -> Tensor:
+        """The age of the next pair that is kept, int32, as often as `like` has numbers."""
+        self.clock += 1
+        return torch.full_like(like, self.clock - 1, dtype=torch.int32)
 
     def _take_sinks(self, k: Tensor, v: Tensor, new: Tensor) -> tuple[Sinks, Tensor]:
         """The sinks after new columns, of which `new` (B, T) are tokens; and which of them there are by now, (B, s)."""
@@ -314,6 +324,15 @@ class WindowCache(LayerCache):
         self.padded = max(0, self.padded - 1)
         return left
 
+    def pushed(self) -> None:
+        """Moves the counters as `push` does, behind a token that something else has written into the tensors."""
+        if self.length >= self.window and self.exact:
+            self.clock += 1
+            if not self.padded:
+                self.free = max(0, self.free - 1)
+        self.length += 1
+        self.padded = max(0, self.padded - 1)
+
     def columns(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values in use, (B, G, up to s + w + L, D), in the order of the slots; valid (B, same), None: all."""
         assert self.k is not None and self.v is not None and self.valid is not None
@@ -348,6 +367,10 @@ class HybridCache(LayerCache):
     def __init__(self, window: int, sinks: int = 0, exact: int = 0) -> None:
         self.window = WindowCache(window, sinks, exact)
         self.linear = StateCache()
+
+    def parts(self) -> tuple[LayerCache, ...]:
+        """See `LayerCache.parts`."""
+        return self.window, self.linear
 
     def nbytes(self) -> int:
         """Bytes of both."""

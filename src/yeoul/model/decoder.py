@@ -236,17 +236,24 @@ class Decoder(nn.Module):
             rotary.append(rotary_columns(rope, positions, T, end, lengths, input_ids.device))
         return AttentionContext(mask=mask, seq_ids=seq_ids, rotary=tuple(rotary), positions=positions)
 
-    def embed(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
-        """(B, T, hidden): tokens, and positions where they are added."""
+    def embed(self, input_ids: Tensor, positions: Tensor | None, end: int | None = None) -> Tensor:
+        """(B, T, hidden): tokens, and positions where they are added.
+
+        Args:
+            input_ids: (B, T) int64.
+            positions: (B or 1, T) int64; None means 0 ... T-1.
+            end: larger than every position, where that is known; None looks.
+        """
         x, config = self.model.embed_tokens(input_ids), self.config
         if config.embedding_scale != 1:
             x = x * torch.tensor(config.embedding_scale, dtype=x.dtype)  # rounded to the weights' type, as Gemma's is
         if config.positions in ("rotary", "none"):
             return x
         T = input_ids.shape[1]
-        last = T if positions is None else int(positions.max()) + 1
-        if last > config.max_position_embeddings:
-            raise ValueError(f"{last} positions, but the model has {config.max_position_embeddings}")
+        if end is None:
+            end = T if positions is None else int(positions.max()) + 1
+        if end > config.max_position_embeddings:
+            raise ValueError(f"{end} positions, but the model has {config.max_position_embeddings}")
         if config.positions == "learned":
             table = self.model.embed_positions.weight
         else:  # embeddings are scaled as in Vaswani and others 2017, section 3.4, so that the table does not drown them

@@ -297,7 +297,7 @@ class AttentionOperations:
             return out, shift
         if not isinstance(of, FrequencyFeatureMap) or type(of).grouped is not FrequencyFeatureMap.grouped:
             raise Unsupported(f"the feature map {of.config.name}")
-        directions = of.directions if of.directions is not None else of.dct()
+        directions = of.directions if of.directions is not None else of.dct(torch.device("cpu"))
         waves = (directions * of.frequencies[:, None]).transpose(1, 2) * of.shrink  # (G, F, D)
         projected = self._heads(x, waves, None, heads, share)
         own = {0: projected, 1: x, 2: self.builder.constant(of.log_weights), 6: out, 7: shift}

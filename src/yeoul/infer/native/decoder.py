@@ -15,8 +15,6 @@ from yeoul.model.rotary import rotary_table
 
 MOST_ROWS = 64
 """Rows of a batch at most."""
-FEW = 32
-"""Tokens of one text at a time that there is room for once there are several."""
 
 
 class NativeDecoder:
@@ -116,40 +114,3 @@ def decoder_of(model: Decoder, rows: int) -> NativeDecoder | None:
         return NativeDecoder(model, rows)
     except Unsupported:
         return None
-
-
-class NextToken:
-    """Logits behind further tokens of a text, or of each row of a batch: by the native library where it can, else by
-    PyTorch.
-
-    Args:
-        model: whose weights stay as they are meanwhile.
-        native: False leaves all to PyTorch.
-    """
-
-    def __init__(self, model: Decoder, *, native: bool = True) -> None:
-        self.model, self.native = model, native
-        self._asked_for = 0  # rows
-        self._decoder: NativeDecoder | None = None
-
-    def __call__(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """One token of each row, (B,) int64, to (B, V) fp32; `cache` has then taken them in."""
-        decoder = self._for(cache, len(tokens), len(tokens))
-        if decoder is not None:
-            return decoder.step(tokens, cache)
-        return self.model(tokens[:, None], cache=cache, logits_to_keep=1)[:, -1]
-
-    def after_each(self, tokens: Tensor, cache: Cache, last: int) -> Tensor:
-        """Logits (last, V) fp32 behind each of the `last` of several tokens (T,) of a batch of one."""
-        decoder = self._for(cache, 1, len(tokens))
-        if decoder is not None:
-            return decoder.read(tokens, cache)[-last:]
-        return self.model(tokens[None], cache=cache, logits_to_keep=last)[0]
-
-    def _for(self, cache: Cache, rows: int, tokens: int) -> NativeDecoder | None:
-        if not self.native or tokens > MOST_ROWS or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return None
-        if tokens > self._asked_for:
-            self._asked_for = tokens if tokens == rows else max(tokens, FEW)
-            self._decoder = decoder_of(self.model, self._asked_for)
-        return self._decoder if self._decoder is not None and self._decoder.takes(cache, rows) else None

@@ -138,18 +138,13 @@ class Window:
         return ()
 
     def advance(self, cache: LayerCache, token: int) -> None:
-        """See `LayerMemory`; the counters move as those of `WindowCache.push`."""
+        """See `LayerMemory`."""
         assert isinstance(cache, WindowCache) and cache.sinks_full
         w = cache.window
         leaves = cache.length >= w
         self.push[token, SLOT] = cache.sinks + cache.length % w
         self.push[token, LEAVES], self.push[token, CLOCK] = leaves, cache.clock
-        if leaves and cache.exact:
-            cache.clock += 1
-            if not cache.padded:
-                cache.free = max(0, cache.free - 1)
-        cache.length += 1
-        cache.padded = max(0, cache.padded - 1)
+        cache.pushed()
         full = cache.length >= w
         self.attend[token, USED] = cache.sinks + (w + cache.exact if full else cache.length)
         self.attend[token, EMPTY] = bool(cache.padded) or bool(cache.free and full)

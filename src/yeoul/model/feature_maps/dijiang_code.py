@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from yeoul.model.feature_maps.base import Choices
-from yeoul.model.feature_maps.frequencies import LEARNED, FrequencyFeatureMap, dct_matrix, spread
+from yeoul.model.feature_maps.frequencies import LEARNED, FrequencyFeatureMap, dct_columns
 from yeoul.model.feature_maps.registry import FEATURE_MAPS
 
 
@@ -25,6 +26,6 @@ class DiJiangCodeFeatureMap(FrequencyFeatureMap):
         super().make_parameters()
         self.shrink = 1.0
 
-    def dct(self) -> Tensor:
+    def dct(self, device: torch.device) -> Tensor:
         """(D, F): the columns of the DCT matrix."""
-        return dct_matrix(self.head_dim)[:, spread(self.count, self.head_dim)]
+        return dct_columns(self.head_dim, self.count, device, rows=False)

@@ -139,21 +139,21 @@ class FrequencyFeatureMap(FeatureMap):
                     self.directions[g] = random_directions(self.head_dim, self.count, self.config, g)
             self.log_weights.fill_(-math.log(self.features) / 2)
             if self.directions is not None and self.config.directions == "dct":
-                self.directions.copy_(self.dct())
+                self.directions.copy_(self.dct(self.directions.device))
             if self.config.kernel == "softmax":
                 self.log_mass.fill_(math.log(self.features) / 2)
                 if self.config.mass == "learned":
                     self.mass_direction.zero_()
                     self.temper.zero_()
 
-    def dct(self) -> Tensor:
+    def dct(self, device: torch.device) -> Tensor:
         """(D, F): rows of the DCT as columns, every one in turn; with fewer frequencies than rows, evenly spread."""
-        return dct_matrix(self.head_dim).T[:, spread(self.count, self.head_dim)]
+        return dct_columns(self.head_dim, self.count, device)
 
     def grouped(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """See `FeatureMap.grouped`."""
         x = wide(x) * self.shrink
-        directions = self.directions if self.directions is not None else self.dct().to(x.device)
+        directions = self.directions if self.directions is not None else self.dct(x.device)
         frequencies = directions.to(x.dtype) * self.frequencies.to(x.dtype)[:, None]  # (G, D, F)
         projected = torch.matmul(x, frequencies)  # (B, G, N, F)
         if self.config.pairs:
@@ -188,6 +188,14 @@ class FrequencyFeatureMap(FeatureMap):
         total = logs.logsumexp(-1, keepdim=True)
         linear = torch.matmul(x, self.mass_direction.to(x.dtype)[..., None])  # (B, G, N, 1)
         return logs - total + log_scale + linear + per_head(self.temper) * (total - math.log(self.features))
+
+
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)  # as above
+def dct_columns(size: int, count: int, device: torch.device, *, rows: bool = True) -> Tensor:
+    """(size, count) fp32: rows of the DCT matrix as columns, or its columns, spread; brought to a device once."""
+    matrix = dct_matrix(size)
+    return (matrix.T if rows else matrix)[:, spread(count, size)].to(device)
 
 
 def spread(count: int, size: int) -> Tensor:

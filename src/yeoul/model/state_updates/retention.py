@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +31,11 @@ class RetentionAttention(DiJiangAttention):
     @property
     def log_decay(self) -> Tensor:
         """log(gamma) of each key-value head, (G,) fp32."""
-        heads = torch.arange(self.num_kv_heads, dtype=torch.float64)
-        rates = torch.log1p(-torch.exp2(-5 - heads)).float()
-        return rates.to(self.q_proj.weight.device)
+        return _log_gammas(self.num_kv_heads, self.q_proj.weight.device)
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept here serves training too
+def _log_gammas(groups: int, device: torch.device) -> Tensor:
+    heads = torch.arange(groups, dtype=torch.float64)
+    return torch.log1p(-torch.exp2(-5 - heads)).float().to(device)
