@@ -19,6 +19,7 @@ from yeoul.safe_json import parse_object
 from yeoul.text.added_tokens import MOST_IDS, AddedToken, pattern_of
 from yeoul.text.byte_level import byte_level_alphabet
 from yeoul.text.nfc import is_nfd
+from yeoul.text.sentencepiece_ids import SentencePieceIds
 from yeoul.text.sentencepiece_model import SPACE, ModelType, PieceType, SentencePieceModel, read_model, without_text
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -27,6 +28,8 @@ THEIR_ENUM = re.compile(r"data did not match any variant of untagged enum (?:Py)
 FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 PROBE = "a 가\n1"
 """A text that shows at once what is damaged."""
+COMPARED_FROM = 16
+"""Characters of text for each id, from which the comparison with `tokenizer.model` is worth its time."""
 TEXT_TYPES = (PieceType.NORMAL, PieceType.USER_DEFINED, PieceType.UNUSED)
 
 
@@ -52,6 +55,10 @@ class Backend(Protocol):
     """Ids that were added to the vocabulary, the special ones among them."""
     strips: dict[int, tuple[bool, bool]]
     """Added tokens that take the white space before and after them."""
+
+    def expect(self, characters: int) -> None:
+        """So much text is about to come: time for what pays only then."""
+        ...
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -83,8 +90,8 @@ class Backend(Protocol):
 class JsonBackend:
     """A `tokenizer.json`: sentencepiece-like (BPE, unigram), byte-level BPE, or WordPiece."""
 
-    def __init__(self, data: bytes, declared: Sequence[AddedToken] = ()) -> None:
-        """`declared` are added tokens that other files of the folder name.
+    def __init__(self, data: bytes, declared: Sequence[AddedToken] = (), beside: bytes | None = None) -> None:
+        """`declared` are added tokens that other files of the folder name, `beside` is `tokenizer.model`.
 
         Raises:
             ValueError: `data` is damaged.
@@ -116,13 +123,39 @@ class JsonBackend:
         self.size = max(largest, *added) + 1 if added else largest + 1
         self.special = {token.content: i for i, token in added.items() if token.special}
         self.strips = {i: (token.lstrip, token.rstrip) for i, token in added.items() if token.lstrip or token.rstrip}
+        self._beside, self._seen = beside, 0
+        self._faster: SentencePieceIds | None = None
+
+    def expect(self, characters: int) -> None:
+        """Compares with the `tokenizer.model` beside it once there has been enough text for that to be worth it."""
+        self._seen += characters
+        if self._beside is None or self._seen < COMPARED_FROM * self.size:
+            return
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        tokens = [AddedToken(id=i, content=t.content, **{flag: getattr(t, flag) for flag in FLAGS}) for i, t in added]
+        beside, self._beside = self._beside, None
+        self._faster = SentencePieceIds.where_certain(self.spec, tokens, beside, self._by_tokenizers)
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        if self._beside is not None:
+            self.expect(len(text))
+        if self._faster is not None and (ids := self._faster.encode(text)) is not None:
+            return ids
+        return self._by_tokenizers(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        if self._beside is not None:
+            self.expect(sum(map(len, texts)))
+        found = [None] * len(texts) if self._faster is None else self._faster.encode_batch(texts)
+        if None not in found:
+            return found  # type: ignore[return-value]
+        left = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        others = iter(self._tokenizer.encode_batch_fast(left, add_special_tokens=False))
+        return [next(others).ids if ids is None else ids for ids in found]
+
+    def _by_tokenizers(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def encode_with_spans(self, text: str, *, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         tokenizer = self._tokenizer if first else self._continuing
@@ -344,6 +377,9 @@ class ModelBackend:
     def _of(self, first: bool) -> Any:
         plain = self._prefix == "always" or (self._prefix == "first" and first)
         return self._processor if plain or not self.model.add_dummy_prefix else self._continuing
+
+    def expect(self, characters: int) -> None:
+        pass
 
     def encode(self, text: str) -> list[int]:
         if self._own is not None:

@@ -54,6 +54,7 @@ class SentencePieceModel:
 
     Attributes:
         charsmap: sentencepiece's compiled normalization rules, empty for identity.
+        space_behind: spaces belong to the word before them.
     """
 
     pieces: tuple[Piece, ...]
@@ -61,6 +62,7 @@ class SentencePieceModel:
     byte_fallback: bool
     add_dummy_prefix: bool
     charsmap: bytes
+    space_behind: bool = False
 
 
 def read_model(data: bytes) -> SentencePieceModel:
@@ -81,6 +83,7 @@ def read_model(data: bytes) -> SentencePieceModel:
         byte_fallback=bool(trainer.get(35, 0)),
         add_dummy_prefix=bool(norm.get(3, 1)),
         charsmap=_as_bytes(norm.get(2, b"")),
+        space_behind=bool(trainer.get(24, 0)),
     )
 
 
@@ -118,6 +121,25 @@ def without_text(data: bytes, hidden: Collection[int], *, dummy_prefix: bool) ->
             count += 1
         elif number == 3 and not dummy_prefix:
             value = _with_field(_as_bytes(value), 3, 0)
+        parts.append(_encoded(number, kind, value))
+    return b"".join(parts)
+
+
+def only_pieces(data: bytes, hidden: Collection[int]) -> bytes:
+    """The same pieces under a model that takes a text as it is: spaces become `SPACE`, and nothing else changes.
+
+    Args:
+        data: a serialized `ModelProto`.
+        hidden: ids of pieces that become control pieces.
+    """
+    parts: list[bytes] = []
+    for number, kind, value in _fields(without_text(data, hidden, dummy_prefix=False)):
+        if number == 4:  # examples of what the model makes of texts, which loading would compare
+            continue
+        if number == 3:
+            # Rules, the spaces that they take away and the file that they come from; a space stays a mark.
+            kept = b"".join(_encoded(*field) for field in _fields(_as_bytes(value)) if field[0] not in (2, 4, 5, 6))
+            value = kept + _encoded(4, VARINT, 0) + _encoded(5, VARINT, 1)
         parts.append(_encoded(number, kind, value))
     return b"".join(parts)
 

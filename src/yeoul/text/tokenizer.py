@@ -107,12 +107,18 @@ class Tokenizer:
         files = self._loaded(self._source, lambda _: short_pieces(self._files, table, longest))
         return Tokenizer(files, self._where)
 
+    def expect(self, characters: int) -> None:
+        """Say that so much text is to be encoded: what makes it faster is looked for at once, and not after a while."""
+        self._backend.expect(characters)
+
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of a text; a begin or end token is added when wanted and when the tokenizer has one.
 
         Half a surrogate pair, which no UTF-8 can hold, becomes U+FFFD.
         """
         ids = self._robustly(self._backend.encode, text)
+        if not (bos or eos):
+            return ids
         start = [self.bos_id] if bos and self.bos_id is not None else []
         end = [self.eos_id] if eos and self.eos_id is not None else []
         return start + ids + end
@@ -326,7 +332,7 @@ class Tokenizer:
 
     def _load_backend(self, data: bytes) -> Backend:
         if self._source == "tokenizer.json":
-            return JsonBackend(data, self._declared)
+            return JsonBackend(data, self._declared, self._files.get("tokenizer.model"))
         if self._source == "tokenizer.model":
             return ModelBackend(data, self._declared, prefix=self._prefix())
         special = special_texts(self._config) | set((self._class or CLASSES["GPT2Tokenizer"]).roles.values())
@@ -423,11 +429,14 @@ class Tokenizer:
             raise UserError("the file is not UTF-8", self._where / name, DAMAGED) from None
 
     def _robustly(self, encode: Callable[[str], T], text: str) -> T:
-        with self._one_sentence():
-            try:
-                return encode(text)
-            except (TypeError, RuntimeError, UnicodeEncodeError):
+        try:  # the usual case without a context manager, which would take longer than a short text
+            return encode(text)
+        except (TypeError, RuntimeError, UnicodeEncodeError):
+            with self._one_sentence():
                 return encode(without_surrogates(text))
+        except BaseException:
+            with self._one_sentence():
+                raise
 
     @contextlib.contextmanager
     def _one_sentence(self) -> Iterator[None]:

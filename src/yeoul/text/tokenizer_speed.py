@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 LEAST_SECONDS = 0.05
 """Each measurement repeats the texts until so much of it is over."""
 TURNS = 5
+MUCH = 10**9
+"""Characters: the speed is that of much text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ def tokenizer_speed(tokenizer: Tokenizer, texts: Sequence[str], *, seconds: floa
     """
     seconds = LEAST_SECONDS if seconds is None else seconds
     size = sum(len(text.encode()) for text in texts)
+    tokenizer.expect(MUCH)
     ids = [tokenizer.encode(text) for text in texts]
     for own in ids:
         tokenizer.decode(own)

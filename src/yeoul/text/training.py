@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from yeoul.errors import UserError
+from yeoul.text.agreement import SCORE_STEPS
 from yeoul.text.byte_level_training import train_byte_level
 from yeoul.text.chat import CHAT_TOKENS, DEFAULT_TEMPLATE
 from yeoul.text.files import put_tokenizer
@@ -29,9 +30,6 @@ SENTENCE_BYTES = 4000
 """Longer lines are trained in parts: sentencepiece drops what is longer than its limit."""
 THREADS = 2
 """Fixed, because the sums of unigram training depend on it."""
-SCORE_STEPS = 256
-"""Unigram scores are rounded to 1/256, so that sums of thousands of them are exact in sentencepiece's
-float32 as in tokenizers' float64, and equally good cuts tie in both."""
 KINDS = ("bpe", "unigram", "char", "byte-level")
 NORMALIZATIONS = ("nfc", "nfd", "identity")
 JAMO = tuple(
