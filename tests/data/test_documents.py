@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from yeoul.data.documents import LONGEST_BLOCK, check_documents, read_documents
+from yeoul.data.documents import LONGEST_BLOCK, LONGEST_LINE, check_documents, read_documents
 from yeoul.data.sources import source_key
 from yeoul.errors import UserError
 
@@ -121,6 +121,16 @@ def test_big_fields_and_long_blocks(tmp_path):
     assert documents(write(tmp_path / "a.csv", f'text\n"{long}"\n')) == [long]
     blocks = documents(write(tmp_path / "a.txt", "물이 흐른다.\n" * 30_000))
     assert len(blocks) == 3 and all(len(block) <= LONGEST_BLOCK + 40_000 for block in blocks)
+
+
+def test_lines_that_are_too_long_are_cut_before_a_space(tmp_path):
+    line = "여울 물이 흐른다. " * 250_000 + "끝"
+    blocks = documents(write(tmp_path / "a.txt", f"처음\n{line}\n다음\n"))
+    assert "".join(blocks[:-1]) == f"처음\n{line}" and blocks[-1] == "다음"
+    assert len(blocks) == 4 and all(LONGEST_BLOCK < len(block) <= LONGEST_LINE + 3 for block in blocks[:-1])
+    assert all(block.startswith(" ") for block in blocks[1:3])
+    word = "가" * (2 * LONGEST_LINE + 5)
+    assert [len(block) for block in documents(write(tmp_path / "b.txt", word))] == [LONGEST_LINE, LONGEST_LINE, 5]
 
 
 def test_folders_lists_and_builtin(tmp_path):

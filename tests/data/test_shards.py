@@ -1,6 +1,10 @@
 """Token shards: what is written is read, reused, and refused when damaged."""
 
 import json
+import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -151,3 +155,90 @@ def test_long_documents_are_encoded_a_few_at_a_time(tmp_path, monkeypatch):
     assert all(sum(lengths) <= 1000 or len(lengths) == 1 for lengths in seen)
     assert [len(train.document(i)) for i in range(8)] == [601, 301, 201, 1501, 11, 11, 981, 2]
     assert train.num_documents == len(documents)
+
+
+def test_a_thread_encodes_and_the_order_stays(tmp_path):
+    """While the next documents are read; at most two batches are in flight."""
+    read, encoded, threads = [], [], set()
+
+    def documents():
+        for number in range(40):
+            read.append(number)
+            yield f"{number} " * 10
+            assert len(read) - len(encoded) <= 4 * 3, "documents pile up"
+
+    def encode(texts):
+        threads.add(threading.current_thread().name)
+        time.sleep(0.002 * (len(encoded) % 3))
+        encoded.extend(texts)
+        return [[int(text.split()[0])] for text in texts]
+
+    train, _ = build_shards(documents(), encode, 99, 100, "f", tmp_path / "data", batch_documents=4)
+    assert train.tokens.tolist() == [id for number in range(40) for id in (number, 99)]
+    assert len(threads) == 1 and threading.current_thread().name not in threads
+
+
+@pytest.mark.parametrize("place", ["documents", "encode"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError("damaged")])
+def test_what_goes_wrong_ends_the_thread_and_leaves_nothing(tmp_path, place, error):
+    def documents():
+        yield from ["a", "b", "c"]
+        if place == "documents":
+            raise error
+
+    def encode(texts):
+        if place == "encode" and "b" in texts:
+            raise error
+        return [[1] for _ in texts]
+
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        build_shards(documents(), encode, 0, 5, "f", tmp_path / "data", batch_documents=1)
+    assert not list(tmp_path.iterdir())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("encode")]
+
+
+def test_documents_of_many_megabytes_are_encoded_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_CHARACTERS", 1000)
+    texts = ["a" * 700, "b" * 5000, "", "c" * 1001]
+    seen = []
+
+    def in_parts(text):
+        seen.append(text)
+        return ([ord(char) % 500 for char in text[at : at + 300]] for at in range(0, len(text), 300))
+
+    parts, _ = build(tmp_path / "parts", texts, encode_in_parts=in_parts)
+    whole, _ = build(tmp_path / "whole", texts)
+    assert parts.tokens.tolist() == whole.tokens.tolist() and seen == [texts[1], texts[3]]
+    with pytest.raises(ValueError, match="outside"):
+        build(tmp_path / "other", texts, encode_in_parts=lambda text: [[1], [501]])
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from yeoul.recipes.token_data import token_shards
+from yeoul.text.tokenizer import Tokenizer
+from yeoul.text.training import TokenizerConfig, train_tokenizer
+
+folder = Path(sys.argv[1])
+lines = [f"미나는 {n}번째 시장에서 {n * 7919 % 1000}원짜리 사과를 {n % 17}개 샀다." for n in range(3000)]
+tokenizer = train_tokenizer(lines, TokenizerConfig(vocab_size=600), folder / "tokenizer")
+text = " ".join(lines)
+with (folder / "text.txt").open("w") as file:
+    for _ in range(int(sys.argv[2])):
+        file.write(text + sys.argv[3])
+train, _ = token_shards(str(folder / "text.txt"), folder / "data", tokenizer)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, train.num_bytes / 1e6, train.num_documents)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss")
+@pytest.mark.parametrize("end", [" ", "\\n"])
+def test_memory_is_bounded_whatever_the_text_looks_like(tmp_path, end):
+    """20 MB in one line, and in one block without blank lines."""
+    code = MEMORY.replace("sys.argv[3]", f'"{end}"')
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), "100"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    peak, megabytes, documents = map(float, done.stdout.split())
+    assert megabytes > 18 and documents >= 10
+    assert peak < 600

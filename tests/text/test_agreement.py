@@ -172,6 +172,17 @@ def test_long_texts(pair: tuple[Tokenizer, Tokenizer]) -> None:
     expected = [slow.encode(text) for text in texts]
     assert [fast.encode(text) for text in texts] == expected
     assert fast.encode_batch(texts) == expected
+    for text, ids in zip(texts, expected, strict=True):
+        for tokenizer in (fast, slow):
+            assert [token for part in tokenizer.encode_in_parts(text) for token in part] == ids
+
+
+def test_some_ids_at_a_time(folders: dict[str, Path]) -> None:
+    fast = Tokenizer.load(folders["bpe"])
+    fast.expect(MUCH)
+    text = " ".join(small_corpus()) * 100
+    parts = list(fast.encode_in_parts(text))
+    assert len(parts) > 1 and sum(parts, []) == fast.encode(text)
 
 
 def test_long_words_of_unigram_are_left_to_tokenizers(folders: dict[str, Path]) -> None:

@@ -11,10 +11,13 @@ from yeoul.data.dialogs import render_dialog
 from yeoul.data.reading import DEFAULT, Columns, Reading
 from yeoul.data.record_files import TEXT_COLUMNS, find_column, good_records, is_unicode, listed, read_records
 from yeoul.data.sources import Source, Spec, resolve
+from yeoul.data.streams import lines_of
 from yeoul.errors import UserError
 
 LONGEST_BLOCK = 100_000
 """A block of plain text without blank lines is cut at the first line end after this many characters."""
+LONGEST_LINE = 2**20
+"""A line of plain text that is longer is cut before the last space within so many characters, or there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,18 +107,33 @@ def _texts(path: Path, kind: str, selection: _Selection, reading: Reading) -> It
 
 
 def text_blocks(path: Path, reading: Reading = DEFAULT) -> Iterator[str]:
-    """Blocks of lines of a text file, separated by blank lines; very long ones are cut at a line end."""
+    """Blocks of lines of a text file, separated by blank lines; very long ones are cut, so that memory is bounded."""
     block: list[str] = []
     size = 0
-    for _, line in good_records(read_records(path, ".txt", reading=reading)):
-        if line.strip():
-            block.append(line)
-            size += len(line)
-        if block and (not line.strip() or size >= LONGEST_BLOCK):
-            yield "\n".join(block)
-            block, size = [], 0
+    for line in lines_of(path, reading):
+        if line.error is not None:
+            raise line.error
+        for text in (line.text,) if len(line.text) <= LONGEST_LINE else _pieces_of_line(line.text):
+            blank = not text or text.isspace()
+            if not blank:
+                block.append(text)
+                size += len(text)
+            if block and (blank or size >= LONGEST_BLOCK):
+                yield "\n".join(block)
+                block, size = [], 0
     if block:
         yield "\n".join(block)
+
+
+def _pieces_of_line(line: str) -> Iterator[str]:
+    """Pieces that are themselves blocks, for each is longer than `LONGEST_BLOCK`, but for the last."""
+    at = 0
+    while len(line) - at > LONGEST_LINE:
+        space = line.rfind(" ", at + LONGEST_BLOCK, at + LONGEST_LINE)
+        end = at + LONGEST_LINE if space < 0 else space
+        yield line[at:end]
+        at = end
+    yield line[at:]
 
 
 # -- records

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +26,7 @@ _CHARACTERS = 2**21
 """Of the documents that are encoded together."""
 _DAMAGED = "delete the folder and prepare the data again"
 EncodeBatch = Callable[[list[str]], list[list[int]]]
+EncodeInParts = Callable[[str], Iterable[list[int]]]
 Progress = Callable[[int, int, int], None]
 
 
@@ -151,7 +156,7 @@ class _Writer:
         self.bytes = 0
 
     def add(self, ids: np.ndarray, num_bytes: int) -> None:
-        self.file.write(ids.astype(self.dtype).tobytes())
+        self.file.write(ids.astype(self.dtype, copy=False).tobytes())
         self.ends.append(self.ends[-1] + len(ids))
         self.bytes += num_bytes
 
@@ -184,15 +189,51 @@ def _batches(documents: Iterable[str], most: int) -> Iterator[list[str]]:
 
 
 def _encoded(
-    documents: Iterable[str], encode_batch: EncodeBatch, eos_id: int, vocab_size: int, batch: int
-) -> Iterator[tuple[np.ndarray, int]]:
-    """(ids with the end-of-sequence id, UTF-8 bytes) of each document, encoded in batches."""
-    for texts in _batches(documents, batch):
-        for text, ids in zip(texts, encode_batch(texts), strict=True):
-            row = np.asarray([*ids, eos_id], dtype=np.int64)
-            if row.min() < 0 or row.max() >= vocab_size:
-                raise ValueError(f"the tokenizer gave ids outside 0 ... {vocab_size - 1}")
-            yield row, len(text.encode())
+    documents: Iterable[str],
+    encode_batch: EncodeBatch,
+    encode_in_parts: EncodeInParts | None,
+    eos_id: int,
+    vocab_size: int,
+    batch: int,
+) -> Generator[tuple[np.ndarray, int]]:
+    """(ids with the end-of-sequence id, UTF-8 bytes) of each document.
+
+    Documents are read, and what was encoded before is written, while a thread has the libraries encode a batch, on all
+    cores; two batches are in memory at most, beside the one that is being read.
+    """
+
+    def encode(texts: list[str]) -> list[tuple[np.ndarray, int]]:
+        if encode_in_parts is not None and len(texts[0]) > _CHARACTERS:  # which is then alone
+            return [(_row(encode_in_parts(texts[0]), eos_id, vocab_size), len(texts[0].encode()))]
+        pairs = zip(texts, encode_batch(texts), strict=True)
+        return [(_row([ids], eos_id, vocab_size), len(text.encode())) for text, ids in pairs]
+
+    worker = ThreadPoolExecutor(1, "encode")
+    try:
+        begun: deque[Future[list[tuple[np.ndarray, int]]]] = deque()
+        for texts in _batches(documents, batch):
+            begun.append(worker.submit(encode, texts))
+            if len(begun) == 2:
+                yield from begun.popleft().result()
+        while begun:
+            yield from begun.popleft().result()
+    finally:
+        worker.shutdown(cancel_futures=True)
+
+
+def _row(parts: Iterable[list[int]], eos_id: int, vocab_size: int) -> np.ndarray:
+    """The ids of a document and the end-of-sequence id, as they are stored.
+
+    Raises:
+        ValueError: ids that the vocabulary does not have.
+    """
+    found = []
+    for ids in chain(parts, ([eos_id],)):
+        part = np.asarray(ids, dtype=np.int64)
+        if len(part) and (part.min() < 0 or part.max() >= vocab_size):
+            raise ValueError(f"the tokenizer gave ids outside 0 ... {vocab_size - 1}")
+        found.append(part.astype(_dtype(vocab_size)))
+    return np.concatenate(found)
 
 
 def _write_splits(
@@ -250,6 +291,7 @@ def build_shards(
     source_key: str | None = None,
     progress: Progress | None = None,
     batch_documents: int = 1000,
+    encode_in_parts: EncodeInParts | None = None,
 ) -> tuple[TokenShards, TokenShards | None]:
     """Encode documents into `folder/train` and `folder/val`, or reuse what lies there.
 
@@ -257,7 +299,7 @@ def build_shards(
 
     Args:
         documents: texts; not touched when the shards are reused.
-        encode_batch: texts -> ids without special tokens.
+        encode_batch: texts -> ids without special tokens; called in a thread, a batch at a time.
         eos_id: written after each document.
         vocab_size: ids are stored as uint16 up to 65,536, else as uint32.
         fingerprint: of the tokenizer.
@@ -266,6 +308,7 @@ def build_shards(
             least one of two or more documents.
         begin: as in `TokenShards.open`; not written.
         source_key: shards with an equal key, tokenizer and division are reused; None never reuses.
+        encode_in_parts: the same of one text, some ids at a time: for documents of many megabytes.
         progress: called every 1,000 documents and at the end with documents, tokens and bytes so far.
 
     Returns:
@@ -294,8 +337,8 @@ def build_shards(
     def write(new: Path) -> None:
         train = _Writer(new / "train", _dtype(vocab_size))
         val = _Writer(new / "val", _dtype(vocab_size)) if val_fraction > 0 else None
-        rows = _encoded(documents, encode_batch, eos_id, vocab_size, batch_documents)
-        _write_splits(rows, train, val, val_fraction, seed, progress)
+        with closing(_encoded(documents, encode_batch, encode_in_parts, eos_id, vocab_size, batch_documents)) as rows:
+            _write_splits(rows, train, val, val_fraction, seed, progress)
         train.finish(**meta)
         if val is not None and len(val.ends) > 1:
             val.finish(**meta)

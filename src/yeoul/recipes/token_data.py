@@ -59,6 +59,7 @@ def token_shards(
         begin=tokenizer.framing.begin,
         source_key=source_key(data, text_column=text_column, join_by=join_by, reading=reading),
         progress=progress,
+        encode_in_parts=tokenizer.encode_in_parts,
     )
 
 

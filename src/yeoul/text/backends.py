@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -63,6 +63,10 @@ class Backend(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    def encode_in_parts(self, text: str) -> Iterable[list[int]]:
+        """As `encode`, some ids at a time where that is possible."""
+        ...
 
     def encode_with_spans(self, text: str, *, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and where each begins and ends in `text`; `first` is False behind a special token."""
@@ -152,6 +156,12 @@ class JsonBackend:
         left = [text for text, ids in zip(texts, found, strict=True) if ids is None]
         others = iter(self._tokenizer.encode_batch_fast(left, add_special_tokens=False))
         return [next(others).ids if ids is None else ids for ids in found]
+
+    def encode_in_parts(self, text: str) -> Iterable[list[int]]:
+        if self._beside is not None:
+            self.expect(len(text))
+        found = None if self._faster is None else self._faster.encode_in_parts(text)
+        return [self._by_tokenizers(text)] if found is None else found
 
     def _by_tokenizers(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -392,6 +402,9 @@ class ModelBackend:
             return [self.encode(text) for text in texts]
         ids: list[list[int]] = self._of(True).encode(list(texts), out_type=int, num_threads=-1)
         return ids
+
+    def encode_in_parts(self, text: str) -> Iterable[list[int]]:
+        return [self.encode(text)]
 
     def encode_with_spans(self, text: str, *, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         ids: list[int] = []

@@ -19,6 +19,8 @@ from yeoul.text.sentencepiece_model import SPACE, PieceType, SentencePieceModel,
 
 PART = 2000
 """Characters after which a text is cut at the next word: sentencepiece's BPE is slower on longer ones."""
+TOGETHER = 500
+"""Parts that are encoded together where not all ids are kept at once."""
 SMALL = 20_000
 """Characters below which threads are not worth starting."""
 WORD_END = re.compile(f"[^ {SPACE}](?= )")
@@ -125,53 +127,64 @@ class SentencePieceIds:
             ids += next(encoded) if isinstance(part, str) else (part,)
         return ids
 
+    def encode_in_parts(self, text: str) -> Iterator[list[int]] | None:
+        """As `encode`, some ids at a time, for texts whose ids would take too much memory at once; on all cores."""
+        parts = self._parts(text)
+        return None if parts is None else self._in_parts(parts)
+
+    def _in_parts(self, parts: list[str | int]) -> Iterator[list[int]]:
+        for at in range(0, len(parts), TOGETHER):
+            some = parts[at : at + TOGETHER]
+            yield self._joined(some, iter(self.processor.encode(_texts(some), num_threads=usable_cpus())))
+
     def _parts(self, text: str) -> list[str | int] | None:
         """Texts for sentencepiece and ids of added tokens; None where sums of scores would not be exact."""
         if len(text) <= self._part and self._is_plain(text):
             return [text]
+        parts: list[str | int] = []
         if self._added is None:
-            parts: list[str | int] = []
-            return parts if self._cut(self._prefixed(self._composed(text)), parts) else None
-        parts, at = [], 0
+            return parts if self._cut(self._prefixed(text), parts) else None
+        at = 0
         for match in self._added.finditer(text):
             token = self._ids.get(match[0])
             if token is None:
                 continue
-            if not self._cut(self._composed(text[at : match.start()]), parts):
+            if not self._cut(text[at : match.start()], parts):
                 return None
             parts.append(token)
             at = match.end()
-        return parts if self._cut(self._composed(text[at:]), parts) else None
-
-    def _composed(self, text: str) -> str:
-        """The text in the form that `tokenizer.json` brings it into."""
-        if self._changing is None or self._changing(text) is None:
-            return text
-        composed: str = self._normalizer.normalize_str(text)
-        return composed
+        return parts if self._cut(text[at:], parts) else None
 
     def _prefixed(self, text: str) -> str:
+        """The text with the space that belongs before it; composition leaves a space and what follows it apart."""
         prefix = self._cutting.prefix
         if prefix == "never" or not text or (prefix == "missing" and text[0] in (" ", SPACE)):
             return text
         return SPACE + text
 
     def _cut(self, text: str, parts: list[str | int]) -> bool:
-        """Adds the text to `parts`, a long one in pieces that begin with the space before a word.
+        """Adds the text to `parts`, composed, a long one in pieces that begin with the space before a word.
+
+        A space is never composed with what is before it, so that pieces can be composed by themselves.
 
         False where sums of scores would not be exact.
         """
-        longest, at = self._cutting.longest, 0
-        if self._cutting.by_word:
-            while len(text) - at > self._part and (match := WORD_END.search(text, at + self._part)):
-                if longest is not None and match.end() - at > longest:
-                    return False
-                parts.append(text[at : match.end()])
-                at = match.end()
-        rest = text[at:] if at else text
-        if rest:
-            parts.append(rest)
-        return longest is None or len(rest) <= longest
+        at = 0
+        while self._cutting.by_word and len(text) - at > self._part:
+            match = WORD_END.search(text, at + self._part)
+            if match is None:
+                break
+            if not self._add(text[at : match.end()], parts):
+                return False
+            at = match.end()
+        return self._add(text[at:] if at else text, parts)
+
+    def _add(self, text: str, parts: list[str | int]) -> bool:
+        if self._changing is not None and self._changing(text) is not None:
+            text = self._normalizer.normalize_str(text)
+        if text:
+            parts.append(text)
+        return self._cutting.longest is None or len(text) <= self._cutting.longest
 
 
 def _texts(parts: list[str | int]) -> list[str]:

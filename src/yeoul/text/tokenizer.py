@@ -131,6 +131,14 @@ class Tokenizer:
             except (TypeError, RuntimeError, UnicodeEncodeError):
                 return self._backend.encode_batch([without_surrogates(text) for text in texts])
 
+    def encode_in_parts(self, text: str) -> Iterator[list[int]]:
+        """The ids of a text, some at a time where the tokenizer allows that, for texts of many megabytes.
+
+        Only for text that UTF-8 can hold.
+        """
+        with self._one_sentence():
+            yield from self._backend.encode_in_parts(text)
+
     def encode_with_offsets(self, text: str, *, first: bool = True) -> tuple[list[int], list[int]]:
         """Ids, and the index in `text` of the first character of each.
 
