@@ -1,5 +1,6 @@
 # make demo    from nothing to a trained, linearized model and its report
 # make test    lint, format, types and tests
+# make gpu     what an NVIDIA GPU does: kernels, decoding, training (GPU="--stages kernels --budget 5")
 # make lint, make format, make clean
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ SETUP := Makefile pyproject.toml constraints.txt $(wildcard $(NATIVE)/csrc/*)
 # Numeric libraries would start a thread per core in each of the test workers.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test gpu lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -49,6 +50,10 @@ lint: $(VENV)/.dev
 
 test: lint
 	$(TEST_ENV) $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8
+
+# Installs nothing: the torch that is there was chosen for the driver.
+gpu:
+	PYTHONPATH=src $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(GPU)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 import models
 from models import KINDS, VOCAB, make, rms_ratio
 from yeoul.infer import next_token
-from yeoul.infer.cuda_graph import GraphDecoder, graph_decoder_of
+from yeoul.infer.cuda_graph import GraphDecoder, Read, graph_decoder_of
 from yeoul.infer.engine import generate_ids
 from yeoul.infer.next_token import NextToken
 from yeoul.infer.params import SamplingParams
@@ -23,6 +23,9 @@ from yeoul.infer.static_step import FEWEST_COLUMNS, StaticStep, Unsupported, par
 from yeoul.model.cache import Cache
 from yeoul.model.config import ModelConfig
 from yeoul.model.decoder import Decoder
+from yeoul.model.feature_maps.frequencies import FrequencyFeatureMap
+from yeoul.model.rotary import rotary_table
+from yeoul.model.state_updates.additive import DiJiangAttention
 
 RETENTION: dict[str, dict[str, Any]] = {
     "retention": dict(attention=("dijiang",), state_update="retention", feature_map=dict(kernel="exp")),
@@ -112,6 +115,25 @@ def test_a_step_asks_nothing_of_the_device_and_brings_nothing_to_it(case: str, m
     step.run()  # tables that are kept are brought once
     with NothingFromTheHost():
         assert step.run().shape == (4, VOCAB)
+
+
+@torch.inference_mode()
+def test_what_a_graph_reads_is_kept() -> None:
+    """Tables of positions and directions too, which are else only in caches that drop what is old."""
+    model = make("wdcf-hybrid")
+    step = StaticStep(model, rows=2, columns=0, end=128)
+    step.run()
+    with Read() as read:
+        step.run()
+    (rope,) = model.config.ropes
+    table = rotary_table(rope, 128, model.device)[0]
+    first = model.layers[0].self_attn
+    assert isinstance(first, DiJiangAttention) and isinstance(first.feature_map, FrequencyFeatureMap)
+    directions = first.feature_map.dct(model.device)
+    kept = read.kept.keys()
+    assert {table.untyped_storage().data_ptr(), directions.untyped_storage().data_ptr()} <= kept
+    assert {p.untyped_storage().data_ptr() for p in model.parameters()} <= kept
+    assert len(kept) < 4 * len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("case", ["softmax", "exact-sinks", "hybrid-convolution", "gru"])
@@ -264,4 +286,4 @@ def test_on_a_gpu_the_recorded_step_is_pytorchs(case: str) -> None:
         wanted = model(tokens[:, None], cache=theirs)[:, -1]
         found.append(rms_ratio(logits, wanted))
         tokens = wanted.argmax(-1)
-    assert graph._graph is not None and max(found) < 1e-3  # TensorFloat32 may be on
+    assert graph.recorded and max(found) < 1e-3  # TensorFloat32 may be on

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from yeoul import runtime
 from yeoul.infer.static_step import StaticStep, Unsupported, check, columns_needed, parts, ready, room
@@ -44,15 +46,30 @@ class GraphDecoder:
         self._step: StaticStep | None = None
         self._graph: Any = None  # torch.cuda.CUDAGraph
         self._logits = torch.empty(0)
+        self._read: list[Tensor] = []  # by the graph, which knows only addresses
         self._weights: list[int] = []
         self._cache: weakref.ref[Cache] | None = None  # whose tensors are views of ours
         self._bound: list[tuple[dict[str, Any], str, Any]] = []
         self._length = self._rows = -1  # of that cache, as far as our counters know
 
     @property
+    def recorded(self) -> bool:
+        """Whether there is a graph."""
+        return self._graph is not None
+
+    @property
     def columns(self) -> int:
         """Keys of softmax attention that there is room for; 0 without such layers, and before the first token."""
         return 0 if self._step is None else self._step.columns
+
+    def prepare(self, rows: int, columns: int = 0, end: int = 0) -> None:
+        """Records before there is a cache, for at least so many rows, keys of softmax attention, and positions.
+
+        Raises:
+            Unsupported: the step cannot be recorded.
+        """
+        self._give_back()
+        self._renew(rows, columns, end)
 
     def takes(self, cache: Cache) -> bool:
         """Whether it can go on from a cache; else PyTorch must."""
@@ -107,22 +124,26 @@ class GraphDecoder:
 
     def _take(self, cache: Cache, rows: int) -> None:
         """Makes a cache a view of our tensors, and records a step for it where there is none that fits."""
-        step, columns, weights = self._step, columns_needed(cache), _addresses(self.model)
+        step, columns = self._step, columns_needed(cache)
         before = None if self._cache is None else self._cache()
         if before is not None and before is not cache:
             self._give_back()
         if (
             step is None
-            or weights != self._weights
             or not rows <= step.rows < 4 * rows
             or columns > step.columns
             or cache.length >= step.end
+            or self._weights != _addresses(self.model)
         ):
-            end = room(max(self.model.config.max_position_embeddings, cache.length + 1))
-            self._step, self._graph, self._logits, self._bound = None, None, torch.empty(0), []
-            self._step = self._recorded(1 << (rows - 1).bit_length(), room(columns), end)
-            self._weights = weights
+            self._renew(rows, columns, cache.length + 1)
         self._bind(cache, rows)
+
+    def _renew(self, rows: int, columns: int, end: int) -> None:
+        """Another step, in place of the one that there is; tensors of the old one stay with whoever holds them."""
+        self._step, self._graph, self._logits, self._read, self._bound = None, None, torch.empty(0), [], []
+        end = room(max(self.model.config.max_position_embeddings, end))
+        self._step = self._recorded(1 << (rows - 1).bit_length(), room(columns), end)
+        self._weights = _addresses(self.model)
 
     def _recorded(self, rows: int, columns: int, end: int) -> StaticStep:
         """A step for so many rows, columns and positions; on a GPU it is recorded."""
@@ -137,13 +158,15 @@ class GraphDecoder:
                 with torch.cuda.stream(stream):
                     for _ in range(WARM_UP):
                         step.run()
+                    with Read() as read:
+                        step.run()
                 torch.cuda.current_stream().wait_stream(stream)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     logits = step.run()
         except RuntimeError as error:  # too little memory, or an operation that cannot be recorded
             raise Unsupported(f"the step cannot be recorded: {error}") from error
-        self._graph, self._logits = graph, logits
+        self._graph, self._logits, self._read = graph, logits, list(read.kept.values())
         return step
 
     def _bind(self, cache: Cache, rows: int) -> None:
@@ -184,6 +207,25 @@ class GraphDecoder:
                 else:
                     holder[name] = {key: gate.clone() for key, gate in value.items()}
         self._bound, self._cache = [], None
+
+
+class Read(TorchDispatchMode):
+    """Keeps what operations read and have not made: weights, and tables that others may drop from their caches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, Tensor] = {}
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and (place := x.untyped_storage().data_ptr()) not in self._made:
+                self.kept.setdefault(place, x)
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and (place := x.untyped_storage().data_ptr()) not in self.kept:
+                self._made.add(place)
+        return out
 
 
 def _addresses(model: Decoder) -> list[int]:
