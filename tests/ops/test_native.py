@@ -89,10 +89,10 @@ def test_a_strided_input_is_computed() -> None:
         )  # fmt: skip
 
 
-def test_private_kernels_are_called_in_one_file() -> None:
+def test_private_kernels_are_called_in_two_files() -> None:
     private = re.compile(r"torch\.ops\.aten|torch\._\w*mm\b|torch\.ops\.aten\._")
     found = {path.name for path in SOURCE.rglob("*.py") if private.search(path.read_text(encoding="utf-8"))}
-    assert found == {"native.py"}
+    assert found == {"native.py", "fused.py"}
 
 
 def test_a_layer_out_of_a_file_uses_the_kernel_from_its_first_product_on(monkeypatch: pytest.MonkeyPatch) -> None:

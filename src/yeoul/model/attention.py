@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from yeoul.model.cache import Gates, KVCache, LayerCache, WindowCache
 from yeoul.model.rotary import rotate
+from yeoul.ops.fused import causal_after, fuses
 from yeoul.ops.softmax import softmax_attention
 from yeoul.ops.window import Sinks, sinks_of, sliding_attention
 
@@ -201,6 +202,8 @@ class SoftmaxAttention(ProjectedAttention):
             return softmax_attention(q, k, v, causal=True, scale=self.scale, softcap=self.softcap)
         if T == 1:
             allowed = None if valid is None else valid[:, None, None, :]
+        elif valid is None and self.softcap is None and fuses(q, k, v):
+            return causal_after(q, k, v, past, self.scale)
         else:
             row = torch.arange(past, past + T, device=q.device)[:, None]
             column = torch.arange(past + T, device=q.device)[None]

@@ -1,9 +1,9 @@
 """torch's kernels of few bits on the CPU, each behind all that it asks of what it is given.
 
 They are private functions that check little: given something else they read beyond their rows or end the process with
-a segmentation fault. Nothing else of Yeoul calls a private kernel (a test reads the source). Each function here asks
-`takes_*` first and gives None where the answer is no; whoever calls it then multiplies with the dequantized weight,
-which is exact.
+a segmentation fault. Nothing else of Yeoul but `fused.py` calls a private kernel (a test reads the source). Each
+function here asks `takes_*` first and gives None where the answer is no; whoever calls it then multiplies with the
+dequantized weight, which is exact.
 
 What is asked for was read in aten/src/ATen/native/cpu/int8mm_kernel.cpp and int4mm_kernel.cpp, for AVX2, AVX-512, NEON
 and plain C++ together, whatever this processor is:

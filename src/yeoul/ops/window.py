@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yeoul.ops.exact_pairs import Kept
+from yeoul.ops.fused import fused_attention, fuses
 
 
 @functools.lru_cache(maxsize=16)
@@ -40,6 +41,8 @@ class Terms(NamedTuple):
     log_scale: Tensor
 
 
+LEAST_FUSED = 128
+"""Windows below have blocks so small that PyTorch's fused gradient is slower than ours."""
 LEAST_DENOMINATOR = 1e-30
 """Features of the exponential kernel span e^-60 ... e^50, so that a usual epsilon would cut real sums."""
 
@@ -143,44 +146,93 @@ def window_terms(
         kept: keys that have left the window and are seen all the same; None means none.
 
     Returns:
-        In fp32 (fp64 for fp64 inputs); the scale is that of a query's largest score. A query without any key has
-        numerator, denominator and log_scale 0.
+        In fp32 (fp64 for fp64 inputs); the scale is that of a query's largest score, or of the sum over all of them,
+        where that is what the arithmetic gives. A query without any key has numerator, denominator and log_scale 0.
     """
-    (B, H, T, D), G, w = q.shape, k.shape[1], window
+    blocks = _in_blocks(q, k, v, window, valid, seq_ids, key_seq_ids, sinks, kept)
+    if softcap is None and fuses(blocks.q, blocks.k, blocks.v):
+        out, log_sum = fused_attention(blocks.q, blocks.k, blocks.v, blocks.allowed, scale=scale)
+        terms = out.float(), blocks.allowed.any(-1, keepdim=True).float().expand_as(log_sum), log_sum
+    else:
+        terms = _terms(blocks, scale, softcap)
+    return Terms(*(_in_order(x, q.shape) for x in terms))
+
+
+class _Blocks(NamedTuple):
+    """Queries in blocks of m, and what each block may see; a block of one key-value head is a row of a batch, N.
+
+    Attributes:
+        q: (N, R, m, D).
+        k: (N, 1, S, D).
+        v: (N, 1, S, D).
+        allowed: (N or 1, 1, m, S) bool.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    allowed: Tensor
+
+
+def _in_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w: int,
+    valid: Tensor | None,
+    seq_ids: Tensor | None,
+    key_seq_ids: Tensor | None,
+    sinks: Sinks | None,
+    kept: Kept | None,
+) -> _Blocks:
+    (B, H, T, D), G = q.shape, k.shape[1]
     R, n = H // G, -(-T // w)
     m = T if n == 1 else w  # queries of a block: a few that go on from a cache are not made a whole one
     span, pad = w + m, n * m - T
-    wide = torch.promote_types(q.dtype, torch.float32)
-    q = F.pad(q, (0, 0, 0, pad)).view(B, G, R, n, m, D).transpose(2, 3).reshape(B, G, n, R * m, D)
-    keys = F.pad(k, (0, 0, 0, pad)).unfold(2, span, m)  # (B, G, n, D, w + m)
-    values = F.pad(v, (0, 0, 0, pad)).unfold(2, span, m).transpose(-1, -2)  # (B, G, n, w + m, D)
+    q = F.pad(q, (0, 0, 0, pad)).view(B, G, R, n, m, D).transpose(2, 3)  # (B, G, n, R, m, D)
+    keys, values = (F.pad(x, (0, 0, 0, pad)).unfold(2, span, m).transpose(-1, -2) for x in (k, v))  # (B, G, n, span, D)
     allowed = _band(w, q.device)[:m, :span].view(1, 1, 1, 1, m, span)
     if valid is not None:
         blocks = F.pad(valid, (0, pad)).unfold(1, span, m)
-        allowed = allowed & blocks[:, None, :, None, None]  # (B, 1, n, 1, m, w + m)
+        allowed = allowed & blocks[:, None, :, None, None]  # (B, 1, n, 1, m, span)
     if seq_ids is not None and key_seq_ids is not None:
         mine = F.pad(seq_ids, (0, pad), value=-1).view(B, 1, n, 1, m, 1)
         theirs = F.pad(key_seq_ids, (0, pad), value=-2).unfold(1, span, m).view(B, 1, n, 1, 1, span)
         allowed = allowed & (mine == theirs)
     if sinks is not None:
         allowed = _with_sinks(allowed, sinks, seq_ids, pad)
-        keys = torch.cat((keys, sinks.k.transpose(-1, -2).expand(-1, -1, n, -1, -1)), dim=-1)
+        keys = torch.cat((keys, sinks.k.expand(-1, -1, n, -1, -1)), dim=-2)
         values = torch.cat((values, sinks.v.expand(-1, -1, n, -1, -1)), dim=-2)
     if kept is not None:
         allowed = _with_kept(allowed, kept)
-        keys = torch.cat((keys, kept.k.transpose(-1, -2)), dim=-1)
-        values = torch.cat((values, kept.v), dim=-2)
-    S = keys.shape[-1]  # w + m, the sinks, and what is kept
-    scores = torch.matmul(q, keys).to(wide).view(B, G, n, R, m, S) * scale
+        keys, values = torch.cat((keys, kept.k), dim=-2), torch.cat((values, kept.v), dim=-2)
+    S = keys.shape[-2]  # span, the sinks, and what is kept
+    rows = B * G * n if allowed.shape[:3].numel() != 1 else 1
+    allowed = allowed.expand(B, G, n, 1, m, S) if rows != 1 else allowed
+    one = lambda x: x.reshape(B * G * n, 1, S, D)  # noqa: E731
+    return _Blocks(q.reshape(B * G * n, R, m, D), one(keys), one(values), allowed.reshape(rows, 1, m, S))
+
+
+def _in_order(x: Tensor, like: tuple[int, ...]) -> Tensor:
+    """Of blocks (N, R, m, F) to the (B, H, T, F) of the queries' shape (B, H, T, D)."""
+    (B, H, T, _), (R, m) = like, x.shape[1:3]
+    n, F = -(-T // m), x.shape[3]
+    return x.reshape(B, H // R, n, R, m, F).transpose(2, 3).reshape(B, H, n * m, F)[:, :, :T]
+
+
+def _terms(blocks: _Blocks, scale: float, softcap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Numerator, denominator and log_scale of blocks, each (N, R, m, ...)."""
+    (N, R, m, D), S = blocks.q.shape, blocks.k.shape[2]
+    wide = torch.promote_types(blocks.q.dtype, torch.float32)
+    scores = torch.bmm(blocks.q.flatten(1, 2), blocks.k[:, 0].transpose(1, 2)).to(wide).view(N, R, m, S) * scale
     if softcap is not None:
         scores = soft_cap(scores, softcap)
-    scores = scores.masked_fill(~allowed, -torch.inf)
+    scores = scores.masked_fill(~blocks.allowed, -torch.inf)
     shift = scores.detach().amax(-1, keepdim=True)
     shift = shift.masked_fill(shift == -torch.inf, 0)
     weights = torch.exp(scores - shift)
-    numerator = torch.matmul(weights.view(B, G, n, R * m, S).to(v.dtype), values).to(wide)
-    unblock = lambda x: x.view(B, G, n, R, m, x.shape[-1]).transpose(2, 3).reshape(B, H, n * m, x.shape[-1])[:, :, :T]  # noqa: E731
-    return Terms(unblock(numerator), unblock(weights.sum(-1, keepdim=True)), unblock(shift))
+    numerator = torch.bmm(weights.view(N, R * m, S).to(blocks.v.dtype), blocks.v[:, 0]).to(wide)
+    return numerator.view(N, R, m, D), weights.sum(-1, keepdim=True), shift
 
 
 def ring_terms(
@@ -250,7 +302,12 @@ def sliding_attention(
     sinks: Sinks | None = None,
 ) -> Tensor:
     """Softmax attention over the last `window` keys, O(T w); arguments as `window_terms`. Returns (B, H, T, D)."""
-    numerator, denominator, _ = window_terms(
-        q, k, v, window, scale, valid=valid, seq_ids=seq_ids, key_seq_ids=key_seq_ids, softcap=softcap, sinks=sinks
-    )
-    return (numerator / denominator.clamp_min(LEAST_DENOMINATOR)).to(q.dtype)
+    blocks = _in_blocks(q, k, v, window, valid, seq_ids, key_seq_ids, sinks, None)
+    fused = softcap is None and fuses(blocks.q, blocks.k, blocks.v, gradient=window >= LEAST_FUSED)
+    if fused:
+        k, v = (x.expand(-1, blocks.q.shape[1], -1, -1) for x in (blocks.k, blocks.v))
+        out = F.scaled_dot_product_attention(blocks.q, k, v, blocks.allowed, scale=scale)
+    else:
+        numerator, denominator, _ = _terms(blocks, scale, softcap)
+        out = (numerator / denominator.clamp_min(LEAST_DENOMINATOR)).to(q.dtype)
+    return _in_order(out, q.shape)
