@@ -299,7 +299,7 @@ def test_dtypes() -> None:
 @pytest.mark.parametrize("native", [False, True])
 def test_autocast(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 products where the hardware has them, with a state that rounding does not add up in; else nothing."""
-    monkeypatch.setattr("yeoul.ops.delta_rule._multiplies_bf16", lambda device: native)
+    monkeypatch.setattr("yeoul.ops.inputs._multiplies_bf16", lambda device: native)
     given, decay, state = tensors(t=300, m=24, d=8), decays("position", t=300), past(m=24, d=8)
     assert decay is not None
     weights = torch.randn(2, 4, 300, 8)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops.definition import definition, difference
 from yeoul.ops import blocks
-from yeoul.ops.linear_attention import MODES, LinearState, linear_attention, recurrent_step
+from yeoul.ops.linear_attention import MODES, LinearState, linear_attention, linear_sums, recurrent_step
 
 AGREE = 1e-6  # the promise is 1e-5
 IDS = torch.tensor([[-1, -1, 7, 7, 7, 2, 2, -1, 2, 9, 9, 9, 9], [4, 4, 4, 4, 4, 4, 4, 4, 1, 1, -1, -1, -1]])
@@ -465,6 +465,58 @@ def test_chunked_memory_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
         largest[t], kept[t] = seen.numbers, sum(saved)
     assert largest[2048] <= 8 * largest[256] and largest[2048] < 2048 * 2048 / 4
     assert kept[2048] <= 8.5 * kept[256]
+
+
+@pytest.mark.parametrize("kind", ["none", "head", "position"])
+@pytest.mark.parametrize("ids", [None, IDS])
+def test_sums_are_numerator_and_denominator(kind: str, ids: Tensor | None, block_size: None) -> None:
+    """With the gradients of both, and from empty and other forms alike."""
+    given, decay, state = tensors(dtype=torch.float64), decays(kind), past(dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in (*given, *state)]
+    q, k, v = leaves[:3]
+    found, after = linear_sums(q, k, v, decay, chunk_size=4, seq_ids=ids, initial_state=LinearState(*leaves[3:]))
+    ones = LinearState(torch.cat((leaves[3], leaves[4][..., None]), -1), leaves[4])
+    wanted, last = linear_attention(
+        q, k, torch.cat((v, torch.ones_like(v[..., :1])), -1), decay, mode="quadratic", normalize=False, seq_ids=ids,
+        initial_state=ones, return_state=True,
+    )  # fmt: skip
+    assert difference(found, wanted) <= 1e-12
+    assert difference(after.s, last.s[..., :-1]) <= 1e-12 and difference(after.z, last.z) <= 1e-12
+    along, of_s, of_z = torch.randn_like(wanted), torch.randn_like(after.s), torch.randn_like(after.z)
+    ours = torch.autograd.grad((found * along).sum() + (after.s * of_s).sum() + (after.z * of_z).sum(), leaves)
+    theirs = torch.autograd.grad(
+        (wanted * along).sum() + (last.s[..., :-1] * of_s).sum() + (last.z * of_z).sum(), leaves
+    )
+    for x, y in zip(ours, theirs, strict=True):
+        assert difference(x, y) <= 1e-10
+    nothing, same = linear_sums(q[:, :, :0], k[:, :, :0], v[:, :, :0], initial_state=LinearState(*leaves[3:]))
+    assert nothing.shape == (2, 4, 0, 4) and torch.equal(same.s, leaves[3])
+
+
+@pytest.mark.parametrize("hardware", [False, True])
+@pytest.mark.parametrize("how", ["autocast", "values"])
+@pytest.mark.parametrize("kind", ["none", "position"])
+def test_narrow_products(hardware: bool, how: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 where the hardware has them, and what is summed from chunk to chunk in float32; else nothing."""
+    monkeypatch.setattr("yeoul.ops.inputs._multiplies_bf16", lambda device: hardware)
+    (q, k, v), decay, state = tensors(t=300, m=24, d=8), decays(kind, t=300), past(m=24, d=8)
+    v = v.bfloat16().float()  # which is exact, so that only products differ
+    along = torch.randn(2, 4, 300, 9)
+
+    def run(narrow: bool) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in (q, k, v, *state)]
+        given = [*leaves[:2], leaves[2].bfloat16() if narrow and how == "values" else leaves[2]]
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow and how == "autocast"):
+            sums, after = linear_sums(*given, decay, initial_state=LinearState(*leaves[3:]))
+            out = linear_attention(*given, decay, initial_state=LinearState(*leaves[3:]))
+        ((sums * along).sum() + after.s.square().sum() + (out.float() * along[..., :-1]).sum()).backward()
+        return [sums, after.s, after.z, *(x.grad for x in leaves if x.grad is not None)]
+
+    exact, ours = run(False), run(True)
+    assert len(ours) == 8 and all(x.dtype == torch.float32 for x in ours)
+    for one, reference in zip(ours, exact, strict=True):
+        assert difference(one, reference) <= (2e-2 if hardware or how == "values" else 1e-6)
+    assert (difference(ours[0], exact[0]) > 1e-5) == hardware
 
 
 def test_float64_and_layouts_and_dtypes() -> None:

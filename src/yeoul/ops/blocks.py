@@ -35,7 +35,7 @@ class Weights(NamedTuple):
 class Blocks:
     """The blocks of one call: where they start, their rows as copies, their weights.
 
-    Rows past T in the last block, and rows at padding, are zeros.
+    Rows past T in the last block, and rows at padding, are zeros. They are of the type `products`, weights of `dtype`.
     """
 
     def __init__(
@@ -47,9 +47,11 @@ class Blocks:
         valid: Tensor | None,
         chunk_size: int,
         dtype: torch.dtype,
+        products: torch.dtype,
     ) -> None:
         self.b, self.g, self.r, self.t, self.m = q.shape
         self.d, self.c, self.dtype = v.shape[-1], min(chunk_size, self.t), dtype
+        self.products = products
         self.log_decay, self.segment, self.valid = log_decay, segment, valid
         chunks = -(-self.t // self.c)
         rows = self.r * (self.m + self.d + self.c) + 2 * (self.m + self.d)
@@ -68,11 +70,11 @@ class Blocks:
         """Number of positions in the block that begins at position `start`."""
         return min(self.t - start, self.k * self.c)
 
-    def queries(self, x: Tensor, start: int) -> Tensor:
-        """Rows of x (B, G, R, T, F) -> (B, G, K, R * C, F)."""
+    def queries(self, x: Tensor, start: int, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Rows of x (B, G, R, T, F) -> (B, G, K, R * C, F), of the type `products` or another one."""
         n = self.chunks(start)
         rows = self._rows(x, start).unflatten(3, (n, self.c)).transpose(2, 3)
-        out = torch.empty(rows.shape, dtype=self.dtype, device=x.device).copy_(rows)
+        out = torch.empty(rows.shape, dtype=dtype or self.products, device=x.device).copy_(rows)
         if self.valid is not None:
             out.masked_fill_(self._padding(self.valid, start)[:, None, :, None, :, None], 0.0)
         return out.flatten(3, 4)
@@ -82,7 +84,7 @@ class Blocks:
         n, f = self.chunks(start), x.shape[-1]
         rows = self._rows(x, start).unflatten(2, (n, self.c))
         width = f if last_column is None else f + 1
-        out = torch.empty(*rows.shape[:-1], width, dtype=self.dtype, device=x.device)
+        out = torch.empty(*rows.shape[:-1], width, dtype=self.products, device=x.device)
         out[..., :f] = rows
         if self.valid is not None:
             out.masked_fill_(self._padding(self.valid, start)[:, None, :, :, None], 0.0)

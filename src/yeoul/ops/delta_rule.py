@@ -22,15 +22,13 @@ Delta Rule" (2024), section 3, for the chunked form; Yang and others, "Gated Del
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from yeoul import runtime
 from yeoul.ops.delta_chunked import chunked
-from yeoul.ops.inputs import Inputs, check_options, compute_dtype, prepare, sum_dtype
+from yeoul.ops.inputs import Inputs, check_options, compute_dtype, prepare, product_dtype, sum_dtype
 
 MODES = ("chunked", "recurrent", "quadratic")
 
@@ -88,9 +86,8 @@ def delta_rule(
     All arithmetic and the state are float32 (float64 when q, k or v is), with one exception: under bfloat16 autocast,
     on a device that multiplies bfloat16 in hardware, the products of "chunked" over features and with the state round
     their factors and results to bfloat16 (RMS errors of about 0.5 %); what is summed from chunk to chunk is float32
-    there too. It is differentiable in q, k, v, beta, log_decay and initial_state: "chunked" once, the other
-    forms as often as wanted. k and v are never repeated over query
-    heads.
+    there too. It is differentiable in q, k, v, beta, log_decay and initial_state: "chunked" once, the other forms as
+    often as wanted. k and v are never repeated over query heads.
 
     Args:
         q: (B, H, T, M) query features of length 1. H is a multiple of G.
@@ -117,7 +114,7 @@ def delta_rule(
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     check_options(chunk_size, 1.0)
-    products = _product_dtype(q.device, q, k, v)
+    products = product_dtype(q.device, q, k, v)
     with torch.autocast(q.device.type, enabled=False):
         x = prepare(q, k, v, log_decay, mask, seq_ids, None)
         (b, g, r, t, m), d = x.q.shape, v.shape[3]
@@ -141,19 +138,6 @@ def delta_rule(
             out = out.masked_fill(~x.valid[:, None, None, :, None], 0.0)
         out = out.flatten(1, 2).to(v.dtype)
     return (out, state) if return_state else out
-
-
-def _product_dtype(device: torch.device, *given: Tensor) -> torch.dtype | None:
-    """What autocast asks of matrix products, where the device multiplies it in hardware; None is the usual dtype."""
-    if not torch.is_autocast_enabled(device.type) or compute_dtype(*given) == torch.float64:
-        return None
-    wanted = torch.get_autocast_dtype(device.type)
-    return wanted if wanted == torch.bfloat16 and _multiplies_bf16(device) else None
-
-
-@cache
-def _multiplies_bf16(device: torch.device) -> bool:
-    return runtime.has_native_bf16(device)
 
 
 def _state(given: Tensor | None, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

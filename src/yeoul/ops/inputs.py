@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from yeoul import runtime
 
 # exp(-750) is 0 in float32 and float64. The floor keeps a decay of -inf ("forget everything") out of
 # differences, where inf - inf would be NaN.
@@ -77,6 +80,20 @@ class Inputs:
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 when any of the tensors is float64, else float32, whatever they are."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def product_dtype(device: torch.device, *given: Tensor, narrow: bool = False) -> torch.dtype | None:
+    """What the factors of large products are rounded to: bfloat16 where autocast or the caller (`narrow`) asks for it
+    and the device multiplies it in hardware; None is the usual dtype."""
+    if compute_dtype(*given) == torch.float64:
+        return None
+    asked = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16
+    return torch.bfloat16 if (asked or narrow) and _multiplies_bf16(device) else None
+
+
+@functools.cache
+def _multiplies_bf16(device: torch.device) -> bool:
+    return runtime.has_native_bf16(device)
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:

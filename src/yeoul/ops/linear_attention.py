@@ -12,18 +12,19 @@ those of Sun et al., "Retentive Network" (2023), section 2.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from yeoul.ops import triton_chunked
-from yeoul.ops.chunked import chunked
-from yeoul.ops.inputs import Inputs, LinearState, check_options, prepare
+from yeoul.ops.chunked import chunked, sums
+from yeoul.ops.inputs import Inputs, LinearState, check_options, prepare, product_dtype
 from yeoul.ops.quadratic import bidirectional, everything_sees_everything, quadratic
 from yeoul.ops.recurrent import recurrent, recurrent_step
 
-__all__ = ["MODES", "LinearState", "linear_attention", "recurrent_step"]
+__all__ = ["MODES", "LinearState", "linear_attention", "linear_sums", "recurrent_step"]
 
 MODES = ("chunked", "recurrent", "quadratic")
 
@@ -84,8 +85,10 @@ def linear_attention(
 ) -> Tensor | tuple[Tensor, LinearState]:
     """Attention over feature vectors, in time linear in T ("quadratic" excepted).
 
-    All arithmetic, state and denominator are float32 (float64 when q, k or v is), also under autocast; on a
-    GPU the factors of products are TensorFloat32 where v is bfloat16. It is differentiable in q, k, v, log_decay
+    All arithmetic, state and denominator are float32 (float64 when q, k or v is). Where v is bfloat16 or autocast
+    asks for it, factors of the products of "chunked" are narrower: TensorFloat32 in the GPU kernels, and bfloat16,
+    results too, elsewhere on devices that multiply it in hardware (RMS errors of about 0.5 %); what is summed from
+    chunk to chunk is float32 there too. It is differentiable in q, k, v, log_decay
     and initial_state: "chunked" once, the other forms as often as wanted. k and v are never repeated over query
     heads.
 
@@ -120,15 +123,60 @@ def linear_attention(
     if not causal and (log_decay is not None or initial_state is not None):
         given = "log_decay" if log_decay is not None else "initial_state"
         raise ValueError(f"{given} has no meaning where causal is False: there is no order of time")
+    products = product_dtype(q.device, q, k, v, narrow=v.dtype == torch.bfloat16)
     with torch.autocast(q.device.type, enabled=False):
         x = prepare(q, k, v, log_decay, mask, seq_ids, initial_state)
-        out, state = _run(x, mode, causal, chunk_size, normalize, eps)
+        out, state = _run(x, mode, causal, chunk_size, normalize, eps, products)
         out = out.flatten(1, 2).to(v.dtype)
     return (out, state) if return_state else out
 
 
+def linear_sums(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    chunk_size: int = 64,
+    mask: Tensor | None = None,
+    seq_ids: Tensor | None = None,
+    initial_state: LinearState | None = None,
+) -> tuple[Tensor, LinearState]:
+    """Numerators and denominators of causal "chunked" linear attention, which can be joined with those of other parts.
+
+    Arguments as `linear_attention`.
+
+    Returns:
+        (B, H, T, D + 1), of which the last column is the denominator, and the state; in the dtype of the arithmetic.
+    """
+    check_options(chunk_size, 1.0)
+    products = product_dtype(q.device, q, k, v, narrow=v.dtype == torch.bfloat16)
+    with torch.autocast(q.device.type, enabled=False):
+        x = prepare(q, k, v, log_decay, mask, seq_ids, initial_state)
+        if x.q.numel() == 0 or x.v.numel() == 0 or triton_chunked.takes(x):
+            return _sums_as_values(x, chunk_size)
+        out, state = sums(x, chunk_size=chunk_size, products=products)
+    return out.flatten(1, 2), state
+
+
+def _sums_as_values(x: Inputs, chunk_size: int) -> tuple[Tensor, LinearState]:
+    """The same by any other form: a column of ones among the values gives the denominator."""
+    state = x.state
+    if state is not None:
+        state = LinearState(torch.cat((state.s, state.z[..., None]), dim=-1), state.z)
+    x = dataclasses.replace(x, v=torch.nn.functional.pad(x.v.to(x.dtype), (0, 1), value=1.0), state=state)
+    out, after = _run(x, "chunked", True, chunk_size, False, 1.0, None)
+    return out.flatten(1, 2), LinearState(after.s[..., :-1].contiguous(), after.s[..., -1].contiguous())
+
+
 def _run(
-    x: Inputs, mode: str, causal: bool, chunk_size: int, normalize: bool, eps: float
+    x: Inputs,
+    mode: str,
+    causal: bool,
+    chunk_size: int,
+    normalize: bool,
+    eps: float,
+    products: torch.dtype | None,
 ) -> tuple[Tensor, LinearState]:
     """Output (B, G, R, T, D) and final state."""
     b, g, r, t, m = x.q.shape
@@ -144,4 +192,4 @@ def _run(
         return recurrent(x, normalize=normalize, eps=eps)
     if triton_chunked.takes(x):
         return triton_chunked.chunked(x, chunk_size=chunk_size, normalize=normalize, eps=eps)
-    return chunked(x, chunk_size=chunk_size, normalize=normalize, eps=eps)
+    return chunked(x, chunk_size=chunk_size, normalize=normalize, eps=eps, products=products)

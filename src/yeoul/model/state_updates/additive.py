@@ -21,7 +21,7 @@ from yeoul.model.feature_maps.config import FeatureMapConfig
 from yeoul.model.gates import Gate, bias_of_half_life
 from yeoul.model.linear_attention import LinearAttention, Positions
 from yeoul.model.state_updates.registry import STATE_UPDATES
-from yeoul.ops.linear_attention import LinearState, linear_attention, recurrent_step
+from yeoul.ops.linear_attention import linear_attention, linear_sums, recurrent_step
 from yeoul.ops.window import LEAST_DENOMINATOR, Terms
 
 MAX_LOG_FEATURE = 50.0
@@ -133,7 +133,7 @@ class DiJiangAttention(LinearAttention):
         seq_ids: Tensor | None = None,
     ) -> Terms:
         """See `LinearAttention.read`."""
-        (B, _, T, _), wide = q.shape, torch.promote_types(q.dtype, torch.float32)
+        B, _, T, _ = q.shape
         features, shift = _shifted(self.feature_map(q, positions.q))
         keys = _key_features(self.feature_map.of_keys(k, positions.k))
         decay = gates.get("log_decay")
@@ -142,14 +142,12 @@ class DiJiangAttention(LinearAttention):
         if written is not None:
             keys = keys * written[..., None]
             decay = None if decay is None else decay * written
-        before = state.state if state else None
-        terms, after = linear_attention(
-            features, keys, F.pad(v.to(wide), (0, 1), value=1.0),  # ones give the denominator
-            None if decay is None else decay.expand(B, -1, T), normalize=False, mask=mask, seq_ids=seq_ids,
-            initial_state=None if before is None else _with_ones(before), return_state=True,
+        terms, after = linear_sums(
+            features, keys, v, None if decay is None else decay.expand(B, -1, T), mask=mask, seq_ids=seq_ids,
+            initial_state=state.state if state else None,
         )  # fmt: skip
         if state:
-            state.state = LinearState(after.s[..., :-1].contiguous(), after.s[..., -1].contiguous())
+            state.state = after
         return Terms(terms[..., :-1], terms[..., -1:], shift)
 
     def read_step(
@@ -196,8 +194,3 @@ def _shifted(logs: Tensor) -> tuple[Tensor, Tensor]:
 
 def _key_features(logs: Tensor) -> Tensor:
     return torch.exp(logs.clamp_max(MAX_LOG_FEATURE))
-
-
-def _with_ones(state: LinearState) -> LinearState:
-    """The state of values with a one appended: z is the state of that one."""
-    return LinearState(torch.cat((state.s, state.z[..., None]), dim=-1), state.z)
