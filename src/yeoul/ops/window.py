@@ -135,7 +135,7 @@ def window_terms(
     Args:
         q: (B, H, T, D).
         k: (B, G, w + T, D), the w keys before the first query, then those of the queries.
-        v: (B, G, w + T, D).
+        v: (B, G, w + T, E), of any width.
         window: w, how many keys a query sees, itself included.
         scale: factor of the scores.
         valid: (B or 1, w + T) bool, keys that exist; None means all.
@@ -164,7 +164,7 @@ class _Blocks(NamedTuple):
     Attributes:
         q: (N, R, m, D).
         k: (N, 1, S, D).
-        v: (N, 1, S, D).
+        v: (N, 1, S, E).
         allowed: (N or 1, 1, m, S) bool.
     """
 
@@ -209,7 +209,7 @@ def _in_blocks(
     S = keys.shape[-2]  # span, the sinks, and what is kept
     rows = B * G * n if allowed.shape[:3].numel() != 1 else 1
     allowed = allowed.expand(B, G, n, 1, m, S) if rows != 1 else allowed
-    one = lambda x: x.reshape(B * G * n, 1, S, D)  # noqa: E731
+    one = lambda x: x.reshape(B * G * n, 1, S, x.shape[-1])  # noqa: E731
     return _Blocks(q.reshape(B * G * n, R, m, D), one(keys), one(values), allowed.reshape(rows, 1, m, S))
 
 
@@ -222,7 +222,7 @@ def _in_order(x: Tensor, like: tuple[int, ...]) -> Tensor:
 
 def _terms(blocks: _Blocks, scale: float, softcap: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Numerator, denominator and log_scale of blocks, each (N, R, m, ...)."""
-    (N, R, m, D), S = blocks.q.shape, blocks.k.shape[2]
+    (N, R, m, _), S = blocks.q.shape, blocks.k.shape[2]
     wide = torch.promote_types(blocks.q.dtype, torch.float32)
     scores = torch.bmm(blocks.q.flatten(1, 2), blocks.k[:, 0].transpose(1, 2)).to(wide).view(N, R, m, S) * scale
     if softcap is not None:
@@ -232,7 +232,7 @@ def _terms(blocks: _Blocks, scale: float, softcap: float | None) -> tuple[Tensor
     shift = shift.masked_fill(shift == -torch.inf, 0)
     weights = torch.exp(scores - shift)
     numerator = torch.bmm(weights.view(N, R * m, S).to(blocks.v.dtype), blocks.v[:, 0]).to(wide)
-    return numerator.view(N, R, m, D), weights.sum(-1, keepdim=True), shift
+    return numerator.view(N, R, m, -1), weights.sum(-1, keepdim=True), shift
 
 
 def ring_terms(
