@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from folders import assert_headers_say_enough
@@ -62,7 +63,36 @@ def test_few_bits(bits: int, group: int, tied: bool, tmp_path: Path) -> None:
     assert described is not None and skeleton(described.config).num_parameters() == parameters
 
 
-@pytest.mark.parametrize("change", ["missing", "superfluous", "shape", "one layer", "no map", "integers", "head"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("change", ["none", "zero", "nan", "last", "rows", "type"])
+def test_a_head_beside_tied_embeddings(change: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Tied if its numbers are those of the embeddings, else a head of its own."""
+    save_model(Decoder(small()).to(dtype), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    table = tensors["model.embed_tokens.weight"]
+    table[3, 5] = 0.0
+    head = table.clone()
+    if change == "zero":
+        head[3, 5] = -0.0
+    elif change == "nan":
+        head[3, 5] = table[3, 5] = float("nan")
+    elif change == "last":
+        head[-1, -1] += 1
+    elif change == "rows":
+        head = head[:-1].contiguous()
+    elif change == "type":
+        head = head.double()
+    tensors["lm_head.weight"] = head
+    save_file(tensors, tmp_path / "model.safetensors")
+    described = describe(tmp_path)
+    if change in ("rows", "type"):
+        assert described is None  # which are left to the model
+        return
+    assert_headers_say_enough(tmp_path)
+    assert described is not None and described.config.tie_embeddings == (change in ("none", "zero"))
+
+
+@pytest.mark.parametrize("change", ["missing", "superfluous", "shape", "one layer", "no map", "integers"])
 def test_what_does_not_agree_is_left_to_the_model(change: str, tmp_path: Path) -> None:
     save_model(Decoder(small()), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -80,7 +110,5 @@ def test_what_does_not_agree_is_left_to_the_model(change: str, tmp_path: Path) -
         tensors = {name: tensor for name, tensor in tensors.items() if name not in maps}
     elif change == "integers":
         tensors[up] = tensors[up].int()
-    else:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, tmp_path / "model.safetensors")
     assert describe(tmp_path) is None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -237,15 +238,57 @@ def test_no_card(tmp_path: Path) -> None:
     assert read_card(tmp_path) is None
 
 
+def without_torch(*commands: Sequence[str | Path]) -> None:
+    """Each command ends well, in one process that has not imported torch at its end."""
+    program = (
+        "import json, sys\nfrom yeoul import cli\n"
+        "codes = [cli.main(command) for command in json.loads(sys.argv[1])]\n"
+        "print()\nprint(codes, 'torch' in sys.modules)"
+    )
+    given = json.dumps([list(map(str, command)) for command in commands])
+    done = subprocess.run([sys.executable, "-c", program, given], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == [f"{[0] * len(commands)} False"], done.stderr
+
+
 def test_no_torch(home: Path, tmp_path: Path) -> None:
-    """It would take most of the time; also not for adapters, quantized models and runs."""
+    """It would take most of the time; also not for adapters, quantized models, GGUF files, runs and what is on them."""
     low_bit_folder(home)
     for out, *flags in ((tmp_path / "lora", "--method", "lora"), (tmp_path / "full",)):
         assert finetune(home, out, "--epochs", "1", "--val-fraction", "0", *flags) == 0
-    folders = [*(home / name for name in (*ATTENTION, "low-bit")), tmp_path / "lora", tmp_path / "full"]
-    program = (
-        "import sys\nfrom yeoul import cli\n"
-        "codes = [cli.main(['info', folder]) for folder in sys.argv[1:]]\nprint(codes, 'torch' in sys.modules)"
+    shutil.copytree(tmp_path / "full", tmp_path / "begun")
+    (tmp_path / "begun" / "finetune.json").unlink()  # as if it had been stopped behind its checkpoint
+    run = info(tmp_path / "begun").run
+    assert run is not None and run.state == "stopped" and run.checkpoint is not None
+    assert cli.main(["export", str(home / "softmax"), "--out", str(tmp_path / "softmax.gguf")]) == 0
+    models = [*(home / name for name in (*ATTENTION, "low-bit")), tmp_path / "lora", tmp_path / "full"]
+    models += [tmp_path / "begun", tmp_path / "softmax.gguf"]
+    without_torch(
+        *(("info", model) for model in models),
+        ("runs", tmp_path),
+        ("report", tmp_path / "full"),
+        ("report", tmp_path / "full", tmp_path / "lora", "--out", tmp_path / "both"),
     )
-    done = subprocess.run([sys.executable, "-c", program, *folders], capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines()[-1] == f"{[0] * len(folders)} False", done.stderr
+
+
+def test_tokenizers_need_no_torch(home: Path, tmp_path: Path) -> None:
+    without_torch(
+        ("tokenizer", "train", "builtin:20KB", "--vocab-size", "900", "--out", tmp_path / "bpe"),
+        (
+            "tokenizer",
+            "train",
+            "builtin:20KB",
+            "--vocab-size",
+            "400",
+            "--model-type",
+            "byte-level",
+            "--out",
+            tmp_path / "b",
+        ),
+        ("tokenizer", "inspect", home / "tokenizer", "--text", "강가에"),
+        ("tokenizer", "inspect", home / "tokenizer", "--data", "builtin:10KB", "--json"),
+    )
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_needs_no_torch(verb: str) -> None:
+    without_torch((verb, "--help"))

@@ -18,7 +18,7 @@ from yeoul.model.config import ATTENTION_FREE, ModelConfig
 from yeoul.model.families import read_config
 from yeoul.model.gguf_folder import gguf_description
 from yeoul.model.quantization import EMBEDDING, FIELD, HEAD, LINEARS, Quantization, check_shape, read_quantization
-from yeoul.model.tensor_files import FLOATS, Stored, stored_tensors
+from yeoul.model.tensor_files import FLOATS, Stored, same_numbers, stored_tensors
 from yeoul.model.tensor_names import count_layers, names_of, stored_name, to_ours
 from yeoul.safe_json import read_object
 
@@ -112,8 +112,13 @@ def describe(folder: Path) -> Described | None:
     family, config = read_family(read_description(folder), stored, folder)
     if config.tie_embeddings:
         head, table = (stored_name(stored, name, family) for name in (f"{HEAD}.weight", f"{EMBEDDING}.weight"))
-        if head is not None or any(name.startswith(f"{HEAD}.weight_") for name in stored):
-            return None  # whether they are the same says only the comparison of their numbers
+        if any(name.startswith(f"{HEAD}.weight_") for name in stored):
+            return None
+        if head is not None:  # which may be the embeddings once more, or a head of its own, as in transformers
+            same = None if table is None else same_numbers(stored[head], stored[table])
+            if same is None:
+                return None
+            config = config.with_(tie_embeddings=same)
     quantization = load_quantization(folder)
     if config.num_layers != count_layers(stored, family) or (quantization is not None and names_of(family).fused):
         return None
