@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -173,11 +173,11 @@ def main() -> None:
                     a.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def measured(a: argparse.Namespace, shape: str, bits: str, threads: int) -> list[dict[str, Any]]:
-    """One shape and type, as records."""
+def measured(a: argparse.Namespace, shape: str, bits: str, threads: int) -> Iterator[dict[str, Any]]:
+    """One shape and type, record by record."""
     length = max([*a.read, a.lengths[1] + a.new]) + 64
     models = {kind: model_of(shape, kind, bits, a.vocab_size, length) for kind in a.kinds}
-    chance, records = random.Random(0), []
+    chance = random.Random(0)
     draw = lambda count: [chance.randrange(300, a.vocab_size) for _ in range(count)]  # noqa: E731
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.gguf"
@@ -193,7 +193,7 @@ def measured(a: argparse.Namespace, shape: str, bits: str, threads: int) -> list
             if llama is not None:
                 runs["llama.cpp"] = partial(llama.read, prompt)
             times = in_turns({name: run for name, run in runs.items() if name not in slow}, a.turns)
-            records += report(times, tokens, dict(shape=shape, bits=bits, what="read", tokens=tokens))
+            yield from report(times, tokens, dict(shape=shape, bits=bits, what="read", tokens=tokens))
             slow |= {name for name, seconds in times.items() if 8 * statistics.median(seconds) > a.patience}
         if llama is not None:
             llama.close()
@@ -204,10 +204,9 @@ def measured(a: argparse.Namespace, shape: str, bits: str, threads: int) -> list
             if llama is not None:
                 runs["llama.cpp"] = partial(llama.answer, prompts, a.new)
             times = in_turns(runs, a.turns)
-            records += report(times, rows * a.new, dict(shape=shape, bits=bits, what="answer", prompts=rows))
+            yield from report(times, rows * a.new, dict(shape=shape, bits=bits, what="answer", prompts=rows))
             if llama is not None:
                 llama.close()
-    return records
 
 
 if __name__ == "__main__":
