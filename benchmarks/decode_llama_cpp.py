@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llama_cpp_process import LlamaCpp
 from low_bit_decode import random_model
 
 from yeoul import runtime
@@ -69,35 +69,16 @@ for line in sys.stdin:
 """
 
 
-class LlamaCpp:
-    """llama.cpp in a process of its own."""
+class Decoding(LlamaCpp):
+    """llama.cpp behind contexts of random ids of a vocabulary."""
 
     def __init__(self, python: Path, model: Path, threads: int, length: int, vocabulary: int) -> None:
+        super().__init__(python, LLAMA, model, threads, length)
         self.vocabulary = vocabulary
-        self.process = subprocess.Popen(
-            [str(python), "-c", LLAMA, str(model), str(threads), str(length)], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert self.process.stdout is not None
-        while (line := self.process.stdout.readline()) and line.strip() != "ready":
-            pass
-        if not line:
-            raise SystemExit("llama.cpp does not read the model")
 
     def decode(self, context: int, steps: int) -> float:
         """Seconds of a token behind a context, which is read if it is new."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps([context, steps, self.vocabulary]) + "\n")
-        self.process.stdin.flush()
-        while not (line := self.process.stdout.readline()).startswith("{"):
-            if not line:
-                raise SystemExit("llama.cpp has ended")
-        return float(json.loads(line)["predicted_per_token_ms"]) / 1000
-
-    def close(self) -> None:
-        """Ends it."""
-        self.process.kill()
-        self.process.wait()
+        return float(self.ask([context, steps, self.vocabulary])["predicted_per_token_ms"]) / 1000
 
 
 def model_of(shape: str, kind: str, bits: str, vocabulary: int, length: int) -> Decoder:
@@ -170,7 +151,7 @@ def measured(a: argparse.Namespace, shape: str, bits: str, threads: int, length:
         if a.python is not None and bits in GGUF and "softmax" in models:
             dense = model_of(shape, "softmax", "f32", a.vocab_size, length)
             write_gguf(dense, Path(folder) / "model.gguf", dtype=GGUF[bits], name=shape, vocabulary=words(a.vocab_size))
-            llama = LlamaCpp(a.python, Path(folder) / "model.gguf", threads, length, a.vocab_size)
+            llama = Decoding(a.python, Path(folder) / "model.gguf", threads, length, a.vocab_size)
         reading, last = 0.0, 0
         for context in a.contexts:
             runners = {}

@@ -16,7 +16,6 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 from decode_llama_cpp import GGUF, KINDS, REST, TYPES, model_of, words
+from llama_cpp_process import LlamaCpp
 
 from yeoul import runtime
 from yeoul.infer.engine import generate_ids
@@ -59,43 +59,21 @@ for line in sys.stdin:
 """
 
 
-class LlamaCpp:
-    """llama.cpp in a process of its own, with room for so many prompts of so many tokens."""
+class Answering(LlamaCpp):
+    """llama.cpp with room for so many prompts of so many tokens."""
 
     def __init__(self, python: Path, model: Path, threads: int, rows: int, length: int) -> None:
-        self.process = subprocess.Popen(
-            [str(python), "-c", LLAMA, str(model), str(threads), str(rows), str(length)], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert self.process.stdout is not None
-        while (line := self.process.stdout.readline()) and line.strip() != "ready":
-            pass
-        if not line:
-            raise SystemExit("llama.cpp does not read the model")
-
-    def ask(self, prompts: list[list[int]], new: int) -> tuple[float, list[dict[str, Any]]]:
-        """Seconds until all are answered, and its timings of each."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps([prompts, new]) + "\n")
-        self.process.stdin.flush()
-        while not (line := self.process.stdout.readline()).startswith("["):
-            if not line:
-                raise SystemExit("llama.cpp has ended")
-        seconds, timings = json.loads(line)
-        return float(seconds), timings
+        super().__init__(python, LLAMA, model, threads, rows, length)
 
     def read(self, prompt: list[int]) -> float:
         """Seconds to read one prompt, by its own account."""
-        return float(self.ask([prompt], 1)[1][0]["prompt_ms"]) / 1000
+        _, (timings,) = self.ask([[prompt], 1])
+        return float(timings["prompt_ms"]) / 1000
 
     def answer(self, prompts: list[list[int]], new: int) -> float:
         """Seconds to answer all prompts together."""
-        return self.ask(prompts, new)[0]
-
-    def close(self) -> None:
-        """Ends it."""
-        self.process.kill()
-        self.process.wait()
+        seconds, _ = self.ask([prompts, new])
+        return float(seconds)
 
 
 @torch.inference_mode()
@@ -186,7 +164,7 @@ def measured(a: argparse.Namespace, shape: str, bits: str, threads: int) -> Iter
             write_gguf(dense, file, dtype=GGUF[bits], name=shape, vocabulary=words(a.vocab_size))
             del dense
         slow: set[str] = set()
-        llama = LlamaCpp(a.python, file, threads, 1, length) if file.exists() and a.read else None
+        llama = Answering(a.python, file, threads, 1, length) if file.exists() and a.read else None
         for tokens in a.read:
             prompt = draw(tokens)
             runs: dict[str, Callable[[], float]] = {k: partial(read, m, prompt) for k, m in models.items()}
@@ -200,7 +178,7 @@ def measured(a: argparse.Namespace, shape: str, bits: str, threads: int) -> Iter
         for rows in a.answer:
             prompts = [draw(chance.randint(*a.lengths)) for _ in range(rows)]
             runs = {k: partial(answer, m, prompts, a.new) for k, m in models.items()}
-            llama = LlamaCpp(a.python, file, threads, rows, a.lengths[1] + a.new + 8) if file.exists() else None
+            llama = Answering(a.python, file, threads, rows, a.lengths[1] + a.new + 8) if file.exists() else None
             if llama is not None:
                 runs["llama.cpp"] = partial(llama.answer, prompts, a.new)
             times = in_turns(runs, a.turns)
