@@ -232,7 +232,7 @@ def _terms(blocks: _Blocks, scale: float, softcap: float | None) -> tuple[Tensor
     shift = shift.masked_fill(shift == -torch.inf, 0)
     weights = torch.exp(scores - shift)
     numerator = torch.bmm(weights.view(N, R * m, S).to(blocks.v.dtype), blocks.v[:, 0]).to(wide)
-    return numerator.view(N, R, m, -1), weights.sum(-1, keepdim=True), shift
+    return numerator.view(N, R, m, blocks.v.shape[-1]), weights.sum(-1, keepdim=True), shift
 
 
 def ring_terms(
