@@ -13,7 +13,6 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,21 +159,19 @@ def compare(
     batch_size: int = 1,
     chunk: int = 1024,
     seed: int = 0,
-    dtype: torch.dtype | None = None,
     budget_seconds: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[SpeedRecord]:
     """Measure several models in turns; records come context by context, models in the given order.
 
     Args:
-        models: name -> `Decoder`, each on its device. Their contexts must reach `context + decoded(steps,
-            turns)`.
+        models: name -> `Decoder`, each on its device and in its type, as in use: under autocast the native library
+            would not decode. Their contexts must reach `context + decoded(steps, turns)`.
         contexts: tokens in the cache, each at least 1; measured from short to long.
         steps: decoding steps of one turn.
         turns: turns of each model at each context.
         prefills: how often the prefill is repeated, in turns too.
         chunk: tokens given to the model at once in the prefill.
-        dtype: autocast type; None or float32 runs as the weights are.
         budget_seconds: stop before a context that would, by the growth so far, end later than this.
         progress: is told what is being measured.
 
@@ -198,7 +195,7 @@ def compare(
                 progress(f"{context:,} tokens: {', '.join(models)}")
             start = time.perf_counter()
             runners = [Runner(name=n, model=m, batch_size=batch_size) for n, m in models.items()]
-            _measure(runners, context, steps, turns, prefills, chunk, seed, dtype)
+            _measure(runners, context, steps, turns, prefills, chunk, seed)
             records += [runner.record(context, steps) for runner in runners]
             last = time.perf_counter() - start
     finally:
@@ -236,15 +233,12 @@ def _measure(
     prefills: int,
     chunk: int,
     seed: int,
-    dtype: torch.dtype | None,
 ) -> None:
     """Fill the runners' lists, turn by turn; the order of the models flips from turn to turn."""
     generator = torch.Generator().manual_seed(seed)
     vocab = min(runner.model.config.vocab_size for runner in runners)
     ids = torch.randint(0, vocab, (runners[0].batch_size, context), generator=generator)
-    device = runners[0].device
-    quiet = dtype is None or dtype == torch.float32
-    with torch.inference_mode(), nullcontext() if quiet else torch.autocast(device.type, dtype=dtype):
+    with torch.inference_mode():
         for runner in runners:  # first calls allocate, compile and choose kernels: not measured
             runner.prefill(ids[:, : min(context, chunk)], chunk)
             runner.decode(2)

@@ -97,13 +97,13 @@ class Evaluator:
         )  # fmt: skip
 
     def speeds(self, contexts: tuple[int, ...]) -> list[speed.SpeedRecord]:
-        """Tokens per second and cache size in bytes at each context."""
+        """Tokens per second and cache size in bytes at each context, of the models as `yeoul.load` gives them."""
         longest = max(contexts) + 128
         models = {
             "teacher": speed.lengthened(self.teacher, longest),
             "converted": speed.lengthened(self.student, longest),
         }
-        return speed.compare(models, contexts, dtype=self.dtype, progress=lambda what: self.say(f"  {what}"))
+        return speed.compare(models, contexts, progress=lambda what: self.say(f"  {what}"))
 
 
 def comparison_budget(tokens: int) -> Budget:
