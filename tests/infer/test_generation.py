@@ -177,3 +177,16 @@ def test_training_goes_on_after_generating(tiny: Tiny, kind: str) -> None:
     assert model.training
     model(torch.arange(1, 31)[None]).sum().backward()  # more than a window, behind which the state is read
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_penalties_count_what_the_answer_has(tiny: Callable[..., Decoder]) -> None:
+    model = tiny("softmax")
+    prompts = [[5, 6, 7], [9]]
+    plain = generate_ids(model, prompts, SamplingParams(max_tokens=30, temperature=0))
+    assert any(len(set(ids)) < 25 for ids in plain)
+    params = SamplingParams(max_tokens=30, temperature=0, presence_penalty=2, frequency_penalty=2)
+    varied = generate_ids(model, prompts, params)
+    assert varied == [generate_ids(model, [prompt], params)[0] for prompt in prompts]
+    assert sum(map(len, map(set, varied))) > sum(map(len, map(set, plain)))
+    with pytest.raises(UserError, match="--logit-bias"):
+        generate_ids(model, prompts, SamplingParams(logit_bias={300: 1}))  # type: ignore[arg-type]

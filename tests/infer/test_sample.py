@@ -218,3 +218,33 @@ def test_looking_at_few_tokens_draws_what_looking_at_all_does(spread: float, voc
         for seed in range(3):
             drawn = s.sample(logits, params, s.row_generators(seed, range(3)))
             assert torch.equal(drawn, s.draw(s.shape_logits(logits, params), s.row_generators(seed, range(3))))
+
+
+def test_penalties_of_what_the_answer_has_are_openais() -> None:
+    logits, counts = torch.tensor([[1.0, 2.0, 3.0, -1.0]]), torch.tensor([[0, 1, 3, 2]])
+    params = SamplingParams(temperature=0, presence_penalty=0.5, frequency_penalty=0.25)
+    wanted = torch.tensor([[1.0, 2 - 0.5 - 0.25, 3 - 0.5 - 0.75, -1 - 0.5 - 0.5]])
+    assert torch.allclose(s.shape_logits(logits, params, counts=counts), wanted)
+    with pytest.raises(ValueError, match="counts"):
+        s.shape_logits(logits, params)
+
+
+def test_a_bias_moves_the_logits_of_its_tokens() -> None:
+    params = SamplingParams(temperature=0, logit_bias={2: -100, 0: 1.5})  # type: ignore[arg-type]
+    assert params.logit_bias == ((0, 1.5), (2, -100.0))
+    assert s.shape_logits(torch.tensor([[1.0, 2.0, 3.0]]), params).tolist() == [[2.5, 2.0, -97.0]]
+    for wrong in ({-1: 1}, {1: 101}, {1: float("nan")}, {True: 1}):
+        with pytest.raises(UserError, match="logit-bias"):
+            SamplingParams(logit_bias=wrong)  # type: ignore[arg-type]
+
+
+def test_rows_with_other_penalties_are_drawn_as_alone() -> None:
+    torch.manual_seed(0)
+    logits, counts = torch.randn(4, 30), torch.randint(3, (4, 30))
+    params = [
+        SamplingParams(temperature=0, presence_penalty=1.5), SamplingParams(temperature=0, frequency_penalty=2),
+        SamplingParams(temperature=0), SamplingParams(temperature=0, logit_bias={7: 50}),  # type: ignore[arg-type]
+    ]  # fmt: skip
+    together = s.sample_rows(logits, params, s.own_generators(params), counts=counts)
+    alone = [s.sample(logits[i : i + 1], p, [], counts=counts[i : i + 1]) for i, p in enumerate(params)]
+    assert together.tolist() == torch.cat(alone).tolist() and together[3] == 7

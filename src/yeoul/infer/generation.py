@@ -19,7 +19,7 @@ from yeoul.data.padding import pad_batch
 from yeoul.errors import UserError
 from yeoul.infer.next_token import NextToken
 from yeoul.infer.params import SamplingParams
-from yeoul.infer.sample import own_generators, row_generators, sample_rows, seen_tokens
+from yeoul.infer.sample import counts_tokens, own_generators, row_generators, sample_rows, seen_tokens
 from yeoul.infer.speculation import Pace
 from yeoul.units import count
 
@@ -101,6 +101,9 @@ class Generation:
         self.seen: Tensor | None = None
         if any(own.repetition_penalty != 1 for own in each):
             self.seen = seen_tokens(prompts, self.vocab_size, self.device)
+        self.counts: Tensor | None = None
+        if any(counts_tokens(own) for own in each):
+            self.counts = torch.zeros(len(prompts), self.vocab_size, dtype=torch.int32, device=self.device)
         self.cache, self._cached = cache, cached
         self._tokens: Tensor | None = None  # (B,) drawn, not yet read by the model
         self._batch = list(self.rows)  # the rows of the cache, in order
@@ -126,6 +129,7 @@ class Generation:
                 f"the prompt has a token beyond the model's {config.vocab_size}",
                 where=f"prompt {index + 1}", fix="use the tokenizer that the model was trained with",
             )  # fmt: skip
+        check_bias(params, self.vocab_size)
         limit = params.max_tokens
         if config.bounded_context is not None:
             limit = min(limit, config.bounded_context - len(prompt))
@@ -184,9 +188,11 @@ class Generation:
     def _draw(self, logits: Tensor) -> Tensor:
         """The next token (B,) of each row from its logits (B, V)."""
         params = [row.params for row in self._batch]
-        tokens = sample_rows(logits[:, : self.vocab_size], params, self.generators, self.seen)  # (B,)
+        tokens = sample_rows(logits[:, : self.vocab_size], params, self.generators, self.seen, self.counts)  # (B,)
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
+        if self.counts is not None:
+            self.counts.scatter_add_(1, tokens[:, None], torch.ones_like(self.counts[:, :1]))
         return tokens
 
     def _speculate(self, drafter: Drafter) -> None:
@@ -273,6 +279,7 @@ class Generation:
             self.cache.reorder(index)
             self._tokens = self._tokens.index_select(0, index)
             self.seen = None if self.seen is None else self.seen.index_select(0, index)
+            self.counts = None if self.counts is None else self.counts.index_select(0, index)
             self.generators = [self.generators[i] for i in keep]
             self._batch = [self._batch[i] for i in keep]
         self._fed += 1
@@ -288,6 +295,13 @@ class Generation:
     def _logits(self, ids: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
         """Logits (B, V) behind the last of (B, T) ids."""
         return self.model(ids, mask, cache=cache, logits_to_keep=1)[:, -1]
+
+
+def check_bias(params: SamplingParams, vocab_size: int) -> None:
+    """Raises UserError where a bias is for an id that is never drawn."""
+    for token, _ in params.logit_bias:
+        if token >= vocab_size:
+            raise UserError(f"--logit-bias names the token {token}, but only those below {vocab_size} are drawn")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from yeoul.errors import UserError
@@ -28,6 +29,12 @@ class SamplingParams:
     """Leave out tokens less likely than this share of the likeliest one's probability; 0 = none."""
     repetition_penalty: float = 1.0
     """Above 1 makes tokens of the prompt and of the answer so far less likely; 1 = off."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of each token that the answer has so far, as OpenAI has it; 0 = off."""
+    frequency_penalty: float = 0.0
+    """Taken from its logit once for each time that the answer has it so far; 0 = off."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logit of a token, as pairs of id and bias; -100 rules it out and 100 leaves nothing else."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these strings."""
     seed: int | None = None
@@ -47,6 +54,15 @@ class SamplingParams:
         _require(_in(self.min_p, 0, 1), "min-p", self.min_p, "between 0 and 1")
         penalty = self.repetition_penalty
         _require(_in(penalty, 0, math.inf) and penalty > 0, "repetition-penalty", penalty, "above 0")
+        for flag, value in (("presence-penalty", self.presence_penalty), ("frequency-penalty", self.frequency_penalty)):
+            _require(_in(value, -2, 2), flag, value, "between -2 and 2")
+        pairs = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
+        for token, bias in pairs:
+            _require(_is_int(token) and token >= 0, "logit-bias", token, "of ids of tokens")
+            _require(_in(bias, -100, 100), "logit-bias", bias, "between -100 and 100")
+        object.__setattr__(
+            self, "logit_bias", tuple(sorted((token, float(bias)) for token, bias in dict(pairs).items()))
+        )
         _require(
             self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 2**62),
             "seed", self.seed, "an integer of 0 or more",

@@ -1,8 +1,8 @@
 """From logits to the next token: small pure functions that compose.
 
 Every function takes logits (B, V) and returns new logits (B, V) in which the tokens ruled out are -inf.
-`sample` puts them together in the order that transformers uses: repetition penalty, temperature, top-k,
-top-p, min-p, draw.
+`sample` puts them together in the order that transformers and vLLM use: bias, repetition penalty, penalties of what the
+answer has, temperature, top-k, top-p, min-p, draw.
 """
 
 from __future__ import annotations
@@ -31,6 +31,27 @@ def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """
     penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, penalised, logits)
+
+
+def count_penalties(logits: Tensor, counts: Tensor, presence: float, frequency: float) -> Tensor:
+    """Makes tokens of the answer less likely: logit - count x frequency - [count > 0] x presence (OpenAI's API).
+
+    Args:
+        logits: (B, V).
+        counts: (B, V) int, how often the answer so far has each token; the prompt does not count.
+        presence: above 0 discourages.
+        frequency: above 0 discourages.
+    """
+    return logits - counts * frequency - (counts > 0) * presence
+
+
+def biased(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
+    """Adds a bias to the logits (B, V) of some ids below V."""
+    if not bias:
+        return logits
+    ids, values = zip(*bias, strict=True)
+    index = torch.tensor(ids, device=logits.device)
+    return logits.index_add(1, index, logits.new_tensor(values).expand(len(logits), -1))
 
 
 def temperature(logits: Tensor, value: float) -> Tensor:
@@ -109,9 +130,11 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return torch.searchsorted(reached, target, right=True).squeeze(-1)
 
 
-def shape_logits(logits: Tensor, params: SamplingParams, seen: Tensor | None = None) -> Tensor:
+def shape_logits(
+    logits: Tensor, params: SamplingParams, seen: Tensor | None = None, counts: Tensor | None = None
+) -> Tensor:
     """The logits (B, V) fp32 from which `sample` draws: everything except the draw."""
-    logits = _penalised(logits, params, seen)
+    logits = _penalised(logits, params, seen, counts)
     if params.temperature == 0:
         return logits
     # a tiny temperature must not overflow: only differences from the largest logit matter
@@ -121,13 +144,23 @@ def shape_logits(logits: Tensor, params: SamplingParams, seen: Tensor | None = N
     return min_p(logits, params.min_p)
 
 
-def _penalised(logits: Tensor, params: SamplingParams, seen: Tensor | None) -> Tensor:
-    """Logits (B, V) in fp32, with the repetition penalty."""
-    if params.repetition_penalty == 1:
-        return logits.float()
-    if seen is None:
-        raise ValueError("a repetition penalty needs the tokens seen so far")
-    return repetition_penalty(logits.float(), seen, params.repetition_penalty)
+def _penalised(logits: Tensor, params: SamplingParams, seen: Tensor | None, counts: Tensor | None) -> Tensor:
+    """Logits (B, V) in fp32, with bias and penalties."""
+    logits = biased(logits.float(), params.logit_bias)
+    if params.repetition_penalty != 1:
+        if seen is None:
+            raise ValueError("a repetition penalty needs the tokens seen so far")
+        logits = repetition_penalty(logits, seen, params.repetition_penalty)
+    if counts_tokens(params):
+        if counts is None:
+            raise ValueError("penalties of what the answer has need its tokens' counts")
+        logits = count_penalties(logits, counts, params.presence_penalty, params.frequency_penalty)
+    return logits
+
+
+def counts_tokens(params: SamplingParams) -> bool:
+    """Whether `sample` needs counts of the answer's tokens."""
+    return params.presence_penalty != 0 or params.frequency_penalty != 0
 
 
 def _draw_among_few(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> Tensor:
@@ -158,23 +191,25 @@ def sample(
     params: SamplingParams,
     generators: Sequence[torch.Generator],
     seen: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """The next token of each row.
 
     Args:
         logits: (B, V), any float type; computed in fp32 (probabilities in fp64).
-        params: temperature 0 takes the largest logit (after the repetition penalty), whatever the rest says.
+        params: temperature 0 takes the largest logit (after bias and penalties), whatever the rest says.
         generators: one a row, see `row_generators`; not read at temperature 0.
         seen: (B, V) bool, see `seen_tokens`; needed for a repetition penalty only.
+        counts: (B, V) int, of the answer's tokens; needed where `counts_tokens` says so.
     Returns:
         (B,) int64.
     """
     if params.temperature == 0:
-        return shape_logits(logits, params, seen).argmax(-1)
+        return shape_logits(logits, params, seen, counts).argmax(-1)
     cut = 0 < params.top_k < logits.shape[-1] or params.top_p < 1 or params.min_p > 0
     if not cut or logits.device.type != "cpu":
-        return draw(shape_logits(logits, params, seen), generators)
-    rows = _penalised(logits.detach(), params, seen)
+        return draw(shape_logits(logits, params, seen, counts), generators)
+    rows = _penalised(logits.detach(), params, seen, counts)
     return torch.cat([_draw_among_few(row, params, own) for row, own in zip(rows, generators, strict=True)])
 
 
@@ -183,6 +218,7 @@ def sample_rows(
     params: Sequence[SamplingParams],
     generators: Sequence[torch.Generator],
     seen: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """The next token of each row, drawn as that row's own settings say: as `sample` of each row alone.
 
@@ -191,22 +227,30 @@ def sample_rows(
         params: one a row; rows with equal settings are drawn together.
         generators: one a row.
         seen: (B, V) bool.
+        counts: (B, V) int.
     Returns:
         (B,) int64.
     """
-    groups: dict[tuple[float, ...], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for row, own in enumerate(params):
-        shape = (own.repetition_penalty, own.temperature, own.top_k, own.top_p, own.min_p)
-        groups.setdefault(shape, []).append(row)
+        groups.setdefault(shape_of(own), []).append(row)
     if len(groups) == 1:
-        return sample(logits, params[0], generators, seen)
+        return sample(logits, params[0], generators, seen, counts)
     tokens = torch.empty(len(params), dtype=torch.int64, device=logits.device)
     for rows in groups.values():
         index = torch.tensor(rows, device=logits.device)
-        chosen = None if seen is None else seen.index_select(0, index)
+        of = lambda x: None if x is None else x.index_select(0, index)  # noqa: B023, E731
         drawing = [generators[row] for row in rows]
-        tokens[index] = sample(logits.index_select(0, index), params[rows[0]], drawing, chosen)
+        tokens[index] = sample(logits.index_select(0, index), params[rows[0]], drawing, of(seen), of(counts))
     return tokens
+
+
+def shape_of(params: SamplingParams) -> tuple[object, ...]:
+    """What `shape_logits` goes by: rows of equal shapes are drawn together."""
+    return (
+        params.temperature, params.top_k, params.top_p, params.min_p, params.repetition_penalty,
+        params.presence_penalty, params.frequency_penalty, params.logit_bias,
+    )  # fmt: skip
 
 
 def row_generators(seed: int | None, rows: Sequence[int]) -> list[torch.Generator]:
