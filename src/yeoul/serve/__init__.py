@@ -1,0 +1,1 @@
+"""The server: OpenAI's endpoints over the engine, and a web page."""
