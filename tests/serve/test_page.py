@@ -26,7 +26,7 @@ HANGUL = re.compile("[가-힣]")
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple[Stub, str]]:
+def stubbed() -> Iterator[tuple[Stub, str]]:
     stub = Stub()
     with serving(stub.app()) as address:
         yield stub, address
@@ -41,26 +41,28 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def stub(server: tuple[Stub, str]) -> Stub:
-    server[0].begin()
-    return server[0]
+def stub(stubbed: tuple[Stub, str]) -> Stub:
+    stubbed[0].begin()
+    return stubbed[0]
 
 
 @pytest.fixture
-def visit(server: tuple[Stub, str], stub: Stub, browser: Any) -> Iterator[Callable[..., Page]]:
+def visit(stubbed: tuple[Stub, str], stub: Stub, browser: Any) -> Iterator[Callable[..., Page]]:
     """Opens the page; at the end nothing may have failed in it, and it may have asked nobody else."""
-    address, failures, foreign, contexts = server[1], list[str](), list[str](), list[Any]()
+    failures, foreign, contexts = list[str](), list[str](), list[Any]()
 
     def note(message: Any) -> None:
         # Chromium writes an error for each response of 400 or more; the page tells those itself.
         if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
             failures.append(message.text)
 
-    def asked(request: Any) -> None:
-        if not request.url.startswith((address + "/", "blob:", "data:")):
-            foreign.append(request.url)
+    def open_page(
+        at: str = stubbed[1], *, width: int = 1280, height: int = 800, language: str = "en-US", **options: Any
+    ) -> Page:
+        def asked(request: Any) -> None:
+            if not request.url.startswith((at + "/", "blob:", "data:")):
+                foreign.append(request.url)
 
-    def open_page(*, width: int = 1280, height: int = 800, language: str = "en-US", **options: Any) -> Page:
         context = browser.new_context(viewport={"width": width, "height": height}, locale=language, **options)
         context.set_default_timeout(5000)
         contexts.append(context)
@@ -68,7 +70,7 @@ def visit(server: tuple[Stub, str], stub: Stub, browser: Any) -> Iterator[Callab
         page.on("console", note)
         page.on("pageerror", lambda error: failures.append(str(error)))
         page.on("request", asked)
-        page.goto(address)
+        page.goto(at)
         return page
 
     yield open_page
@@ -326,7 +328,7 @@ def test_markdown(page: Page, stub: Stub) -> None:
     )
     ask(page, "질문")
     prose = page.locator(".prose")
-    assert prose.locator("h3").inner_text() == "제목" and prose.locator("strong").inner_text() == "굵게"
+    assert prose.locator("h4").inner_text() == "제목" and prose.locator("strong").inner_text() == "굵게"
     assert prose.locator("p > code").inner_text() == "코드" and "2 * 3 * 4" in prose.inner_text()
     assert prose.locator("ol").get_attribute("start") == "3" and prose.locator("ol ul li").inner_text() == "안"
     assert prose.locator("blockquote p").inner_text() == "인용"
@@ -472,10 +474,11 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Callable[..., Page], stu
     page.wait_for_selector("#ask[open]")
     page.keyboard.press("Escape")
     page.wait_for_selector(".failed")
-    assert page.inner_text(".failed") == "The server wants a key."
+    assert page.inner_text(".failed") == "The server requires a key."
 
 
 REFUSALS = [
+    (403, "this origin may not ask", "The server refused: this origin may not ask"),
     (400, "--temperature is 9", "The server refused: --temperature is 9"),
     (404, "no model", "The server does not have this model any more; choose another."),
     (413, "long", "The conversation is too large for this server; shorten it or begin a new one."),
@@ -592,7 +595,7 @@ def test_only_what_was_changed_is_sent(page: Page, stub: Stub) -> None:
     assert "temperature" not in stub.chats[-1] and "stop" not in stub.chats[-1]
     page.fill("#set-max_tokens", "5")
     ask(page, "또")
-    assert "Cut by the limit" in page.locator(".note").last.inner_text()
+    assert "Cut off at the token limit" in page.locator(".note").last.inner_text()
 
 
 def test_it_scrolls_only_while_the_reader_is_at_the_end(page: Page, stub: Stub) -> None:
@@ -657,4 +660,9 @@ def test_two_tabs_keep_each_others_conversations(page: Page) -> None:
     ask(other, "둘째 탭")
     page.get_by_role("button", name="둘째 탭").click()
     assert questions(page) == ["둘째 탭"]
-    assert len(kept(page)) == 2
+    ask(other, "하나 더")  # the same conversation in both: neither writes over what the other has
+    until(page, "document.querySelectorAll('.prose').length === 2")
+    ask(page, "또 하나")
+    until(other, "document.querySelectorAll('.prose').length === 3")
+    assert questions(other) == questions(page) == ["둘째 탭", "하나 더", "또 하나"]
+    assert sorted(len(it["nodes"]) for it in kept(page)) == [2, 6]

@@ -3,16 +3,18 @@
 const STATUS = { authentication_error: 401, not_found_error: 404, rate_limit_error: 429, server_error: 500 }; // in mid-stream
 
 class Refusal extends Error {
-  constructor(status, said = "") {
+  constructor(status, said = "", code = null) {
     super(said || String(status));
     this.status = status;
+    this.code = code;
     this.said = visible(String(said)).slice(0, 1000);
   }
 
   get sentence() {
     if (this.status === "broken") return t("errorBroken");
     if (this.status === 0) return t("errorReach");
-    if (this.status === 401 || this.status === 403) return t("errorKey");
+    if (this.status === 401) return t("errorKey");
+    if (this.code === "context_length_exceeded") return t("errorLong");
     if (this.status === 404) return t("errorModel");
     if (this.status === 413) return t("errorLarge");
     if (this.status === 429) return t("errorBusy");
@@ -56,7 +58,7 @@ async function request(method, path, body, signal) {
     if (response.ok) return response;
     if (response.status === 401 && (await askKey(key)) && !signal?.aborted) continue;
     const said = await response.json().catch(() => null);
-    throw new Refusal(response.status, said?.error?.message ?? said?.detail ?? "");
+    throw new Refusal(response.status, said?.error?.message ?? said?.detail ?? "", said?.error?.code);
   }
 }
 
@@ -93,7 +95,7 @@ async function* events(response, signal) {
     } catch {
       throw new Refusal("broken");
     }
-    if (value?.error) throw new Refusal(STATUS[value.error.type] || Number(value.error.code) || 400, value.error.message ?? "");
+    if (value?.error) throw new Refusal(STATUS[value.error.type] || Number(value.error.code) || 400, value.error.message ?? "", value.error.code);
     yield value;
   }
   throw new Refusal("broken"); // the end was not said

@@ -62,8 +62,8 @@ function listItem(conversation) {
 }
 
 function openConversation(conversation) {
+  dropFork();
   current = conversation;
-  pending = null;
   following = true;
   $("system").value = current.system;
   notice("");
@@ -141,10 +141,14 @@ function wireList() {
   addEventListener("storage", (event) => {
     if (!event.key?.startsWith(CONVERSATION)) return;
     const id = event.key.slice(CONVERSATION.length);
-    if (id === current.id || [...jobs.values()].some((job) => job.conversation.id === id)) return;
+    if ([...jobs.values()].some((job) => job.conversation.id === id)) return;
     const found = event.newValue === null ? null : readConversation(event.key);
     if (found) conversations.set(id, found);
-    else conversations.delete(id);
+    else if (id !== current.id) conversations.delete(id); // what is open here stays, and is kept with the next message
+    if (found && id === current.id) {
+      current = found;
+      if (!document.querySelector(".editor")) showTurns();
+    }
     showList();
   });
 }

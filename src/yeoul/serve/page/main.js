@@ -88,7 +88,7 @@ async function writeAnswer(answer, messages, fields) {
 
 function answerAgain(index) {
   if (busy() || !chosenModels().length) return;
-  pending = null;
+  dropFork();
   answerQuestion(current.nodes[index].parent, chosenModels());
 }
 
@@ -99,6 +99,7 @@ function stop() {
 /** Keeps the state behind an answer, tells what that has cost, and lets the next question begin a branch there. */
 async function fork(index) {
   const conversation = current;
+  dropFork();
   const mine = (pending = { node: index, costs: null });
   following = true;
   showTurns();
@@ -109,7 +110,7 @@ async function fork(index) {
       const { id, tokens, bytes, milliseconds, cached_tokens } = await (await request("POST", "v1/states", { model, messages })).json();
       return { model, id, tokens, bytes, milliseconds, cached_tokens };
     } catch (error) {
-      if (pending === mine) notice(error.sentence || t("errorBroken"));
+      if (pending === mine && ![404, 501].includes(error.status)) notice(error.sentence || t("errorBroken"));
       return { model, tokens: 0, bytes: 0, milliseconds: 0, cached_tokens: 0 }; // the branch works all the same
     }
   };
@@ -119,9 +120,14 @@ async function fork(index) {
   return showTurns();
 }
 
-function leaveFork() {
+/** The fork that was begun is not used: its states go. */
+function dropFork() {
   pending?.costs?.forEach(releaseState);
   pending = null;
+}
+
+function leaveFork() {
+  dropFork();
   showTurns();
   $("question").focus();
 }

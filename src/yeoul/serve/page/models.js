@@ -40,7 +40,7 @@ function showModels() {
     const select = $("model-" + column);
     select.replaceChildren(...models.map((model) => el("option", { value: model.id }, visible(model.id))));
     if (!models.length) select.append(el("option", {}, t("noModels")));
-    select.value = names[column] ?? "";
+    if (names[column]) select.value = names[column];
     select.disabled = models.length < 2;
   }
   $("against").hidden = names.length < 2;

@@ -84,7 +84,7 @@ function block(text, depth = 0) {
     const heading = /^ {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*$/.exec(lines[i]);
     if (heading) {
       flush();
-      found.append(el("h" + Math.min(6, heading[1].length + 2), {}, inline(heading[2])));
+      found.append(el("h" + Math.min(6, heading[1].length + 3), {}, inline(heading[2])));
     } else if (/^ {0,3}(?:-{3,}|\*{3,}|_{3,})[ \t]*$/.test(lines[i])) {
       flush();
       found.append(el("hr"));

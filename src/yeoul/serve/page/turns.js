@@ -85,7 +85,7 @@ function branchSwitch(index) {
   const go = (step) => (event) => {
     const name = event.currentTarget.dataset.tLabel;
     current.chosen[parent] = all[at + step];
-    pending = null;
+    dropFork();
     saveConversation(current);
     showTurns();
     // The button that was pressed is another one now: the keyboard stays where it was.
@@ -116,7 +116,7 @@ function forkLines(costs) {
 function questionTurn(index) {
   const node = current.nodes[index];
   const text = el("div", { class: "bubble", dir: "auto" }, visible(node.content));
-  const open = after(current, index).length || busy() ? null : el("button", { type: "button", class: "quiet locks", onclick: () => answerQuestion(index, chosenModels()) }, t("answer"));
+  const open = after(current, index).length ? null : el("button", { type: "button", class: "quiet locks", onclick: () => answerQuestion(index, chosenModels()) }, t("answer"));
   const tools = el("div", { class: "tools" }, open, branchSwitch(index), toolButton("edit", "edit", () => editQuestion(index, turn)), copyButton("copy", () => node.content));
   const fork = node.fork ? el("p", { class: "forked" }, icon("fork"), el("span", {}, t("forkedEarlier")), ...forkLines(node.fork)) : null;
   const turn = el("li", { class: "turn question", "data-node": index }, fork, el("h2", { class: "sr" }, t("you")), text, tools);
@@ -150,10 +150,27 @@ function pendingTurn() {
     el("button", { type: "button", class: "quiet", onclick: leaveFork }, t("forkBack")));
 }
 
+const drawn = new WeakMap(); // message -> [what it was drawn from, its element]
+
+/** A message's element; the one that is there, where nothing that it shows has changed. */
+function turnOf(index) {
+  const node = current.nodes[index];
+  const from = [language, models.length, after(current, node.parent), after(current, index).length > 0, node.answers?.map((it) => it.finish)].join("|");
+  const [before, there] = drawn.get(node) || [];
+  if (before === from) return there;
+  const made = node.role === "user" ? questionTurn(index) : answerTurn(index);
+  if (!node.answers?.some((answer) => jobs.has(answer))) drawn.set(node, [from, made]);
+  return made;
+}
+
 function showTurns() {
-  const shown = path(current, pending ? pending.node : null);
-  $("turns").replaceChildren(...shown.map((i) => (current.nodes[i].role === "user" ? questionTurn(i) : answerTurn(i))));
-  if (pending) $("turns").append(pendingTurn());
+  const wanted = path(current, pending ? pending.node : null).map(turnOf);
+  if (pending) wanted.push(pendingTurn());
+  const box = $("turns");
+  let same = 0;
+  while (same < wanted.length && box.children[same] === wanted[same]) same++;
+  while (box.children.length > same) box.lastChild.remove();
+  box.append(...wanted.slice(same));
   showEmpty();
   showBusy();
   follow();
@@ -170,13 +187,14 @@ function editQuestion(index, turn) {
   };
   const done = () => {
     if (!field.value.trim() || busy()) return;
-    pending = null;
+    dropFork();
     askQuestion(field.value.trim(), node.parent);
     $("question").focus();
   };
   const editor = el("div", { class: "editor" }, field, el("div", { class: "row" },
     el("button", { type: "button", class: "quiet", onclick: back }, t("cancel")),
     el("button", { type: "button", class: "strong locks", onclick: done }, t("editSend"))));
+  drawn.delete(node);
   turn.querySelector(".bubble").replaceWith(editor);
   turn.querySelector(".tools").hidden = true;
   typing(field, done, back);
