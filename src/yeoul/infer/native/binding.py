@@ -16,6 +16,9 @@ KINDS = (
     "STATE", "DELTA", "JOIN", "CAP",
 )  # fmt: skip
 """In the order of csrc/step.cpp, where it is said what each reads and writes."""
+IN_STEP, ONE_TEXT, APART = range(3)
+"""How the tokens of a run belong together (`enum Order` of csrc/step.cpp): one of each row, all with the same places;
+several of one text; one of each row with places of its own."""
 ERROR_BYTES = 512
 
 
@@ -55,7 +58,7 @@ def why_not() -> str | None:
         return f"it cannot be loaded ({error})"
     if found is None:
         return "it was not built: install a C++ compiler (Debian, Ubuntu: apt install g++), then Yeoul again"
-    if found.yeoul_abi() != 1_000_000 + ctypes.sizeof(Operation) * 1000 + len(KINDS):
+    if found.yeoul_abi() != 2_000_000 + ctypes.sizeof(Operation) * 1000 + len(KINDS):
         return "it is of another version of Yeoul: install Yeoul again"
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yeoul.infer.native.binding import instruction_sets, native_library
+from yeoul.infer.native.binding import IN_STEP, ONE_TEXT, instruction_sets, native_library
 from yeoul.infer.native.layers import Translation
 from yeoul.infer.native.memory import ready
 from yeoul.infer.native.program import Program, Unsupported
@@ -88,7 +88,7 @@ class NativeDecoder:
             for token in range(columns):
                 memory.advance(layer, token)
         logits = torch.empty(len(tokens), self.program.width)
-        self.program.run(tokens.contiguous(), positions, logits, one_text=columns > 1)
+        self.program.run(tokens.contiguous(), positions, logits, order=ONE_TEXT if columns > 1 else IN_STEP)
         return logits
 
     def _bind(self, rows: int, end: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yeoul.infer.native.binding import ERROR_BYTES, KINDS, Buffer, NativeError, Operation, native_library
+from yeoul.infer.native.binding import ERROR_BYTES, IN_STEP, KINDS, Buffer, NativeError, Operation, native_library
 
 ADD, NO_WAIT, LAYERNORM, NO_INPUT_NORM, IN_ORDER = 1, 2, 4, 8, 16
 """Flags of operations: add to what is in the output; the next operation does not read what this one writes; with a
@@ -116,7 +116,7 @@ class Program:
                 into.n[i] = number
             for i, factor in factors.items():
                 into.f[i] = factor
-        self.places = torch.zeros(max_rows, layers + 1, PLACES, dtype=torch.int64).numpy()  # of each token of one text
+        self.places = torch.zeros(max_rows, layers + 1, PLACES, dtype=torch.int64).numpy()  # of each token
         self._places = ctypes.c_void_p(self.places.ctypes.data)
         acts = (c_int64 * len(builder.activations))(*builder.activations)
         handle = found.yeoul_load(
@@ -146,20 +146,20 @@ class Program:
             raise NativeError(self._error.value.decode())
         self._bound = memory  # as long as the library may write there
 
-    def run(self, tokens: Tensor, positions: Tensor, out: Tensor, *, one_text: bool = False) -> None:
-        """One token of each row, by the first of `places`; or several of one text, each by its own.
+    def run(self, tokens: Tensor, positions: Tensor, out: Tensor, *, order: int = IN_STEP) -> None:
+        """One token of each row, by the first of `places`; or several, each by its own.
 
         Args:
             tokens: (B,) int64.
             positions: (B,) int64.
             out: (B, width) fp32, gets the result.
-            one_text: whether they follow one another.
+            order: how the tokens belong together, see `yeoul.infer.native.binding`.
 
         Raises:
             NativeError: an id, a position or a place is out of range.
         """
         failed = self._library.yeoul_run(
-            self._handle, len(tokens), one_text, tokens.data_ptr(), positions.data_ptr(), self._places, self._result,
+            self._handle, len(tokens), order, tokens.data_ptr(), positions.data_ptr(), self._places, self._result,
             ctypes.cast(out.data_ptr(), ctypes.POINTER(ctypes.c_float)), self.width, self._error, ERROR_BYTES,
         )  # fmt: skip
         if failed:

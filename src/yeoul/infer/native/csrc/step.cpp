@@ -47,13 +47,21 @@ struct Op {
     double f[FACTORS];    // factors
 };
 
-// A token of each row of the memory; or several tokens of its only row, one after the other (`one_text`).
+// How the tokens of a run belong together.
+enum Order : int64_t {
+    IN_STEP,   // one of each row of the memory, all of whose texts have as many columns: they share their places
+    ONE_TEXT,  // of the memory's only row, one after the other, each with places of its own
+    APART,     // one of each row of the memory, each with places of its own
+};
+
 struct Run {
     int64_t rows;
     const int64_t* tokens;     // (rows)
     const int64_t* positions;  // (rows)
-    const int64_t* places;     // numbers of each layer that change with every token; of one text (rows, ...)
+    const int64_t* places;     // numbers of each layer that change with every token
+    int64_t stride;            // from one row's to the next
     bool one_text;
+    const int64_t* of(const Op& op, int64_t row) const { return places + row * stride + op.n[9]; }
 };
 
 // -- threads: a pool that waits between steps, first awake, then asleep
@@ -446,25 +454,31 @@ void Checker::check(const Op& op) {
     }
 }
 
-// What changes with every token: n[9] is the operation's first place.
-bool fits_run(const Program& p, const Run& run, const int64_t* places, char* error, int64_t size) {
+// Ids and positions, which come with every token.
+bool fits_tokens(const Program& p, const Run& run, char* error, int64_t size) {
+    Checker checker(p, error, size);
+    for (const Op& op : p.ops) {
+        if (op.kind != EMBED && op.kind != ROPE) continue;
+        for (int64_t b = 0; b < run.rows; ++b) {
+            const int64_t token = run.tokens[b], position = run.positions[b];
+            if (op.kind == EMBED && (token < 0 || token >= op.n[0])) checker.fail("there is no token %lld", (long long)token);
+            if (op.kind == EMBED && op.b[2] >= 0 && (position < 0 || position >= op.n[4]))
+                checker.fail("there is no position %lld", (long long)position);
+            if (op.kind == ROPE && (position < 0 || position >= op.n[4]))
+                checker.fail("position %lld is beyond the table of rotations", (long long)position);
+        }
+        if (!checker.ok) return false;
+    }
+    return true;
+}
+
+// What else changes with every token: n[9] is the operation's first place.
+bool fits_places(const Program& p, const int64_t* places, char* error, int64_t size) {
     Checker checker(p, error, size);
     const View view(p, 0);
     for (const Op& op : p.ops) {
         const int64_t* place = places + op.n[9];
         switch (op.kind) {
-        case EMBED:
-            for (int64_t b = 0; b < run.rows; ++b) {
-                if (run.tokens[b] < 0 || run.tokens[b] >= op.n[0]) checker.fail("there is no token %lld", (long long)run.tokens[b]);
-                if (op.b[2] >= 0 && (run.positions[b] < 0 || run.positions[b] >= op.n[4]))
-                    checker.fail("there is no position %lld", (long long)run.positions[b]);
-            }
-            break;
-        case ROPE:
-            for (int64_t b = 0; b < run.rows; ++b)
-                if (run.positions[b] < 0 || run.positions[b] >= op.n[4])
-                    checker.fail("position %lld is beyond the table of rotations", (long long)run.positions[b]);
-            break;
         case PUSH:  // slot to write, whether what is there leaves, whether some slots may be empty, the clock
             if (place[0] < 0 || place[0] >= op.n[2]) checker.fail("there is no slot %lld", (long long)place[0]);
             if (op.n[3] && (place[0] < op.n[4] || place[0] >= op.n[4] + op.n[3])) checker.fail("slot %lld is not in the ring", (long long)place[0]);
@@ -497,7 +511,7 @@ int pool_process = 0;
 #include <unistd.h>
 #endif
 
-YEOUL_API int64_t yeoul_abi() { return 1 * 1000000 + static_cast<int64_t>(sizeof(Op)) * 1000 + KINDS; }
+YEOUL_API int64_t yeoul_abi() { return 2 * 1000000 + static_cast<int64_t>(sizeof(Op)) * 1000 + KINDS; }
 
 // Names of the instruction sets that this processor has, best first, with commas.
 YEOUL_API void yeoul_instruction_sets(char* names, int64_t size) {
@@ -589,19 +603,20 @@ YEOUL_API int yeoul_bind(void* handle, int64_t rows, const Buffer* memory, int64
     return checker.ok ? 0 : 1;
 }
 
-// One token of each row, or several of one text, whose places come one set behind the other; logits are the activation `result`, of which (rows, width) numbers are copied out.
-YEOUL_API int yeoul_run(void* handle, int64_t rows, int64_t one_text, const int64_t* tokens, const int64_t* positions, const int64_t* places,
+// One token of each row, or several of one text (`order`); places that are not shared come one set behind the other. Logits are the activation `result`, of which (rows, width) numbers are copied out.
+YEOUL_API int yeoul_run(void* handle, int64_t rows, int64_t order, const int64_t* tokens, const int64_t* positions, const int64_t* places,
                         int64_t result, float* out, int64_t width, char* error, int64_t size) {
     Program& p = *static_cast<Program*>(handle);
     Checker checker(p, error, size);
     if (!p.bound) checker.fail("no memory is bound");
-    if (rows < 1 || rows > (one_text ? p.max_rows : p.bound)) checker.fail("there are %lld rows", (long long)rows);
+    if (order < IN_STEP || order > APART) checker.fail("there is no order %lld", (long long)order);
+    if (rows < 1 || rows > (order == ONE_TEXT ? p.max_rows : p.bound)) checker.fail("there are %lld rows", (long long)rows);
     if (result < p.constants || result >= p.memory || width < 0) checker.fail("there is no result %lld", (long long)result);
     if (checker.ok && p.buffers[result].bytes < rows * width * 4) checker.fail("the result has no %lld numbers", (long long)width);
-    const Run run{rows, tokens, positions, places, one_text != 0};
-    if (!checker.ok) return 1;
-    for (int64_t i = 0; i < (one_text ? rows : 1); ++i)
-        if (!fits_run(p, run, places + i * p.places, error, size)) return 1;
+    const Run run{rows, tokens, positions, places, order == APART ? p.places : 0, order == ONE_TEXT};
+    if (!checker.ok || !fits_tokens(p, run, error, size)) return 1;
+    for (int64_t i = 0; i < (order == IN_STEP ? 1 : rows); ++i)
+        if (!fits_places(p, places + i * p.places, error, size)) return 1;
     if (p.threads == 1) {
         p.execute(p, run, 0);
     } else {
