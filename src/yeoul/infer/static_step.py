@@ -9,6 +9,7 @@ Run as it is, on any device, the step computes what the recorded one does.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 
@@ -72,6 +73,14 @@ def room(needed: int) -> int:
     return max(FEWEST_COLUMNS, 1 << (needed - 1).bit_length()) if needed else 0
 
 
+def probed(model: Decoder, rows: int) -> list[LayerCache]:
+    """Memories of all layers for so many rows, with every tensor that they may come to have; they hold noise."""
+    with torch.no_grad():
+        cache = model.new_cache(rows)  # two tokens make every tensor that a layer has
+        model.hidden(torch.zeros(rows, 2, dtype=torch.int64, device=model.device), cache=cache)
+    return cache.layers
+
+
 class StaticStep:
     """Tensors for so many rows, and the step that works on them.
 
@@ -80,25 +89,28 @@ class StaticStep:
         rows: R.
         columns: room for keys and values of softmax attention.
         end: larger than every position.
+        memory: of the layers, for R rows or more, on whose first R it works; None makes tensors of its own.
 
     Attributes:
         tokens: (R,) int64, what is read next.
         positions: (R, 1) int64, where it stands; `run` adds 1.
+        lengths: (R,) int64, columns of each row so far; `run` adds 1.
         layers: the memories, on which `run` works.
     """
 
-    def __init__(self, model: Decoder, *, rows: int, columns: int, end: int) -> None:
+    def __init__(
+        self, model: Decoder, *, rows: int, columns: int, end: int, memory: Sequence[LayerCache] | None = None
+    ) -> None:
         self.model, self.rows, self.columns, self.end = model, rows, columns, end
-        with torch.no_grad():
-            probe = model.new_cache(rows)  # two tokens make every tensor that a layer has
-            model.hidden(torch.zeros(rows, 2, dtype=torch.int64, device=model.device), cache=probe)
+        self._shares, probe = memory is not None, memory
+        if probe is None:
+            probe = probed(model, rows)
         with torch.inference_mode(False), torch.no_grad():  # tensors that may be written to in any mode
             self.tokens = torch.zeros(rows, dtype=torch.int64, device=model.device)
             self.positions = torch.zeros(rows, 1, dtype=torch.int64, device=model.device)
-            count = sum(1 for _ in parts(probe.layers))
-            self._lengths = torch.zeros(count, dtype=torch.int64, device=model.device)
-            self._number = 0
-            self.layers = [self._static(layer) for layer in probe.layers]
+            self.lengths = torch.zeros(rows, dtype=torch.int64, device=model.device)
+        with contextlib.nullcontext() if self._shares else torch.inference_mode(False), torch.no_grad():
+            self.layers = [self._static(layer) for layer in probe]
         self._carried = [
             (part, name, tensor)
             for part in parts(self.layers)
@@ -114,23 +126,26 @@ class StaticStep:
             assert isinstance(window, WindowCache) and isinstance(state, StateCache)
             hybrid.window, hybrid.linear = window, state
             return hybrid
-        column = self._lengths[self._number : self._number + 1]
-        self._number += 1
         if isinstance(probe, KVCache):
             assert probe.k is not None and probe.v is not None
-            larger = lambda x: x.new_zeros(self.rows, x.shape[1], self.columns, x.shape[3])  # noqa: E731
-            return StaticKVCache(larger(probe.k), larger(probe.v), column)
+            return StaticKVCache(self._columns(probe.k), self._columns(probe.v), self.lengths)
         if isinstance(probe, WindowCache):
-            return StaticWindowCache(probe, column)
+            return StaticWindowCache(probe, self.lengths, shares=self._shares)
         other = copy.copy(probe)
         for name, tensor in probe.tensors().items():
-            setattr(other, name, torch.zeros_like(tensor, memory_format=torch.contiguous_format))
+            empty = None if self._shares else torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+            setattr(other, name, tensor[: self.rows] if empty is None else empty)
         return other
+
+    def _columns(self, given: Tensor) -> Tensor:
+        """Keys or values of all columns that there is room for."""
+        if self._shares:
+            return given[: self.rows]
+        return given.new_zeros(self.rows, given.shape[1], self.columns, given.shape[3])
 
     def count_from(self, cache: Cache) -> None:
         """Sets the counters to where a cache stands, of as many rows or fewer."""
-        lengths = [getattr(part, "length", 0) for part in parts(cache.layers)]
-        self._lengths.copy_(torch.tensor(lengths))
+        self.lengths.fill_(max((getattr(part, "length", 0) for part in parts(cache.layers)), default=0))
         known = cache.next_position
         self.positions.copy_(torch.cat((known, known[:1].expand(self.rows - len(known), 1))))
 
@@ -138,7 +153,10 @@ class StaticStep:
         """Reads `tokens`: logits (R, V) fp32 behind them. Gradients must be off."""
         model, config = self.model, self.model.config
         rotary = tuple(
-            rotary_columns(rope, self.positions, 1, self.end, None, self.tokens.device) for rope in config.ropes
+            rotary_columns(
+                rope, self.positions, 1, self.end, self.positions + 1 if rope.by_length else None, self.tokens.device
+            )
+            for rope in config.ropes
         )
         context = AttentionContext(positions=self.positions, rotary=rotary)
         x = model.embed(self.tokens[:, None], self.positions, min(self.end, config.max_position_embeddings))
@@ -151,5 +169,5 @@ class StaticStep:
                 tensor.copy_(left)
                 setattr(part, name, tensor)
         self.positions.add_(1)
-        self._lengths.add_(1)
+        self.lengths.add_(1)
         return logits

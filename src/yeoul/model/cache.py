@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,6 +62,36 @@ class LayerCache:
             setattr(other, name, tensor.clone())
         return other
 
+    # -- rows of texts of any length, which come and go (`yeoul.infer.rows`): counters are those of each text
+
+    def room(self, rows: int) -> Self:
+        """Empty memory such as this one, for so many rows, of which each will be given what `put` puts there."""
+        other = copy.copy(self)
+        for name, tensor in self.tensors().items():
+            setattr(other, name, tensor.new_zeros(rows, *tensor.shape[1:]))
+        return other
+
+    def put(self, row: int, text: Self, length: int) -> None:
+        """Copies the memory of one text of so many tokens into a row."""
+        given = text.tensors()
+        for name, tensor in self.tensors().items():
+            if name in given:
+                tensor[row] = given[name][0]
+            else:  # the text is too short for it
+                tensor[row] = 0
+
+    def lone(self, row: int, length: int) -> Self:
+        """A copy of a row whose text has so many tokens, as the memory of that text alone."""
+        other = copy.copy(self)
+        for name, tensor in self.tensors().items():
+            setattr(other, name, tensor[row : row + 1].clone())
+        return other
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies a row, whose text has so many tokens, over another."""
+        for tensor in self.tensors().values():
+            tensor[target] = tensor[source]
+
 
 class KVCache(LayerCache):
     """All keys and values so far; grows by doubling, so that a step costs no copy of the past."""
@@ -111,6 +144,62 @@ class KVCache(LayerCache):
         self.length = end
         valid = None if self.valid is None else self.valid[:, :end]
         return self.k[:, :, :end], self.v[:, :, :end], valid
+
+    def room(self, rows: int) -> Self:
+        """See `LayerCache.room`: columns are made by `widen`, each row's text begins at the first."""
+        assert self.k is not None and self.v is not None
+        other = copy.copy(self)
+        other.k, other.v = (x.new_zeros(rows, x.shape[1], 0, x.shape[3]) for x in (self.k, self.v))
+        other.valid, other.length = None, 0
+        return other
+
+    def widen(self, columns: int, lengths: Sequence[int]) -> None:
+        """Makes room for so many columns, and some more; of each row as many are kept as its text has tokens.
+
+        Memory behind a text is not touched, so that on most systems it takes none.
+        """
+        assert self.k is not None and self.v is not None
+        if columns <= self.k.shape[2]:
+            return
+        size = max(64, columns, min(2 * self.k.shape[2], columns + 4096))
+        for name, old in (("k", self.k), ("v", self.v)):
+            new = _untouched(old, (*old.shape[:2], size, old.shape[3]))
+            for row, length in enumerate(lengths):
+                new[row, :, :length] = old[row, :, :length]
+            setattr(self, name, new)
+
+    def put(self, row: int, text: Self, length: int) -> None:
+        """See `LayerCache.put`; there is room for the text."""
+        assert self.k is not None and self.v is not None and text.k is not None and text.v is not None
+        start = text.length - length  # behind padding
+        self.k[row, :, :length], self.v[row, :, :length] = (x[0, :, start : text.length] for x in (text.k, text.v))
+
+    def lone(self, row: int, length: int) -> Self:
+        """See `LayerCache.lone`."""
+        assert self.k is not None and self.v is not None
+        other = copy.copy(self)
+        other.k, other.v = (x[row : row + 1, :, :length].clone() for x in (self.k, self.v))
+        other.length = length
+        return other
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """See `LayerCache.move`."""
+        assert self.k is not None and self.v is not None
+        for x in (self.k, self.v):
+            x[target, :, :length] = x[source, :, :length]
+
+    def front(self, length: int) -> Self:
+        """The memory of the first tokens of a text that stands alone, without a copy; see `snapshot`."""
+        other = self.snapshot()
+        other.length = length
+        return other
+
+
+def _untouched(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros of the type and on the device of `like`; on the CPU memory that the system hands out when it is touched."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    return torch.from_numpy(np.zeros(math.prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(shape)
 
 
 class Columns(NamedTuple):
@@ -341,6 +430,48 @@ class WindowCache(LayerCache):
         valid = self.valid[:, :used] if self.padded or (self.free and full) else None
         return self.k[:, :, :used], self.v[:, :, :used], valid
 
+    def room(self, rows: int) -> Self:
+        """See `LayerCache.room`: column c of each row's text lies where it would alone."""
+        other = super().room(rows)
+        other.gates = {name: gate.new_zeros(rows, *gate.shape[1:]) for name, gate in self.gates.items()}
+        other.sinks_full = True
+        return other
+
+    def put(self, row: int, text: Self, length: int) -> None:
+        """See `LayerCache.put`; all sinks of the text are there."""
+        assert text.sinks_full and text.valid is not None
+        super().put(row, text, length)
+        for name, gate in self.gates.items():
+            gate[row] = text.gates[name][0]
+        turn = (length - text.length) % self.window  # columns of padding
+        if turn:
+            s, w = self.sinks, self.window
+            for x, first, dim in (
+                (self.k, s, 1),
+                (self.v, s, 1),
+                (self.valid, s, 0),
+                *((g, 0, 1) for g in self.gates.values()),
+            ):
+                assert x is not None
+                ring = x[row].narrow(dim, first, w)
+                ring.copy_(ring.roll(turn, dim))
+
+    def lone(self, row: int, length: int) -> Self:
+        """See `LayerCache.lone`."""
+        other = super().lone(row, length)
+        other.gates = {name: gate[row : row + 1].clone() for name, gate in self.gates.items()}
+        assert other.valid is not None
+        ring, kept = other.valid[:, self.sinks : self.sinks + self.window], other.valid[:, self.sinks + self.window :]
+        other.length, other.clock = length, self.exact + length
+        other.padded, other.free = 0 if bool(ring.all()) else self.window, self.exact - int(kept.sum())
+        return other
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """See `LayerCache.move`."""
+        super().move(source, target, length)
+        for gate in self.gates.values():
+            gate[target] = gate[source]
+
 
 class StateCache(LayerCache):
     """The state of linear attention: constant size, fp32; and what a short convolution before it looks back on."""
@@ -392,6 +523,28 @@ class HybridCache(LayerCache):
         other = copy.copy(self)
         other.window, other.linear = self.window.snapshot(), self.linear.snapshot()
         return other
+
+    def room(self, rows: int) -> Self:
+        """See `LayerCache.room`."""
+        other = copy.copy(self)
+        other.window, other.linear = self.window.room(rows), self.linear.room(rows)
+        return other
+
+    def put(self, row: int, text: Self, length: int) -> None:
+        """See `LayerCache.put`."""
+        self.window.put(row, text.window, length)
+        self.linear.put(row, text.linear, length)
+
+    def lone(self, row: int, length: int) -> Self:
+        """See `LayerCache.lone`."""
+        other = copy.copy(self)
+        other.window, other.linear = self.window.lone(row, length), self.linear.lone(row, length)
+        return other
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """See `LayerCache.move`."""
+        self.window.move(source, target, length)
+        self.linear.move(source, target, length)
 
 
 class Cache:

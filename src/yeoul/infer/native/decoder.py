@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from yeoul.infer.native.binding import IN_STEP, ONE_TEXT, instruction_sets, native_library
+from yeoul.infer.native.binding import APART, IN_STEP, ONE_TEXT, instruction_sets, native_library
 from yeoul.infer.native.layers import Translation
-from yeoul.infer.native.memory import ready
+from yeoul.infer.native.memory import Columns, ready
 from yeoul.infer.native.program import Program, Unsupported
-from yeoul.model.cache import Cache
+from yeoul.model.cache import Cache, LayerCache
 from yeoul.model.decoder import Decoder
 from yeoul.model.rotary import rotary_table
 
@@ -76,6 +79,27 @@ class NativeDecoder:
         found = cache.advance(None, T)
         positions = torch.arange(T) if found is None else found[0].contiguous()
         return self._run(tokens, positions, cache, rows=1, columns=T)
+
+    def step_apart(self, tokens: Tensor, layers: Sequence[LayerCache], lengths: Any, capacity: int) -> Tensor:
+        """Logits (B, V) fp32 behind one token of each of the first rows of memory whose texts are of any length.
+
+        Args:
+            tokens: (B,) int64.
+            layers: memory for `capacity` rows (`LayerCache.room`), with columns for one more token of each text.
+            lengths: (B,) int64 numpy, tokens of each text so far.
+            capacity: rows of the memory; those behind the first B are let be.
+        """
+        end = int(lengths.max()) + 1
+        changed = capacity != self._rows or (bool(self._rotations) and end > self._end)
+        columns = Columns(lengths)
+        for layer, memory in zip(layers, self._layers, strict=True):
+            changed = memory.prepare(layer, capacity, 1) or changed
+            memory.apart(layer, columns)
+        if changed:
+            self._bind(capacity, end)
+        logits = torch.empty(len(tokens), self.program.width)
+        self.program.run(tokens.contiguous(), torch.from_numpy(lengths), logits, order=APART)
+        return logits
 
     def _run(self, tokens: Tensor, positions: Tensor, cache: Cache, *, rows: int, columns: int) -> Tensor:
         end = cache.length  # no position is beyond it

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,32 @@ class Shape:
     dtype: torch.dtype
 
 
+class Columns:
+    """Places for a token of each row, of rows whose texts have so many columns each: made once for all layers alike.
+
+    Args:
+        lengths: (B,) int64 numpy, columns of each text before the token.
+    """
+
+    def __init__(self, lengths: Any) -> None:
+        self.lengths = lengths
+        self._rings: dict[tuple[int, int, int], tuple[Any, Any, Any]] = {}
+
+    def ring(self, window: int, sinks: int, exact: int) -> tuple[Any, Any, Any]:
+        """Of PUSH (B, 4), of ATTEND (B, 2), and of what reads the state (B, 1)."""
+        key = window, sinks, exact
+        if key not in self._rings:
+            before, rows = self.lengths, len(self.lengths)
+            after = before + 1
+            push, attend = np.zeros((rows, 4), np.int64), np.empty((rows, 2), np.int64)
+            push[:, SLOT], push[:, LEAVES] = sinks + before % window, before >= window
+            push[:, CLOCK] = exact + before  # larger than that of all pairs that are kept
+            attend[:, USED] = sinks + np.where(after >= window, window + exact, after)
+            attend[:, EMPTY] = (after < window + sinks) | (exact > 0)
+            self._rings[key] = push, attend, push[:, LEAVES : LEAVES + 1]
+        return self._rings[key]
+
+
 class LayerMemory(Protocol):
     """The memory of a layer."""
 
@@ -50,6 +77,10 @@ class LayerMemory(Protocol):
 
     def advance(self, cache: LayerCache, token: int) -> None:
         """Writes the places for a token of this number, and moves the cache's counters behind it."""
+        ...
+
+    def apart(self, cache: LayerCache, columns: Columns) -> None:
+        """Writes the places for a token of each row, by the columns of its own, not by the cache's counters."""
         ...
 
 
@@ -97,6 +128,12 @@ class Everything:
         self.push[token, SLOT] = cache.length
         cache.length += 1
         self.attend[token, USED], self.attend[token, EMPTY] = cache.length, self._valid is not None
+
+    def apart(self, cache: LayerCache, columns: Columns) -> None:
+        """See `LayerMemory`."""
+        rows = len(columns.lengths)
+        self.push[:rows, SLOT] = columns.lengths
+        self.attend[:rows, USED], self.attend[:rows, EMPTY] = columns.lengths + 1, 0
 
 
 class Window:
@@ -150,6 +187,15 @@ class Window:
         self.attend[token, EMPTY] = bool(cache.padded) or bool(cache.free and full)
         if self.state is not None:
             self.state[token, BEGUN] = leaves
+
+    def apart(self, cache: LayerCache, columns: Columns) -> None:
+        """See `LayerMemory`."""
+        assert isinstance(cache, WindowCache)
+        rows = len(columns.lengths)
+        push, attend, begun = columns.ring(cache.window, cache.sinks, cache.exact)
+        self.push[:rows], self.attend[:rows] = push, attend
+        if self.state is not None:
+            self.state[:rows] = begun
 
 
 class State:
@@ -206,6 +252,11 @@ class State:
         if self.places is not None:
             self.places[token, BEGUN] = 1
 
+    def apart(self, cache: LayerCache, columns: Columns) -> None:
+        """See `LayerMemory`."""
+        if self.places is not None:
+            self.places[: len(columns.lengths), BEGUN] = 1
+
 
 class Hybrid:
     """A window and a state (`HybridCache`)."""
@@ -231,6 +282,11 @@ class Hybrid:
         """See `LayerMemory`."""
         assert isinstance(cache, HybridCache)
         self.window.advance(cache.window, token)
+
+    def apart(self, cache: LayerCache, columns: Columns) -> None:
+        """See `LayerMemory`."""
+        assert isinstance(cache, HybridCache)
+        self.window.apart(cache.window, columns)
 
 
 def ready(cache: LayerCache, dtype: torch.dtype) -> bool:
