@@ -72,10 +72,19 @@ class Rows:
         self.count, self._static = self.count + 1, None
         return row
 
-    def leave(self, row: int) -> int:
-        """Lets a row go, and puts the last in its place; the number that this one has had."""
+    def leave(self, row: int, *, wipe: bool = False) -> int:
+        """Lets a row go, and puts the last in its place; the number that this one has had.
+
+        Args:
+            row: its number.
+            wipe: leaves no numbers behind, which would not be seen unless they are not finite.
+        """
         assert 0 <= row < self.count
         last = self.count - 1
+        for part in self._columns if wipe else ():
+            for x in (part.k, part.v):
+                assert x is not None
+                x[row] = 0
         if row != last:
             for layer in self.layers:
                 layer.move(last, row, int(self.lengths[last]))

@@ -62,6 +62,10 @@ class LayerCache:
             setattr(other, name, tensor.clone())
         return other
 
+    def resumed(self, columns: int) -> Self:
+        """A copy to go on with, for texts of so many columns; this one stays, and may be gone on with as well."""
+        return self.snapshot()
+
     # -- rows of texts of any length, which come and go (`yeoul.infer.rows`): counters are those of each text
 
     def room(self, rows: int) -> Self:
@@ -111,6 +115,19 @@ class KVCache(LayerCache):
     def snapshot(self) -> Self:
         """See `LayerCache.snapshot`; without a copy, for what is written behind `length` changes nothing before it."""
         return copy.copy(self)
+
+    def resumed(self, columns: int) -> Self:
+        """See `LayerCache.resumed`; with room for so many columns and no more."""
+        other = copy.copy(self)
+        size = max(columns, self.length)
+        for name, old in (("k", self.k), ("v", self.v)):
+            if old is not None:
+                new = _untouched(old, (*old.shape[:2], size, old.shape[3]))
+                new[:, :, : self.length] = old[:, :, : self.length]
+                setattr(other, name, new)
+        if self.valid is not None:
+            other.valid = F.pad(self.valid[:, : self.length], (0, size - self.length), value=True)
+        return other
 
     def _grow(self, tensor: Tensor, room: int, dim: int) -> Tensor:
         size = list(tensor.shape)
@@ -524,6 +541,12 @@ class HybridCache(LayerCache):
         other.window, other.linear = self.window.snapshot(), self.linear.snapshot()
         return other
 
+    def resumed(self, columns: int) -> Self:
+        """See `LayerCache.resumed`."""
+        other = copy.copy(self)
+        other.window, other.linear = self.window.resumed(columns), self.linear.resumed(columns)
+        return other
+
     def room(self, rows: int) -> Self:
         """See `LayerCache.room`."""
         other = copy.copy(self)
@@ -583,6 +606,24 @@ class Cache:
         """The memory as it is now, to go back to. Once one of the two has gone on, going on with the other ends it."""
         other = copy.copy(self)
         other.layers = [layer.snapshot() for layer in self.layers]
+        return other
+
+    def resumed(self, columns: int) -> Cache:
+        """A copy to go on with, for texts of so many columns; this one stays, and may be gone on with as well."""
+        other = copy.copy(self)
+        other.layers = [layer.resumed(columns) for layer in self.layers]
+        return other
+
+    def front(self, length: int) -> Cache:
+        """The memory of the first tokens of the only text, which has no padding; of softmax attention alone, whose
+        memory is shared: go on with a copy (`resumed`)."""
+        assert self.aligned and len(self.next_position) == 1
+        other = copy.copy(self)
+        other.layers = []
+        for layer in self.layers:
+            assert isinstance(layer, KVCache) and length <= layer.length
+            other.layers.append(layer.front(length))
+        other.length, other.next_position = length, self.next_position.new_full((1, 1), length)
         return other
 
     def expect(self, lengths: Tensor) -> None:
