@@ -32,7 +32,7 @@ $(VENV)/.torch: constraints.txt
 # setuptools is there by now, so the build needs no environment of its own.
 $(VENV)/.demo: $(VENV)/.torch $(SETUP)
 	@echo "Installing Yeoul into $(VENV) ..."
-	@$(PIP) --no-build-isolation --editable '.[viz,data,gguf]'
+	@$(PIP) --no-build-isolation --editable '.[viz,data,gguf,serve]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch $(SETUP)

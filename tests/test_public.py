@@ -37,7 +37,7 @@ OF_A_VERB = {
     "tokenizer": ("train_tokenizer", "inspect_tokenizer", "compare_tokenizers"), "chat": ("Chat",),
     "classify": ("load_classifier",),
     "embed": ("load_embedder",), "evaluate": ("evaluate_model", "compare"), "inspect": ("inspect_attention",),
-    "runs": ("list_runs",), "report": ("report_runs",),
+    "runs": ("list_runs",), "report": ("report_runs",), "serve": ("server_app",),
 }  # fmt: skip
 """Names of what a verb does in Python, where they are not the verb's own."""
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from yeoul.recipes.runs import list_runs
     from yeoul.recipes.saving import save
     from yeoul.recipes.screen import load_screen
+    from yeoul.recipes.serve import ServeConfig, server_app
     from yeoul.recipes.sweep.config import SweepConfig
     from yeoul.recipes.sweep.result import SweepResult
     from yeoul.recipes.sweep.run import sweep
@@ -111,6 +112,8 @@ _HOMES = {
     "inspect_attention": "yeoul.recipes.inspect_attention",
     "InspectConfig": "yeoul.recipes.inspect_attention",
     "InspectResult": "yeoul.recipes.inspect_attention",
+    "server_app": "yeoul.recipes.serve",
+    "ServeConfig": "yeoul.recipes.serve",
     "sweep": "yeoul.recipes.sweep.run",
     "TranslateConfig": "yeoul.recipes.translate.config",
     "TranslateResult": "yeoul.recipes.translate.result",
@@ -162,6 +165,7 @@ __all__ = [
     "QuantizeConfig",
     "QuantizeResult",
     "SamplingParams",
+    "ServeConfig",
     "Speculation",
     "SweepConfig",
     "SweepResult",
@@ -201,6 +205,7 @@ __all__ = [
     "quantize",
     "report_runs",
     "save",
+    "server_app",
     "stream",
     "sweep",
     "train_tokenizer",

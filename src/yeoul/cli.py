@@ -30,6 +30,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Use it": {
         "generate": "Continue a text",
         "chat": "Chat with a model",
+        "serve": "Serve models to OpenAI's clients and a web page",
         "classify": "Assign texts to classes",
         "embed": "Turn texts into vectors, or find the texts nearest to a query",
         "export": "Write a model for other programs: GGUF for llama.cpp, or safetensors",

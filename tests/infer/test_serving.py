@@ -454,3 +454,27 @@ def test_rotations_by_length_are_those_of_each_text(kind: str, tiny: Callable[..
         for client in clients:
             assert client.ids == alone(model, client.request.ids, params)
         assert engine.stats().hits > 0
+
+
+@pytest.mark.parametrize("kind", ["softmax", "hybrid", "exact-delta", "lstm"])
+def test_what_is_known_of_a_text_goes_on_in_another_engine(kind: str) -> None:
+    model, text, more = make(kind), list(range(5, 40)), [3, 7]
+    first, second = engine_of(model), engine_of(model)
+    ask(first, text)
+    assert first.known(text[:-1] + [2]) is None and first.known([]) is None and second.known(text) is None
+    cache = first.known(text)
+    assert cache is not None
+    second.keep(text, cache)
+    client = ask(second, text + more)
+    assert client.ids == alone(model, text + more) and client.cached >= len(text)
+    assert ask(first, text + more).ids == client.ids  # neither has disturbed the other
+
+
+def test_a_closed_engine_says_so_to_those_who_ask_what_it_knows() -> None:
+    engine = engine_of(make("hybrid"))
+    engine.start()
+    assert engine.alive and engine.known([5, 6]) is None
+    engine.close()
+    assert not engine.alive
+    with pytest.raises(Closed):
+        engine.known([5, 6])

@@ -32,6 +32,8 @@ class Config:
     adapter: Annotated[tuple[Place, ...], Parameter(consume_multiple=False)] = ()
     """LoRA adapter for the model: a folder, or an id on the Hugging Face hub. The flag can be repeated; the first
     adapter answers until /adapter selects another."""
+    state: Path | None = None
+    """Talk behind the text whose state is in this file (`yeoul generate --save-state`)."""
     safety: Annotated[ScreenOptions, Parameter(name="*")] = field(default_factory=ScreenOptions)
     """The safety screen."""
     device: str = "auto"
@@ -45,13 +47,17 @@ class Config:
 def run(config: Config) -> int:
     """Loads the model and talks until the user leaves."""
     import yeoul
+    from yeoul.recipes.states import open_state
 
     screen = config.safety.open(config.device)
     model, tokenizer = yeoul.load(config.model, device=config.device, dtype=config.dtype, adapter=config.adapter)
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so it cannot chat", config.model)
     speculation = config.drafting.open(tokenizer, device=config.device, dtype=config.dtype)
-    chat = TerminalChat(model, tokenizer, config.sampling, config.system, screen=screen, speculation=speculation)
+    state = open_state(config.state, model, tokenizer)
+    chat = TerminalChat(
+        model, tokenizer, config.sampling, config.system, screen=screen, speculation=speculation, state=state
+    )
     if chat.tokenizer is not tokenizer:
         note("The model has no chat template and was probably not trained to chat; the default template is used.")
     chat.talk()

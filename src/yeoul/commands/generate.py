@@ -7,17 +7,20 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from yeoul.commands.terminal import note, standard_input
 from yeoul.config import Place
 from yeoul.data.reading import Reading, text_of
 from yeoul.errors import UserError
 from yeoul.foreign_text import say
 from yeoul.infer.params import SamplingParams
 from yeoul.recipes.drafting import DraftOptions
+from yeoul.recipes.states import StateOptions
 
 if TYPE_CHECKING:
     from yeoul.infer.engine import GenerationResult
@@ -41,6 +44,7 @@ class Config:
     """Encoding of the prompts, such as cp949; a byte-order mark takes precedence."""
     sampling: Annotated[SamplingParams, Parameter(name="*")] = field(default_factory=SamplingParams)
     drafting: Annotated[DraftOptions, Parameter(name="*")] = field(default_factory=DraftOptions)
+    kept: Annotated[StateOptions, Parameter(name="*")] = field(default_factory=StateOptions)
     num_samples: int = 1
     """Continuations of each prompt."""
     batch_size: int = 32
@@ -66,12 +70,12 @@ class Config:
                 raise UserError(f"--{flag} is {value}, but must be at least 1")
         if self.prompt is not None and self.prompt_file is not None:
             raise UserError("both a prompt and --prompt-file are given", fix="leave one of them out")
+        self.kept.check(alone=self.prompt_file is None and self.num_samples == 1 and not self.json)
 
 
 def run(config: Config) -> int:
     """Loads the model and prints the continuations."""
     prompts = _prompts(config)
-
     import yeoul
     from yeoul.infer import engine
     from yeoul.infer.cost import beyond_training, cost_line
@@ -80,13 +84,14 @@ def run(config: Config) -> int:
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so it cannot generate text", config.model)
     ahead = config.drafting.open(tokenizer, device=config.device, dtype=config.dtype)
+    if config.kept.save(prompts[0], model, tokenizer, note):
+        return 0
+    state = config.kept.open(model, tokenizer)
     start = time.perf_counter()
     if len(prompts) == config.num_samples == 1 and not config.json:
-        stream = engine.stream(model, tokenizer, prompts[0], speculation=ahead, **asdict(config.sampling))
-        _write(prompts[0] if config.echo else "")
-        for piece in stream:
-            _write(piece)
-        _write("\n")
+        stream = engine.stream(model, tokenizer, prompts[0], speculation=ahead, state=state, **asdict(config.sampling))
+        for piece in chain([prompts[0]] * config.echo, stream, ["\n"]):
+            say(piece, end="", flush=True)
         assert stream.result is not None
         results = [stream.result]
     else:
@@ -102,7 +107,6 @@ def run(config: Config) -> int:
 
 def _prompts(config: Config) -> list[str]:
     """The prompt, the lines of --prompt-file, or standard input as one prompt."""
-    from yeoul.commands.terminal import standard_input
     from yeoul.infer.prompts import read_prompts
 
     reading = Reading(encoding=config.encoding)
@@ -113,10 +117,6 @@ def _prompts(config: Config) -> list[str]:
     if sys.stdin.isatty():
         print("Reading the prompt; end it with Ctrl-D.", file=sys.stderr)
     return [standard_input(reading).removesuffix("\n")]
-
-
-def _write(text: str) -> None:
-    say(text, end="", flush=True)
 
 
 def _print_all(prompts: Sequence[str], results: Sequence[GenerationResult], *, as_json: bool, echo: bool) -> None:

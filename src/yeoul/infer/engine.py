@@ -18,6 +18,7 @@ from yeoul.infer.stopping import StopMatcher
 
 if TYPE_CHECKING:
     from yeoul.infer.speculation import Speculation
+    from yeoul.infer.state_file import KeptState
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
 
@@ -309,20 +310,39 @@ def stream(
     prompt: str | list[int],
     *,
     speculation: Speculation | None = None,
+    state: KeptState | None = None,
     **params: Any,
 ) -> TextStream:
-    """Continues one prompt, text or token ids, piece by piece; joined, they are what `generate` gives."""
-    tokenizer = _needed(tokenizer)
-    ids = prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
-    return TextStream(_start(model, tokenizer, [ids], SamplingParams(**params), speculation), tokenizer)
+    """Continues one prompt, text or token ids, piece by piece; joined, they are what `generate` gives.
+
+    Args:
+        state: what the model remembers of a text that stands before the prompt (`yeoul.infer.state_file`); it serves
+            any number of prompts.
+    """
+    tokenizer, more = _needed(tokenizer), dict[str, Any]()
+    if state is None:
+        ids = prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+    else:
+        ids = [*state.ids, *(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)]
+        more = {"cache": state.cache.snapshot(), "cached": len(state.ids)}
+        if len(ids) == len(state.ids):
+            raise UserError("there is nothing to go on with behind the state", fix="give a prompt")
+    return TextStream(_start(model, tokenizer, [ids], SamplingParams(**params), speculation, **more), tokenizer)
 
 
 class Session:
     """One conversation: keeps the cache of the last answer and reads only what the next prompt adds to it. The model
-    stays as it is meanwhile."""
+    stays as it is meanwhile.
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, speculation: Speculation | None = None) -> None:
-        self.model, self.tokenizer, self.speculation = model, tokenizer, speculation
+    Args:
+        state: what the model remembers of a text before the conversation.
+    """
+
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer, speculation: Speculation | None = None,
+        state: KeptState | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.tokenizer, self.speculation, self.state = model, tokenizer, speculation, state
         self.reused = 0  # ids of the last prompt that were in the cache
         self._last: Generation | None = None
         self._next_token = NextToken(model)
@@ -331,12 +351,16 @@ class Session:
         """The answer to a whole prompt; the cache serves where the prompt begins with all that is in it."""
         last, self._last = self._last, None  # a cache serves one continuation, also when that fails
         cache, cached = None, []
+        if self.state is not None:
+            ids = [*self.state.ids, *ids[ids[:1] == [self.tokenizer.bos_id] :]]
         if last is not None and last.rows[0].finish_reason is not None:
             cache, cached = last.cache, last.cached_ids
         switch = self.model.config.rope_switch
         outgrown = switch is not None and len(cached) <= switch < len(ids)
         if cache is None or len(cached) >= len(ids) or ids[: len(cached)] != cached or outgrown:
             cache, cached = None, []
+            if self.state is not None:
+                cache, cached = self.state.cache.snapshot(), list(self.state.ids)
         self.reused = len(cached)
         self._last = _start(
             self.model, self.tokenizer, [ids], params, self.speculation, cache=cache, cached=len(cached),

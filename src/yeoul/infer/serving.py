@@ -25,10 +25,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 WORTH = 16
@@ -136,6 +139,7 @@ class Engine:
         self._by_job: dict[Job, InFlight] = {}
         self._lock = threading.Lock()  # of the scheduler, of `_by_job` and of what is counted
         self._to_cancel: list[InFlight] = []
+        self._works: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -188,6 +192,24 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="yeoul-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it works, or would if it were started."""
+        return self._thread is None or self._thread.is_alive()
+
+    def known(self, ids: Sequence[int]) -> Cache | None:
+        """What is remembered of exactly these ids, as a memory of its own; None where no snapshot is of them."""
+        return self._between_steps(lambda: self._known(ids))
+
+    def keep(self, ids: Sequence[int], cache: Cache) -> None:
+        """Keeps what is remembered of a text, for requests that begin with it; it is evicted like any snapshot.
+
+        Args:
+            ids: of the text.
+            cache: of one row, which has read them and nothing else; it stays as it is.
+        """
+        self._between_steps(lambda: self._keep_given(ids, cache))
+
     def close(self, drain: bool = True) -> None:
         """Takes no more requests, ends those that there are, and returns then.
 
@@ -233,6 +255,18 @@ class Engine:
             )
         return min(params.max_tokens, self.context - len(ids))
 
+    def _between_steps(self, work: Callable[[], T]) -> T:
+        """The result of some work that the engine's thread does before its next step."""
+        if self._thread is None or threading.current_thread() is self._thread:
+            return work()
+        done: Future[T] = Future()
+        with self._lock:
+            if self._closing:
+                raise Closed("the server is closing")
+            self._works.append((work, done))
+        self._wake.set()
+        return done.result()
+
     # -- the engine's own thread
 
     def _work(self) -> None:
@@ -241,13 +275,19 @@ class Engine:
             if self.step():
                 continue
             with self._lock:
-                if self._closing and self._scheduler.idle:
+                if self._closing and self._scheduler.idle and not self._works:
                     return
             self._wake.wait()
 
     @torch.inference_mode()
     def step(self) -> bool:
         """Reads pieces of prompts and draws a token for everybody else; whether anything is left to do."""
+        while self._works:
+            work, done = self._works.popleft()
+            try:
+                done.set_result(work())
+            except Exception as error:  # whoever waits for it is told
+                done.set_exception(error)
         while self._to_cancel:
             one = self._to_cancel.pop()
             if one.job.state is not State.ENDED:
@@ -477,6 +517,19 @@ class Engine:
         length = one.read if one.row < 0 else int(self._rows.lengths[one.row])
         if cache is not None and self._turned(one.prompt_size) == self._turned(length):
             self._put(one, length, cache)
+
+    def _known(self, ids: Sequence[int]) -> Cache | None:
+        found = self._kept.find(self._turned(len(ids)), np.asarray(ids, np.int64)) if len(ids) else None
+        if found is None or found[0] != len(ids):
+            return None
+        cache = found[1].cache
+        if self._kept.cuts and cache.length > len(ids):
+            cache = cache.front(len(ids))
+        return cache.resumed(len(ids))
+
+    def _keep_given(self, ids: Sequence[int], cache: Cache) -> None:
+        if self._keeps and self._known(ids) is None:  # one that is there may have its logits
+            self._kept.put(self._turned(len(ids)), np.asarray(ids, np.int64), Snapshot(cache), cache.nbytes())
 
     def _put(
         self, one: InFlight, length: int, cache: Cache, *, minor: bool = False, logits: Tensor | None = None

@@ -17,6 +17,7 @@ from yeoul.units import count, rate, size
 if TYPE_CHECKING:
     from yeoul.infer.engine import GenerationResult, TextStream
     from yeoul.infer.speculation import Speculation
+    from yeoul.infer.state_file import KeptState
     from yeoul.model.decoder import Decoder
     from yeoul.text.tokenizer import Tokenizer
 
@@ -69,6 +70,7 @@ class Chat:
         system: what the model is told first.
         screen: asked before and after each answer, which is then shown only when it is whole.
         speculation: guesses tokens ahead, for the same answers; None does not.
+        state: what the model remembers of a text before the conversation.
         say: is told what happens beside the answers: their cost, what is forgotten or refused.
     """
 
@@ -81,6 +83,7 @@ class Chat:
         *,
         screen: Screen | None = None,
         speculation: Speculation | None = None,
+        state: KeptState | None = None,
         say: Say | None = None,
     ) -> None:
         from yeoul.infer.engine import Session
@@ -89,7 +92,7 @@ class Chat:
         self.model, self.tokenizer, self.system = model, ensure_template(tokenizer), system
         self.params = params or SamplingParams()
         self.screen, self.say = screen, say or silent
-        self.session = Session(model, self.tokenizer, speculation)
+        self.session = Session(model, self.tokenizer, speculation, state)
         self.messages: list[Message] = []
         self.said_too_long = False
 
@@ -156,7 +159,8 @@ class Chat:
         from yeoul.text.chat import render_ids
 
         limit, forgotten = self.model.config.bounded_context, 0
-        room = 0 if limit is None else limit - min(self.params.max_tokens, limit // 4)
+        before = 0 if self.session.state is None else len(self.session.state.ids)
+        room = 0 if limit is None else limit - before - min(self.params.max_tokens, limit // 4)
         while True:
             ids = render_ids(self.tokenizer, self._whole(messages), add_generation_prompt=True)
             if limit is None or len(ids) <= room or len(messages) < 3:
@@ -230,6 +234,8 @@ class Chat:
             lora.load_adapter(self.model, path, name)
         if name:
             lora.set_adapter(self.model, None if name == "none" else name)
+            if self.session.state is not None:
+                raise UserError("the state is of another adapter", "/adapter", "start again without --state")
             self.session = type(self.session)(self.model, self.tokenizer)  # the cache is the other one's
         active = lora.active_adapter(self.model)
         names = [f"{known} (active)" if known == active else known for known in lora.adapter_names(self.model)]

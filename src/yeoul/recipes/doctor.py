@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "hf": (("transformers",), "linearized models inside transformers"),
     "gguf": (("gguf",), "GGUF files for llama.cpp"),
     "eval": (("lm_eval", "sacrebleu"), "standard tasks, self-BLEU in sweeps"),
+    "serve": (("fastapi", "llguidance", "prometheus_client", "uvicorn"), "the server"),
 }
 """Extra -> the modules it brings, and what they are for."""
 

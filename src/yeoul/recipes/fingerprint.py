@@ -15,10 +15,15 @@ SAMPLED = 1 << 22
 
 
 def fingerprint(model: Decoder, tokenizer: Tokenizer) -> str:
-    """SHA-256 of what decides a model's texts: its configuration, its tokenizer, and numbers of every tensor."""
+    """SHA-256 of what decides a model's texts: its configuration and tokenizer, numbers of every tensor, and which of
+    its adapters is active."""
     import torch
 
+    from yeoul.adapt.lora.api import active_adapter
+
     digest = hashlib.sha256(tokenizer.fingerprint.encode())
+    if (adapter := active_adapter(model)) is not None:
+        digest.update(adapter.encode())
     digest.update(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if not isinstance(tensor, torch.Tensor):

@@ -7,6 +7,7 @@ What is trained comes from the rendering itself: each character of the rendered 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from yeoul.errors import UserError, shown
 from yeoul.text.template import from_message, has_generation, render
-from yeoul.text.tracked import WRITTEN, Tracked
+from yeoul.text.tracked import MIXED, WRITTEN, Tracked
 
 if TYPE_CHECKING:
     from yeoul.text.tokenizer import Tokenizer
@@ -104,6 +105,30 @@ def render_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generat
     return _encode(talk, talk.render(add_generation_prompt))[0]
 
 
+def render_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+) -> tuple[list[int], list[int]]:
+    """What a model reads before it answers.
+
+    Args:
+        tools: functions that it may call, as OpenAI describes them ({"type": "function", "function": {...}}).
+
+    Returns:
+        ids, and how many of them stand before the end of each message's text, for the messages that the template
+        writes once each and in their order: behind these numbers of ids other conversations may go on otherwise.
+    """
+    talk = Talk(tokenizer, messages, tools)
+    text = talk.render(True)
+    ids, places = _encode(talk, text)
+    ends = [end for _, end in places]
+    return ids, sorted({bisect_right(ends, end) for _, end, _ in _pieces(text)} - {0})
+
+
+def takes_tools(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template writes what tools there are."""
+    return re.search(r"\btools\b", _template_of(tokenizer)) is not None
+
+
 def render_text(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
     """The conversation as the template writes it, special tokens spelled out: for programs that pass texts on.
 
@@ -132,15 +157,19 @@ class Talk:
         messages: for the template, their texts with their origin.
     """
 
-    def __init__(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
         self.tokenizer, self.source = tokenizer, _template_of(tokenizer)
+        self.tools = None if not tools else [from_message(dict(tool), MIXED) for tool in tools]  # nobody's message
         self.messages = [_checked(message, number) for number, message in enumerate(messages)]
         self.roles = [message["role"] for message in self.messages]
         self.weights = [message.get("weight", 1) for message in messages]
 
     def render(self, prompt: bool, count: int | None = None) -> Tracked:
         """The conversation, or its first `count` messages."""
-        return render(self.source, self.messages[:count], prompt=prompt, names=self.tokenizer.special_names)
+        names = self.tokenizer.special_names
+        return render(self.source, self.messages[:count], prompt=prompt, names=names, tools=self.tools)
 
     def render_or_nothing(self, prompt: bool, count: int) -> Tracked | None:
         """None where the template refuses so short a conversation, for example one without a user's message."""

@@ -73,7 +73,14 @@ def has_generation(source: str) -> bool:
     return GENERATION.search(source) is not None
 
 
-def render(source: str, messages: Sequence[Mapping[str, Any]], *, prompt: bool, names: Mapping[str, str]) -> Tracked:
+def render(
+    source: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    prompt: bool,
+    names: Mapping[str, str],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> Tracked:
     """What a template writes for messages, each character with its origin.
 
     Args:
@@ -81,6 +88,7 @@ def render(source: str, messages: Sequence[Mapping[str, Any]], *, prompt: bool, 
         messages: with `Tracked` texts where the origin matters, see `from_message`.
         prompt: end with the beginning of an assistant's turn.
         names: further variables, such as "eos_token".
+        tools: functions that may be called, as OpenAI describes them, with `Tracked` texts.
 
     Raises:
         UserError: the template is damaged, refuses the messages, fails, or would need too much time or memory.
@@ -88,11 +96,11 @@ def render(source: str, messages: Sequence[Mapping[str, Any]], *, prompt: bool, 
     from jinja2 import TemplateError, TemplateSyntaxError
 
     fix = "mend or replace it"
-    size = _size(messages)
+    size = _size(messages) + _size(tools)
     try:
         with budget(STEPS + size, SECONDS):
             text = _compiled(source).render(
-                messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **names
+                messages=messages, add_generation_prompt=prompt, tools=tools, documents=None, **names
             )
             return tracked(text)
     except TooMuch:
@@ -112,7 +120,7 @@ def from_message(value: Any, number: int) -> Any:
     if isinstance(value, str):
         return Tracked.all_from(value, Mark(number))
     if isinstance(value, Mapping):
-        return {key: from_message(item, number) for key, item in value.items()}
+        return {from_message(key, number): from_message(item, number) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [from_message(item, number) for item in value]
     return value
