@@ -48,8 +48,9 @@ function ask({ title, text = "", yes, type = null, value = "", danger = false })
 function showList() {
   const own = [...conversations.values()].sort((a, b) => b.updated - a.updated);
   $("list").replaceChildren(...own.map(listItem));
-  const title = current.nodes.length ? titleOf(current) + " · " : "";
-  document.title = visible(title) + "Yeoul 여울";
+  const title = current.nodes.length ? visible(titleOf(current)) : "";
+  $("title").textContent = title || t("newChat");
+  document.title = (title ? title + " · " : "") + "Yeoul 여울";
 }
 
 function listItem(conversation) {

@@ -8,7 +8,7 @@ class AnswerView {
     this.text = el("div", { class: "prose", dir: "auto" });
     this.state = el("p", { class: "note" });
     this.figures = el("dl", { class: "figures" });
-    this.root = el("section", { class: "answer " + kind, "aria-label": visible(answer.model || t("model")) },
+    this.root = el("div", { class: "answer " + kind, role: "group", "aria-label": visible(answer.model || t("model")) },
       named || answer.model ? el("h3", { class: "who" }, visible(answer.model)) : null, this.text, this.state, this.figures);
     this.prose = new Prose(this.text);
     this.length = 0; // of the answer's text, how much is shown
