@@ -666,3 +666,41 @@ def test_two_tabs_keep_each_others_conversations(page: Page) -> None:
     until(other, "document.querySelectorAll('.prose').length === 3")
     assert questions(other) == questions(page) == ["둘째 탭", "하나 더", "또 하나"]
     assert sorted(len(it["nodes"]) for it in kept(page)) == [2, 6]
+
+
+def test_with_models_of_a_real_server(visit: Callable[..., Page], server: Any) -> None:
+    """What the stub says above is what a server says: streaming, figures, states, and two models at once."""
+    page = visit(server.url)
+    page.wait_for_selector(".about")
+    page.click("#settings-open")
+    page.fill("#set-temperature", "0")
+    page.select_option("#model-0", "linear")
+    ask(page, "옛날 옛적에 토끼가 살았습니다.")
+    ask(page, "그래서 어떻게 되었나요?")
+    first, second = page.locator(".figures").all_inner_texts()
+    assert "constant" in first and "tokens/s" in first and "First token" in first
+    cached, read = re.search(r"Reused\s+([\d,]+) of ([\d,]+) tokens", second).groups()
+    assert 0 < int(cached) < int(read)
+    tool(page, "fork", 1).click()
+    page.wait_for_selector(".pending .cost")
+    assert re.search(r"State of \d+ tokens, [\d.]+ (KiB|MiB), kept in [\d.]+ ms", page.inner_text(".cost"))
+    ask(page, "그래서 어떻게 되었나요?")
+    assert page.locator(".branches").count() == 1 and page.inner_text(".branches") == "2/2"
+    assert answers(page)[1] == (page.click('.branches [data-t-label="earlier"]'), answers(page)[1])[1]
+    page.click("#compare")
+    page.select_option("#model-1", "softmax")
+    ask(page, "둘이 함께 답해 주세요.")
+    columns = page.locator(".several .answer").all_inner_texts()
+    assert len(columns) == 2 and "constant" in columns[0] and "a token" in columns[1]
+    assert page.locator(".failed").count() == 0
+    page.click("#compare")
+    page.fill("#set-max_tokens", "100000")
+    page.fill("#question", "끝없이")
+    page.press("#question", "Enter")
+    until(page, "document.querySelector('.turn:last-child .prose')?.innerText.length > 100", 20)
+    page.keyboard.press("Escape")
+    ended(page)
+    assert page.locator(".note").last.inner_text() in ("Stopped", "")
+    page.fill("#set-max_tokens", "8")
+    ask(page, "짧게")
+    assert page.locator(".failed").count() == 0
