@@ -35,7 +35,7 @@ def stubbed() -> Iterator[tuple[Stub, str]]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--renderer-process-limit=1"])
         yield browser
         browser.close()
 
@@ -186,7 +186,8 @@ def test_answering_again_keeps_the_first_answer_as_a_branch(page: Page, stub: St
     assert page.inner_text(".branches") == "2/2"
     page.click('.branches [data-t-label="earlier"]')
     assert answers(page) == ["첫째 답"] and page.inner_text(".branches") == "1/2"
-    page.keyboard.press("Tab")  # the button for the other way has the focus, where this one has come to its end
+    focused = "document.activeElement.closest('.branches') && document.activeElement.dataset.tLabel"
+    assert page.evaluate(focused) == "later", "at the end of one way the keyboard is on the other"
     page.click('.branches [data-t-label="later"]')
     assert answers(page) == ["둘째 답"]
 
@@ -409,6 +410,27 @@ def test_a_file_of_the_terminal_can_be_gone_on_with(page: Page, stub: Stub, tmp_
 
 def node(parent: int, role: str) -> dict[str, Any]:
     return {"parent": parent, "role": role, "content": "x", "answers": [{"model": "m", "content": "x"}]}
+
+
+def test_a_file_cannot_name_states_to_let_go(page: Page, stub: Stub) -> None:
+    ask(page, "하나")
+    tool(page, "fork", 1).click()
+    page.wait_for_selector(".cost")
+    ask(page, "둘")
+    with page.expect_download() as got:
+        page.get_by_role("button", name="Export", exact=True).click()
+    file = got.value.path().read_bytes()
+    for freed in ([], ["state-0"]):  # imported, and the one that has made it
+        if not freed:
+            page.set_input_files("#file", {"name": "a.json", "mimeType": "application/json", "buffer": file})
+            until(page, "document.querySelectorAll('#list .open').length === 2")
+        else:
+            page.locator("#list .open").first.click()
+        page.get_by_role("button", name="Delete").click()
+        page.click("#ask-yes")
+        until(page, "!document.querySelector('.turn')")
+        page.wait_for_timeout(100)
+        assert stub.freed == freed
 
 
 BAD_FILES = {

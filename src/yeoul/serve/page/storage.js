@@ -86,5 +86,7 @@ function readFileText(text) {
     });
   }
   const read = values.slice(0, LIMITS.conversations).map(checkedConversation).filter(Boolean);
+  // States are let go with their conversation: a file does not say which of this server's those are.
+  for (const cost of read.flatMap((it) => it.nodes).flatMap((node) => node.fork || [])) delete cost.id;
   return [read, values.length - read.length];
 }

@@ -95,7 +95,6 @@ function branchSwitch(index) {
   };
   const back = toolButton("back", "earlier", go(-1));
   const on = toolButton("on", "later", go(1));
-  back.classList.toggle("first", at === 0);
   back.disabled = at === 0;
   on.disabled = at === all.length - 1;
   back.dataset.end = at === 0 ? "1" : "";
