@@ -206,16 +206,41 @@ def instead(model: Decoder, how: str) -> Iterator[None]:
             layer.exact_score = score
 
 
+def whole_layers(model: Decoder) -> list[int]:
+    """Those that see everything."""
+    return [layer for layer, kind in enumerate(model.config.attention) if kind == "softmax"]
+
+
+def of_layers(model: Decoder, pairs: str) -> tuple[int, ...]:
+    """Pairs of every layer of the model, 0 where it is not converted."""
+    given, layers = [int(number) for number in pairs.split(",")], whole_layers(model)
+    chosen = dict(zip(layers, given * len(layers) if len(given) == 1 else given, strict=True))
+    return tuple(chosen.get(layer, 0) for layer in range(model.config.num_layers))
+
+
+@contextmanager
+def one_cut(teacher: Decoder, cut: Decoder, layer: int) -> Iterator[None]:
+    """One layer that sees only window and sinks meanwhile."""
+    block, before = teacher.layers[layer], teacher.layers[layer].self_attn
+    try:
+        block.self_attn = cut.layers[layer].self_attn
+        yield
+    finally:
+        block.self_attn = before
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--novel", type=Path, required=True)
     parser.add_argument("--reviews", type=Path, required=True)
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096])
-    parser.add_argument("--pairs", type=int, nargs="*", default=[64, 128, 256, 512])
+    parser.add_argument("--pairs", nargs="*", default=["64", "128", "256", "512"],
+                        help="of each converted layer: one number, or one for each with commas")  # fmt: skip
+    parser.add_argument("--costs", action="store_true", help="also cut each layer alone")
     parser.add_argument("--converted", type=Path, nargs="*", default=[], help="folders of trained conversions")
     parser.add_argument("--rows", type=int, default=2, help="that are scored of each text")
-    parser.add_argument("--chosen", type=int, default=128, help="pairs with which newest and random are compared")
+    parser.add_argument("--chosen", default="128", help="pairs with which newest and random are compared")
     parser.add_argument("--features", type=int, default=None)
     parser.add_argument("--recall-at", type=int, nargs="*", default=[], help="further lengths of recall")
     parser.add_argument("--out", type=Path, default=None, help="file for the JSON; lengths that are in it stay")
@@ -234,7 +259,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out is not None and options.out.is_file():
         kept = [row for row in json.loads(options.out.read_text())["rows"] if row["length"] not in options.lengths]
     for length in options.lengths:
-        table.reference(teacher, cut_teacher(teacher, window, SINKS), length)
+        cut = cut_teacher(teacher, window, SINKS)
+        table.reference(teacher, cut, length)
+        for layer in whole_layers(teacher) if options.costs else ():
+            with one_cut(teacher, cut, layer):
+                table.add(f"layer {layer} cut", teacher, length)
         for path in options.converted:
             student = ModelFolder.open_whole(path).load(torch.device("cpu"), torch.float32).eval().requires_grad_(False)
             table.add(f"trained, {path.parent.name}", student, length)
@@ -244,11 +273,12 @@ def main(arguments: list[str] | None = None) -> int:
                 table.add(f"trained, {path.parent.name}, no pairs", student, length)
         batches = texts.calibration(length) if options.pairs else []
         for pairs in options.pairs:
-            student = convert(teacher, Conversion(window=window, sinks=SINKS, exact=(pairs,)), share=True)
+            conversion = Conversion(window=window, sinks=SINKS, exact=of_layers(teacher, pairs))
+            student = convert(teacher, conversion, share=True)
             start = time.perf_counter()
             calibrate(teacher, student, batches)
             print(f"{length:>6} {pairs} pairs calibrated in {time.perf_counter() - start:.0f} s", flush=True)
-            table.add(f"{pairs}", student, length)
+            table.add(pairs, student, length)
             with parts(student, linear=False):
                 table.add(f"{pairs}, no state", student, length)
                 for how in ("newest", "random") if pairs == options.chosen else ():

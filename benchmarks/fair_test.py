@@ -4,6 +4,7 @@
     python benchmarks/fair_test.py teacher RUN                          # 10M parameters, about an hour on two cores
     yeoul linearize RUN/teacher --data RUN/text.jsonl --val-data RUN/held-out.jsonl ...
     yeoul evaluate RUN/converted --teacher RUN/teacher --data RUN/held-out.jsonl
+    python benchmarks/fair_test.py pairs RUN --reviews test.tsv.xz --converted RUN/converted ... --out pairs.json
 
 A small model trained briefly on natural text does not look back: its induction heads (find the last time this token
 stood here, say what followed) form late. Three things bring them early, each found by trying:
@@ -13,6 +14,11 @@ stood here, say what followed) form late. Three things bring them early, each fo
 - a curriculum of nothing but pairs and lists, short rows first, whose loss counts only what can be known. Counting
   every token drowned it: 0.5 million tokens so taught nothing, 0.7 million without the noise taught it whole;
 - gaps of random length between the two times. With a fixed one the model learns to look a fixed way back.
+
+`pairs` scores conversions as a whole, without their parts, and with other pairs: conversions that are calibrated here
+and not trained (`--exact`), and folders of `yeoul linearize` (`--converted`). "newest" keeps the newest pairs, which is
+a longer window of as many bytes, "random" any. Beside them stands the teacher cut to a window of as many bytes as all
+that a conversion keeps.
 """
 
 from __future__ import annotations
@@ -26,24 +32,42 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from exact_pairs import instead
 from torch import Tensor
 
-from yeoul import Tokenizer
+from yeoul import Tokenizer, runtime
+from yeoul.adapt.linear_init import calibrate
+from yeoul.adapt.linearize import convert
 from yeoul.data.batch import IGNORE, Batch
 from yeoul.data.builtin import generate_documents, generate_recall
-from yeoul.evaluate.words import whole_words
+from yeoul.data.loader import PackedLoader
+from yeoul.evaluate.ablations import View, parts
+from yeoul.evaluate.associative import Material, ask, mqar_questions, recall_rows
+from yeoul.evaluate.long_context import CUT, TEACHER, aligned_losses, cut_teacher, long_context_score
+from yeoul.evaluate.words import TEXT_TOKENS, text_ids, whole_words
 from yeoul.model.checkpoint import save_model
 from yeoul.model.config import preset
 from yeoul.model.decoder import Decoder
+from yeoul.recipes.caches import cache_bytes
+from yeoul.recipes.linearize.config import ConversionOptions
+from yeoul.recipes.model_folder import ModelFolder
+from yeoul.recipes.token_data import held_out, token_shards
 from yeoul.text.training import TokenizerConfig, train_tokenizer
 from yeoul.train.loss import language_model_objective
 
 CURRICULUM = ((8, 256), (16, 512), (32, 1024), (64, 2048), (128, 4000), (256, 4000))
 """Words said twice in a row, and of how many they are drawn; the next begins when 85 % are right."""
+
+WINDOW, SINKS, CONTEXT = 64, 4, 1024
+SCORED = 20_480
+"""Tokens of each text that conversions are scored on."""
 
 
 def films(path: Path) -> Iterator[str]:
@@ -221,18 +245,164 @@ def train_teacher(run: Path, before: int, seconds: float) -> None:
     say(f"{len(stream) + practised:,} tokens; the model is in {target}")
 
 
+Views = dict[str, View]
+
+
+class Fair:
+    """A teacher, the texts that conversions of it are scored on, and the rows of the table."""
+
+    def __init__(self, run: Path, reviews: Path) -> None:
+        self.run, folder = run, ModelFolder.open_whole(run / "teacher")
+        self.teacher = folder.load(torch.device("cpu"), torch.float32).eval().requires_grad_(False)
+        self.tokenizer = folder.needed_tokenizer()
+        self.cut = cut_teacher(self.teacher, WINDOW, SINKS)
+        own = {"reviews": itertools.islice(films(reviews), 150), "built-in": generate_documents(
+            seed=1234, target_bytes=150_000)}  # fmt: skip
+        for name, documents in own.items():
+            with open(run / f"{name}.jsonl", "w", encoding="utf-8") as file:
+                file.writelines(json.dumps({"text": d}, ensure_ascii=False) + "\n" for d in documents)
+        self.batches = {name: self._batches(file) for name, file in (
+            ("mixture", "held-out"), ("reviews", "reviews"), ("built-in", "built-in"))}  # fmt: skip
+        text = text_ids(self.tokenizer, self.batches["mixture"](), TEXT_TOKENS)
+        self.questions = mqar_questions(
+            Material(self.tokenizer, text, lead=SINKS),
+            context=CONTEXT,
+            window=WINDOW,
+            distances=(128, 512),
+            questions=128,
+        )
+        self.dtype = runtime.resolve_dtype("auto", torch.device("cpu"))
+        self.rows: list[dict[str, Any]] = []
+        both: Views = {TEACHER: lambda: nullcontext(self.teacher), CUT: lambda: nullcontext(self.cut)}
+        self.base = {text: aligned_losses(both, batches, dtype=self.dtype) for text, batches in self.batches.items()}
+        self.told = ask(self.teacher, self.questions, dtype=self.dtype)
+        self.add(both, tokens=0)
+
+    def _batches(self, name: str) -> Callable[[], Iterable[Batch]]:
+        shards, _ = token_shards(str(self.run / f"{name}.jsonl"), self.run / "scored" / name, self.tokenizer)
+        return held_out(shards, batch_size=4, context=CONTEXT, max_tokens=SCORED)
+
+    def add(self, models: Views, **facts: Any) -> None:
+        """A row of each model, against the teacher and the cut teacher."""
+        texts = {}
+        for text, batches in self.batches.items():
+            losses = self.base[text]
+            if not models.keys() <= losses.losses.keys():
+                own = aligned_losses(models, batches, dtype=self.dtype)
+                losses = replace(losses, losses={**losses.losses, **own.losses})
+            texts[text] = long_context_score(losses, window=WINDOW, sinks=SINKS, training_length=CONTEXT)
+        for name, view in models.items():
+            with view() as model:
+                share = ask(model, self.questions, dtype=self.dtype).share_of(self.told, beyond_window=True)
+            row: dict[str, Any] = {"name": name, **facts, "recall": share.exact, "recall_choice": share.choice}
+            for text, score in texts.items():
+                found = score.row(name)
+                row[text] = {
+                    "loss": found.loss, "ratio": found.ratio, "gain": score.gain.value,
+                    "gain_stderr": score.gain.stderr, "retained": found.retained.value,
+                    "retained_stderr": found.retained.stderr, "long_range": found.retained_long_range.value,
+                }  # fmt: skip
+            self.rows.append(row)
+            kept = "  ".join(
+                f"{text} {row[text]['loss']:.4f} ({row[text]['ratio']:.4f} x) kept "
+                + ("-" if row[text]["retained"] is None else f"{row[text]['retained']:.2f}")
+                for text in texts
+            )
+            print(f"{name:44} {kept}  recall {share.exact or 0:.2f} / {share.choice or 0:.2f}", flush=True)
+
+    def conversion(self, label: str, model: Decoder, **facts: Any) -> None:
+        """A conversion, its parts, and what it would be with other pairs."""
+
+        def view(*contexts: Callable[[], AbstractContextManager[Any]]) -> View:
+            @contextmanager
+            def opened() -> Iterator[Decoder]:
+                with ExitStack() as stack:
+                    for context in contexts:
+                        stack.enter_context(context())
+                    yield model
+
+            return opened
+
+        stateless = lambda: parts(model, linear=False)  # noqa: E731
+        names: Views = {label: view(), f"{label}, no state": view(stateless)}
+        if any(model.config.exact):
+            names[f"{label}, no pairs"] = view(lambda: parts(model, exact=False))
+            for how in ("newest", "random"):
+                other = lambda how=how: instead(model, how)  # noqa: E731
+                names[f"{label}, {how}, no state"] = view(other, stateless)
+        total = cache_bytes(model.config, 4)[0]
+        longer = self.window_of(total)
+        names[f"{label}, teacher cut to {longer}"] = lambda: nullcontext(cut_teacher(self.teacher, longer, SINKS))
+        self.add(names, exact=list(model.config.exact), cache_bytes=total, **facts)
+
+    def window_of(self, total: int) -> int:
+        """The window of a cut teacher whose cache has so many bytes."""
+        each = lambda window: cache_bytes(cut_teacher(self.teacher, window, SINKS).config, 4)[0]  # noqa: E731
+        return int(WINDOW + (total - each(WINDOW)) // (each(WINDOW + 1) - each(WINDOW)))
+
+
+def calibration(fair: Fair) -> list[Batch]:
+    """What `yeoul linearize` calibrates on: text, and half as much that asks for what its beginning said."""
+    shards, _ = token_shards(str(fair.run / "text.jsonl"), fair.run / "scored" / "text", fair.tokenizer)
+    loader = PackedLoader(shards, batch_size=4, context=CONTEXT, seed=0)
+    batches = [loader.next_batch() for _ in range(4)]
+    ids = [id for batch in batches for id in batch.labels[batch.labels != IGNORE].tolist()]
+    rows = torch.tensor(recall_rows(fair.tokenizer, ids, rows=8, length=CONTEXT + 1))
+    return [*batches, *(Batch(input_ids=row[:, :-1], labels=row[:, 1:]) for row in rows.split(1))]
+
+
+def untrained(fair: Fair, exact: str) -> Decoder:
+    """A conversion in closed form, with so many pairs (as `yeoul linearize --exact`)."""
+    batches = calibration(fair)
+    options = ConversionOptions(exact=exact, window=WINDOW, sinks=SINKS)
+    student = convert(fair.teacher, options.conversion(fair.teacher.config, context=CONTEXT), share=True)
+    calibrate(fair.teacher, student, batches)
+    return student
+
+
+def score_pairs(run: Path, reviews: Path, exact: list[str], converted: list[Path], out: Path | None) -> None:
+    """The table of conversions, printed and written; rows of others that the file has stay."""
+    runtime.set_threads()
+    fair = Fair(run, reviews)
+    kept = json.loads(out.read_text())["rows"] if out is not None and out.is_file() else []
+
+    def write() -> None:
+        if out is not None:
+            new = {row["name"] for row in fair.rows}
+            rows = [row for row in kept if row["name"] not in new] + fair.rows
+            out.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+    for pairs in exact:
+        fair.conversion(f"{pairs}, untrained", untrained(fair, pairs), tokens=0)
+        write()
+    for path in converted:
+        folder = ModelFolder.open_whole(path)
+        model = folder.load(torch.device("cpu"), torch.float32).eval().requires_grad_(False)
+        record = json.loads((path / "linearize.json").read_text(encoding="utf-8"))
+        facts = {"tokens": record["tokens"], "seconds": record["seconds"], "command": record["command"]}
+        fair.conversion(path.name, model, **facts)
+        write()
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("text", "teacher"))
+    parser.add_argument("what", choices=("text", "teacher", "pairs"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--reviews", type=Path, help="train.tsv.xz of the reviews; the built-in corpus without it")
     parser.add_argument("--tokens", type=int, default=8_000_000)
     parser.add_argument("--before", type=int, default=2_460_000, help="tokens read before the curriculum")
     parser.add_argument("--seconds", type=float, default=900, help="longest time for the curriculum")
+    parser.add_argument("--exact", nargs="*", default=[], help="pairs of conversions that are not trained")
+    parser.add_argument("--converted", type=Path, nargs="*", default=[], help="runs of yeoul linearize")
+    parser.add_argument("--out", type=Path, help="file for the JSON of pairs")
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
-    if args.what == "text":
+    if args.what == "pairs":
+        if args.reviews is None:
+            parser.error("pairs needs --reviews")
+        score_pairs(args.run, args.reviews, args.exact, args.converted, args.out)
+    elif args.what == "text":
         write_text(args.run, args.reviews, args.tokens)
     else:
         train_teacher(args.run, args.before, args.seconds)

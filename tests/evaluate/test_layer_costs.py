@@ -7,7 +7,7 @@ import torch
 
 from models import VOCAB, make
 from yeoul.data.batch import Batch
-from yeoul.evaluate.layer_costs import layer_costs, layers_to_keep
+from yeoul.evaluate.layer_costs import layer_costs, layers_to_keep, shared_out
 from yeoul.evaluate.long_context import cut_teacher
 from yeoul.evaluate.perplexity import score
 
@@ -42,3 +42,13 @@ def test_the_costliest_layers_stay() -> None:
     assert layers_to_keep(costs) == (2,)  # 0.2 of 0.36 is more than half
     assert layers_to_keep({0: 0.1, 1: 0.1, 2: 0.1, 3: 0.1}) == (0,)  # at most a quarter
     assert layers_to_keep({0: 0.001, 1: 0.002}) == ()  # not worth one
+
+
+def test_pairs_go_where_distance_is_worth_most() -> None:
+    costs = {1: 0.01, 3: 0.04, 5: 0.16, 7: -0.002}
+    assert shared_out(costs, 70, 1000) == {1: 10, 3: 20, 5: 40, 7: 0}
+    assert shared_out(costs, 70, 30) == {1: 13, 3: 27, 5: 30, 7: 0}  # what one has no room for goes to the others
+    assert shared_out(costs, 500, 100) == {1: 100, 3: 100, 5: 100, 7: 100}
+    assert shared_out({0: 0.001, 4: 0.003}, 64, 1000) == {0: 32, 4: 32}  # next to nothing: noise decides no more
+    for total in range(60):
+        assert sum(shared_out({0: 0.3, 1: 0.1, 2: 0.07}, total, 25).values()) == total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import yeoul
 from models import make
 from yeoul.config import flat_values, parse_flags
+from yeoul.data.batch import Batch
 from yeoul.errors import UserError
 from yeoul.model.config import FeatureMapConfig
 
@@ -130,7 +132,9 @@ def test_what_a_model_and_its_context_decide_of_a_conversion() -> None:
     assert (chosen.window, chosen.exact, chosen.sinks) == (64, (64, 64), 4)
     assert ConversionOptions().conversion(plain, context=512).apply(plain).exact == (32, 32)
     assert ConversionOptions().conversion(plain.with_(max_position_embeddings=10**6), context=10**6).exact == (256,) * 2
-    assert ConversionOptions(exact="7,9").conversion(plain).exact == (7, 9)
+    costs = {0: 0.01, 1: 0.09}
+    assert ConversionOptions().conversion(plain, costs=costs).exact == (32, 96)
+    assert ConversionOptions(exact="7,9").conversion(plain, costs=costs).exact == (7, 9)
     assert ConversionOptions(exact="5").conversion(plain, kept=(0,)).exact == (0, 5)
     sliding = make("gemma-like").config
     beside = ConversionOptions(exact="3").conversion(sliding).apply(sliding)
@@ -172,6 +176,27 @@ def test_a_conversion_begins_on_all_of_its_text(
     ids = torch.cat([batch.flatten() for batch in seen]).tolist()
     shares = [pretrained.tokenizer.decode(ids).count(word) / len(ids) for word in ("강가", "다람쥐")]
     assert min(shares) > 0.2 * max(shares) > 0
+
+
+def test_pairs_go_to_the_layers_that_need_distance_and_stay_there(
+    pretrained: yeoul.PretrainResult, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yeoul.recipes.linearize import layers
+
+    asked: list[int] = []
+
+    def costs(teacher: yeoul.Decoder, batches: Callable[[], Iterable[Batch]], **_: object) -> dict[int, float]:
+        asked.append(len(list(batches())))
+        return {0: 0.09, 1: 0.01} if len(asked) == 1 else {0: 0.01, 1: 0.09}
+
+    monkeypatch.setattr(layers, "layer_costs", costs)
+    convert = lambda: yeoul.linearize(  # noqa: E731
+        pretrained.model, text, yeoul.LinearizeConfig.of(**SHORT), tokenizer=pretrained.tokenizer,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    each = SHORT["context"] // 16
+    assert convert().model.config.exact == (3 * each // 2, each // 2)
+    assert convert().model.config.exact == (3 * each // 2, each // 2) and len(asked) == 1  # as the first session chose
 
 
 def test_large_models_get_small_steps_and_recall_texts() -> None:

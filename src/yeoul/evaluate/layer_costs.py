@@ -1,4 +1,4 @@
-"""Which layers need distance: what it costs to cut each softmax layer alone to a window."""
+"""Which layers need distance: what it costs to cut each softmax layer alone to a window, and what follows from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yeoul.evaluate.perplexity import score
 from yeoul.model.decoder import Decoder
 
 LEAST_COST = 0.005
-"""Nats per token: if all layers together cost less than this, none is worth keeping."""
+"""Nats per token: if all layers together cost less than this, none is worth more than another."""
 MOST_KEPT = 0.25
 """Share of the layers that `layers_to_keep` keeps at most, rounded up."""
 
@@ -70,3 +70,29 @@ def layers_to_keep(costs: Mapping[int, float], count: int | None = None) -> tupl
     while len(kept) < most and sum(max(0.0, costs[layer]) for layer in kept) < total / 2:
         kept.append(ranked[len(kept)])
     return tuple(sorted(kept))
+
+
+def shared_out(costs: Mapping[int, float], total: int, most: int) -> dict[int, int]:
+    """Divides exact pairs among layers by the square root of what cutting each of them costs.
+
+    If L pairs leave c / L of a layer's cost c, which is about how a cost falls that few keys are to blame for, all
+    layers together lose least so.
+
+    Args:
+        costs: from `layer_costs`.
+        total: of all layers.
+        most: of one layer: more would find no key to keep.
+
+    Returns:
+        The number of each layer, in the order of `costs`; all alike where they cost next to nothing.
+    """
+    roots = {layer: max(0.0, cost) ** 0.5 for layer, cost in costs.items()}
+    if sum(max(0.0, cost) for cost in costs.values()) < LEAST_COST:
+        roots = dict.fromkeys(costs, 1.0)
+    shares, left = {}, min(total, most * len(costs))
+    for rank, layer in enumerate(sorted(roots, key=lambda layer: (-roots[layer], layer))):
+        rest = sum(sorted(roots.values(), reverse=True)[rank:])
+        wanted = left * roots[layer] / rest if rest else left / (len(roots) - rank)
+        shares[layer] = min(most, round(wanted))
+        left -= shares[layer]
+    return {layer: shares[layer] for layer in costs}

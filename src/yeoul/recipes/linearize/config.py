@@ -67,8 +67,8 @@ class ConversionOptions:
     """Attention sinks: number of first tokens that the hybrid's softmax always sees."""
     exact: str = "auto"
     """Exact key-value pairs that each key-value head of the hybrid keeps beside its window, those that later queries
-    are likeliest to need: one number, or one for each converted layer, with commas; 0 for none; auto: one for every 16
-    tokens of the context, but at most 256."""
+    are likeliest to need: one number, or one for each converted layer, with commas; 0 for none; auto: on average one
+    for every 16 tokens of the context, but at most 256, and more in layers in which distant text is worth more."""
     keep_softmax: str = "0"
     """Number of layers that stay softmax: those that depend most on distant text; auto: the fewest that account for
     half of the long-context gain, at most a quarter of the layers. Their KV caches keep growing."""
@@ -130,14 +130,19 @@ class ConversionOptions:
         sliding = config.sliding_window or config.window
         return self.window or (sliding if "sliding" in config.attention else WINDOW)
 
-    def exact_of(self, layers: Sequence[int], context: int) -> dict[int, int]:
-        """Exact pairs of each converted layer: given, or the same for all.
+    def exact_of(self, layers: Sequence[int], context: int, window: int, costs: Mapping[int, float]) -> dict[int, int]:
+        """Exact pairs of each converted layer: given, or by what distant text is worth in it.
 
         Raises:
             UserError: there are not as many numbers as converted layers.
         """
         if self.exact == "auto":
-            return dict.fromkeys(layers, min(MOST_PAIRS, context // PAIRS_SHARE))
+            each = min(MOST_PAIRS, context // PAIRS_SHARE)
+            if not costs:
+                return dict.fromkeys(layers, each)
+            from yeoul.evaluate.layer_costs import shared_out
+
+            return shared_out(costs, each * len(layers), max(each, context - window - self.sinks))
         given = [int(part) for part in self.exact.split(",")]
         if len(given) not in (1, len(layers)):
             raise UserError(f"{len(given)} numbers of pairs for {len(layers)} converted layers", "--exact")
@@ -149,6 +154,7 @@ class ConversionOptions:
         seed: int = 0,
         kept: tuple[int, ...] = (),
         context: int | None = None,
+        costs: Mapping[int, float] | None = None,
     ) -> Conversion:
         """The `Conversion` that the settings describe.
 
@@ -157,6 +163,7 @@ class ConversionOptions:
             seed: of the frequencies.
             kept: layers that stay softmax; those of --softmax-layers where it is empty.
             context: tokens of a sequence that is trained on.
+            costs: of cutting each converted layer, by which pairs are divided; all have the same number without.
 
         Raises:
             UserError: --exact does not fit the model.
@@ -173,10 +180,11 @@ class ConversionOptions:
         kept = kept or self.softmax_layers
         layers = [i for i, kind in enumerate(teacher.attention) if kind == "softmax" and i not in kept]
         longest = min(teacher.max_position_embeddings, LONGEST)
-        pairs = self.exact_of(layers, context or longest) if self.attention == "hybrid" else {}
+        window = self.window_of(teacher)
+        pairs = self.exact_of(layers, context or longest, window, costs or {}) if self.attention == "hybrid" else {}
         convolved = self.attention == "dijiang" or update == "delta"
         return Conversion(
-            attention=self.attention, window=self.window_of(teacher), sinks=self.sinks,
+            attention=self.attention, window=window, sinks=self.sinks,
             exact=tuple(pairs.get(layer, 0) for layer in range(teacher.num_layers)),
             feature_map=feature_map, keep_softmax=kept, state_update=update,
             short_conv=4 * convolved if self.short_conv is None else self.short_conv, trained_context=context,

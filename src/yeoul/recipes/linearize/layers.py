@@ -1,4 +1,4 @@
-"""Which layers stay softmax."""
+"""Which layers stay softmax, and what distance is worth in the others."""
 
 from __future__ import annotations
 
@@ -29,6 +29,24 @@ def kept_layers(
     say("Cost of a window instead of full softmax in each layer alone, nats per token:")
     say("\n".join(f"  layer {i}: {cost:+.4f}{'  stays softmax' if i in kept else ''}" for i, cost in costs.items()))
     return kept
+
+
+def converted_costs(
+    options: ConversionOptions,
+    teacher: Decoder,
+    kept: tuple[int, ...],
+    batches: Callable[[], Iterable[Batch]],
+    dtype: torch.dtype,
+    say: Say,
+) -> dict[int, float]:
+    """By what `--exact auto` divides its pairs: the cost of cutting each layer that is converted; empty where there is
+    nothing to divide."""
+    layers = [i for i, kind in enumerate(teacher.config.attention) if kind == "softmax" and i not in kept]
+    if options.exact != "auto" or options.attention != "hybrid" or len(layers) < 2:
+        return {}
+    say("Ranking the layers by what distant text is worth in each ...")
+    costs = layer_costs(teacher, batches, window=options.window_of(teacher.config), sinks=options.sinks, dtype=dtype)
+    return {layer: costs[layer] for layer in layers}
 
 
 def check_layers(options: ConversionOptions, teacher: Decoder) -> None:

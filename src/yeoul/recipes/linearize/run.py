@@ -39,7 +39,7 @@ from yeoul.recipes.linearize.config import (
 )  # fmt: skip
 from yeoul.recipes.linearize.evaluation import Evaluation, Evaluator, record_of
 from yeoul.recipes.linearize.introduction import cache_line, choices, time_lines, warnings
-from yeoul.recipes.linearize.layers import check_layers, kept_layers
+from yeoul.recipes.linearize.layers import check_layers, converted_costs, kept_layers
 from yeoul.recipes.linearize.memory import CALIBRATION_CONTEXT
 from yeoul.recipes.linearize.recall_text import RecallLoader
 from yeoul.recipes.linearize.stages import Recipe, StageResult, run_stages
@@ -49,11 +49,14 @@ from yeoul.recipes.options import Say, given_or_temporary, silent
 from yeoul.recipes.run_folder import RunFolder
 from yeoul.recipes.saving import merged_model, save_folder, weights_digest
 from yeoul.recipes.token_data import held_out, train_and_val_shards, validation
+from yeoul.safe_json import read_object
 from yeoul.text.tokenizer import Tokenizer
 from yeoul.train.config import TrainConfig
 
 RECORD = "linearize.json"
 """In the run's folder, written behind the model: cost and results of the conversion."""
+COSTS = "costs.json"
+"""In the run's folder: what cutting each converted layer costs, by which exact pairs were divided."""
 RANKING_TOKENS = 16_384  # and half as many of recall: all that is looked at
 """Training tokens on which layers are ranked and a conversion is initialised."""
 
@@ -200,6 +203,7 @@ class _Linearization:
         self.dtypes = _dtypes(config, source)
         self.teacher, self.tokenizer = self._load()
         self.asked_context = self._context()
+        self.costs: dict[int, float] = {}
         self.student = self._convert()
         self._recipe(config.tokens or LARGEST_BUDGET, self.asked_context)  # what cannot be is said before text is read
 
@@ -232,7 +236,7 @@ class _Linearization:
 
     def _conversion(self, kept: tuple[int, ...] = (), context: int | None = None) -> Conversion:
         return self.config.conversion.conversion(
-            self.teacher.config, self.config.habits.seed, kept, context or self.asked_context
+            self.teacher.config, self.config.habits.seed, kept, context or self.asked_context, self.costs
         )
 
     def _convert(self, kept: tuple[int, ...] = (), context: int | None = None) -> Decoder:
@@ -272,10 +276,10 @@ class _Linearization:
             raise UserError("there is no text to validate on", "--val-fraction", "hold out a share or give --val-data")
         self.val = val
         self.budget = config.tokens or min(LARGEST_BUDGET, MOST_PASSES * self.shards.meta.tokens)
-        goes_on = not self.folder.overwrite and any((out / "stages").glob("*/checkpoints/step-*"))
+        self.goes_on = not self.folder.overwrite and any((out / "stages").glob("*/checkpoints/step-*"))
         self.fitted = memory.fit(
             self._recipe(self.budget, self.asked_context), config, self.teacher, self.asked_context,
-            self.dtypes.saved, self.before, out=out, goes_on=goes_on,
+            self.dtypes.saved, self.before, out=out, goes_on=self.goes_on,
         )  # fmt: skip
         choice = self.fitted.choice
         self.context = choice.context
@@ -285,7 +289,7 @@ class _Linearization:
         }
         self.recipe = replace(recipe, settings=settled)
         self.val_tokens = config.scoring.validation(self.budget)
-        if goes_on and config.scoring.val_tokens is None and not (out / fitting.RECORD).is_file():
+        if self.goes_on and config.scoring.val_tokens is None and not (out / fitting.RECORD).is_file():
             self.val_tokens = LARGEST_VALIDATION  # as runs had it that recorded nothing
         self.loader(1)  # too little text is said before anything is written
 
@@ -331,12 +335,23 @@ class _Linearization:
             fitting.record(self.fitted, out)
         self.fitted.prepare()
         kept = kept_layers(config.conversion, self.teacher, self._some, self.dtypes.compute, self.say)
+        self.costs = self._costs(kept)
         self.student = self._convert(kept, self.context)
         for line in self.introduction():
             self.say(line)
         if config.conversion.calibrate:
             calibrate(self.teacher, self.student, self._calibration(self._some()), progress=self.say)
         return self._finish(self._train())
+
+    def _costs(self, kept: tuple[int, ...]) -> dict[int, float]:
+        """Of the converted layers, as an earlier session found them: another machine may round otherwise."""
+        path = self.folder.out / COSTS
+        if self.goes_on:  # without the file it began when all layers had the same number of pairs
+            return {int(layer): cost for layer, cost in read_object(path).items()} if path.is_file() else {}
+        ranked = lambda: self._calibration(self._some())  # noqa: E731
+        costs = converted_costs(self.config.conversion, self.teacher, kept, ranked, self.dtypes.compute, self.say)
+        write_json(path, costs)
+        return costs
 
     def _some(self) -> Iterator[Batch]:
         """`RANKING_TOKENS` from all over the text, the same each time: of several sources the first would not do."""
