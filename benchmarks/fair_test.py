@@ -50,6 +50,7 @@ from yeoul.data.builtin import generate_documents, generate_recall
 from yeoul.data.loader import PackedLoader
 from yeoul.evaluate.ablations import View, parts
 from yeoul.evaluate.associative import Material, ask, mqar_questions, recall_rows
+from yeoul.evaluate.layer_costs import layer_costs
 from yeoul.evaluate.long_context import CUT, TEACHER, aligned_losses, cut_teacher, long_context_score
 from yeoul.evaluate.words import TEXT_TOKENS, text_ids, whole_words
 from yeoul.model.checkpoint import save_model
@@ -351,11 +352,17 @@ def calibration(fair: Fair) -> list[Batch]:
     return [*batches, *(Batch(input_ids=row[:, :-1], labels=row[:, 1:]) for row in rows.split(1))]
 
 
-def untrained(fair: Fair, exact: str) -> Decoder:
-    """A conversion in closed form, with so many pairs (as `yeoul linearize --exact`)."""
-    batches = calibration(fair)
-    options = ConversionOptions(exact=exact, window=WINDOW, sinks=SINKS)
-    student = convert(fair.teacher, options.conversion(fair.teacher.config, context=CONTEXT), share=True)
+def untrained(fair: Fair, exact: str, batches: list[Batch]) -> Decoder:
+    """A conversion in closed form: with so many pairs in each layer, or "auto" or "total 512", divided by cost."""
+    total = int(exact.removeprefix("total ")) if exact.startswith("total ") else None
+    options = ConversionOptions(
+        exact="auto" if total else exact, exact_total=total, window=WINDOW, sinks=SINKS
+    )  # fmt: skip
+    config, costs = fair.teacher.config, None
+    if options.exact == "auto":
+        costs = layer_costs(fair.teacher, lambda: batches, window=WINDOW, sinks=SINKS, dtype=fair.dtype)
+        print("  cost of cutting each layer:", {layer: round(cost, 4) for layer, cost in costs.items()}, flush=True)
+    student = convert(fair.teacher, options.conversion(config, context=CONTEXT, costs=costs), share=True)
     calibrate(fair.teacher, student, batches)
     return student
 
@@ -372,8 +379,9 @@ def score_pairs(run: Path, reviews: Path, exact: list[str], converted: list[Path
             rows = [row for row in kept if row["name"] not in new] + fair.rows
             out.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
+    batches = calibration(fair) if exact else []
     for pairs in exact:
-        fair.conversion(f"{pairs}, untrained", untrained(fair, pairs), tokens=0)
+        fair.conversion(f"{pairs}, untrained", untrained(fair, pairs, batches), tokens=0)
         write()
     for path in converted:
         folder = ModelFolder.open_whole(path)

@@ -134,6 +134,9 @@ def test_what_a_model_and_its_context_decide_of_a_conversion() -> None:
     assert ConversionOptions().conversion(plain.with_(max_position_embeddings=10**6), context=10**6).exact == (256,) * 2
     costs = {0: 0.01, 1: 0.09}
     assert ConversionOptions().conversion(plain, costs=costs).exact == (32, 96)
+    assert ConversionOptions(exact_total=40).conversion(plain, costs=costs).exact == (10, 30)
+    assert ConversionOptions(exact_total=40).conversion(plain).exact == (20, 20)
+    assert ConversionOptions(exact_total=10_000).conversion(plain).exact == (1024 - 64 - 4,) * 2  # all there is
     assert ConversionOptions(exact="7,9").conversion(plain, costs=costs).exact == (7, 9)
     assert ConversionOptions(exact="5").conversion(plain, kept=(0,)).exact == (0, 5)
     sliding = make("gemma-like").config
@@ -144,6 +147,8 @@ def test_what_a_model_and_its_context_decide_of_a_conversion() -> None:
     for wrong in ("many", "-1", "1,", ""):
         with pytest.raises(UserError, match="--exact"):
             ConversionOptions(exact=wrong)
+    with pytest.raises(UserError, match="instead of --exact"):
+        ConversionOptions(exact="64", exact_total=128)
 
 
 def test_learning_rates_follow_the_map_and_the_size_of_the_model() -> None:

@@ -69,6 +69,8 @@ class ConversionOptions:
     """Exact key-value pairs that each key-value head of the hybrid keeps beside its window, those that later queries
     are likeliest to need: one number, or one for each converted layer, with commas; 0 for none; auto: on average one
     for every 16 tokens of the context, but at most 256, and more in layers in which distant text is worth more."""
+    exact_total: int | None = None
+    """Exact pairs of all converted layers together, for each key-value head, divided as by auto; in place of --exact."""
     keep_softmax: str = "0"
     """Number of layers that stay softmax: those that depend most on distant text; auto: the fewest that account for
     half of the long-context gain, at most a quarter of the layers. Their KV caches keep growing."""
@@ -107,6 +109,8 @@ class ConversionOptions:
         for flag, number, least in (("--sinks", self.sinks, 0), ("--window", self.window, 1)):
             if number is not None and number < least:
                 raise UserError(f"{number} is out of range", flag)
+        if self.exact_total is not None and (self.exact != "auto" or self.exact_total < 0):
+            raise UserError("it is a number of pairs, and stands instead of --exact", "--exact-total")
         if self.exact != "auto" and not all(part.strip().isdecimal() for part in self.exact.split(",")):
             raise UserError(f"{self.exact!r} is neither auto nor numbers of pairs", "--exact")
         if self.keep_softmax != "auto" and not self.keep_softmax.isdecimal():
@@ -137,12 +141,15 @@ class ConversionOptions:
             UserError: there are not as many numbers as converted layers.
         """
         if self.exact == "auto":
-            each = min(MOST_PAIRS, context // PAIRS_SHARE)
+            room = max(0, context - window - self.sinks)
+            total = len(layers) * min(MOST_PAIRS, context // PAIRS_SHARE)
+            if self.exact_total is not None:
+                total = min(self.exact_total, room * len(layers))
             if not costs:
-                return dict.fromkeys(layers, each)
+                return dict.fromkeys(layers, total // max(1, len(layers)))
             from yeoul.evaluate.layer_costs import shared_out
 
-            return shared_out(costs, each * len(layers), max(each, context - window - self.sinks))
+            return shared_out(costs, total, max(room, total // len(layers)))
         given = [int(part) for part in self.exact.split(",")]
         if len(given) not in (1, len(layers)):
             raise UserError(f"{len(given)} numbers of pairs for {len(layers)} converted layers", "--exact")
@@ -434,7 +441,8 @@ class LinearizeConfig(Settings):
         distil, finetune = given.train_distil or usual, given.train_finetune or usual
         recall = given.recall_share
         if recall is None:
-            keeps = self.conversion.attention == "hybrid" and self.conversion.exact != "0"
+            pairs = self.conversion.exact != "0" and self.conversion.exact_total != 0
+            keeps = self.conversion.attention == "hybrid" and pairs
             recall = LARGE_RECALL if large and keeps else 0.0
         rates = LARGE_RATES if large else {}
         return replace(

@@ -42,7 +42,7 @@ def converted_costs(
     """By what `--exact auto` divides its pairs: the cost of cutting each layer that is converted; empty where there is
     nothing to divide."""
     layers = [i for i, kind in enumerate(teacher.config.attention) if kind == "softmax" and i not in kept]
-    if options.exact != "auto" or options.attention != "hybrid" or len(layers) < 2:
+    if options.exact != "auto" or options.exact_total == 0 or options.attention != "hybrid" or len(layers) < 2:
         return {}
     say("Ranking the layers by what distant text is worth in each ...")
     costs = layer_costs(teacher, batches, window=options.window_of(teacher.config), sinks=options.sinks, dtype=dtype)
