@@ -16,9 +16,9 @@ stood here, say what followed) form late. Three things bring them early, each fo
 - gaps of random length between the two times. With a fixed one the model learns to look a fixed way back.
 
 `pairs` scores conversions as a whole, without their parts, and with other pairs: conversions that are calibrated here
-and not trained (`--exact`), and folders of `yeoul linearize` (`--converted`). "newest" keeps the newest pairs, which is
-a longer window of as many bytes, "random" any. Beside them stands the teacher cut to a window of as many bytes as all
-that a conversion keeps.
+and not trained (`--exact`), and folders of `yeoul linearize` (`--converted`). Of the former also others: "newest" keeps the newest pairs, which is
+a longer window of as many bytes, "random" any, and the teacher is cut to a window of as many bytes as all that the
+conversion keeps.
 """
 
 from __future__ import annotations
@@ -311,8 +311,8 @@ class Fair:
             )
             print(f"{name:44} {kept}  recall {share.exact or 0:.2f} / {share.choice or 0:.2f}", flush=True)
 
-    def conversion(self, label: str, model: Decoder, **facts: Any) -> None:
-        """A conversion, its parts, and what it would be with other pairs."""
+    def conversion(self, label: str, model: Decoder, *, others: bool, **facts: Any) -> None:
+        """A conversion and its parts, and if `others`, what it would be with other pairs."""
 
         def view(*contexts: Callable[[], AbstractContextManager[Any]]) -> View:
             @contextmanager
@@ -328,12 +328,13 @@ class Fair:
         names: Views = {label: view(), f"{label}, no state": view(stateless)}
         if any(model.config.exact):
             names[f"{label}, no pairs"] = view(lambda: parts(model, exact=False))
+        total = cache_bytes(model.config, 4)[0]
+        if others:
             for how in ("newest", "random"):
                 other = lambda how=how: instead(model, how)  # noqa: E731
                 names[f"{label}, {how}, no state"] = view(other, stateless)
-        total = cache_bytes(model.config, 4)[0]
-        longer = self.window_of(total)
-        names[f"{label}, teacher cut to {longer}"] = lambda: nullcontext(cut_teacher(self.teacher, longer, SINKS))
+            longer = self.window_of(total)
+            names[f"{label}, teacher cut to {longer}"] = lambda: nullcontext(cut_teacher(self.teacher, longer, SINKS))
         self.add(names, exact=list(model.config.exact), cache_bytes=total, **facts)
 
     def window_of(self, total: int) -> int:
@@ -381,14 +382,14 @@ def score_pairs(run: Path, reviews: Path, exact: list[str], converted: list[Path
 
     batches = calibration(fair) if exact else []
     for pairs in exact:
-        fair.conversion(f"{pairs}, untrained", untrained(fair, pairs, batches), tokens=0)
+        fair.conversion(f"{pairs}, untrained", untrained(fair, pairs, batches), others=True, tokens=0)
         write()
     for path in converted:
         folder = ModelFolder.open_whole(path)
         model = folder.load(torch.device("cpu"), torch.float32).eval().requires_grad_(False)
         record = json.loads((path / "linearize.json").read_text(encoding="utf-8"))
         facts = {"tokens": record["tokens"], "seconds": record["seconds"], "command": record["command"]}
-        fair.conversion(path.name, model, **facts)
+        fair.conversion(path.name, model, others=False, **facts)
         write()
 
 

@@ -70,7 +70,7 @@ class ConversionOptions:
     are likeliest to need: one number, or one for each converted layer, with commas; 0 for none; auto: on average one
     for every 16 tokens of the context, but at most 256, and more in layers in which distant text is worth more."""
     exact_total: int | None = None
-    """Exact pairs of all converted layers together, a key-value head, divided as by auto; instead of --exact."""
+    """Exact pairs of a key-value head in all converted layers together, divided as by auto; instead of --exact."""
     keep_softmax: str = "0"
     """Number of layers that stay softmax: those that depend most on distant text; auto: the fewest that account for
     half of the long-context gain, at most a quarter of the layers. Their KV caches keep growing."""
