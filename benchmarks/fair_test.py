@@ -15,10 +15,10 @@ stood here, say what followed) form late. Three things bring them early, each fo
   every token drowned it: 0.5 million tokens so taught nothing, 0.7 million without the noise taught it whole;
 - gaps of random length between the two times. With a fixed one the model learns to look a fixed way back.
 
-`pairs` scores conversions as a whole, without their parts, and with other pairs: conversions that are calibrated here
-and not trained (`--exact`), and folders of `yeoul linearize` (`--converted`). Of the former also others: "newest" keeps the newest pairs, which is
-a longer window of as many bytes, "random" any, and the teacher is cut to a window of as many bytes as all that the
-conversion keeps.
+`pairs` scores conversions as a whole and without their parts: conversions that are calibrated here and not trained
+(`--exact`), and folders of `yeoul linearize` (`--converted`). Beside the former stand others: "newest" keeps the newest
+pairs, which is a longer window of as many bytes, "random" any, and the teacher is cut to a window of as many bytes as
+all that the conversion keeps.
 """
 
 from __future__ import annotations
