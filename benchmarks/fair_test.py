@@ -354,13 +354,11 @@ def calibration(fair: Fair) -> list[Batch]:
 
 
 def untrained(fair: Fair, exact: str, batches: list[Batch]) -> Decoder:
-    """A conversion in closed form: with so many pairs in each layer, or "auto" or "total 512", divided by cost."""
+    """A conversion in closed form: as with --exact, or "total 512" as with --exact-total 512."""
     total = int(exact.removeprefix("total ")) if exact.startswith("total ") else None
-    options = ConversionOptions(
-        exact="auto" if total else exact, exact_total=total, window=WINDOW, sinks=SINKS
-    )  # fmt: skip
+    options = ConversionOptions(exact="auto" if total else exact, exact_total=total, window=WINDOW, sinks=SINKS)
     config, costs = fair.teacher.config, None
-    if options.exact == "auto":
+    if total:
         costs = layer_costs(fair.teacher, lambda: batches, window=WINDOW, sinks=SINKS, dtype=fair.dtype)
         print("  cost of cutting each layer:", {layer: round(cost, 4) for layer, cost in costs.items()}, flush=True)
     student = convert(fair.teacher, options.conversion(config, context=CONTEXT, costs=costs), share=True)
@@ -402,7 +400,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8_000_000)
     parser.add_argument("--before", type=int, default=2_460_000, help="tokens read before the curriculum")
     parser.add_argument("--seconds", type=float, default=900, help="longest time for the curriculum")
-    parser.add_argument("--exact", nargs="*", default=[], help="pairs of conversions that are not trained")
+    parser.add_argument("--exact", nargs="*", default=[], help="conversions that are not trained: 64, or total 256")
     parser.add_argument("--converted", type=Path, nargs="*", default=[], help="runs of yeoul linearize")
     parser.add_argument("--out", type=Path, help="file for the JSON of pairs")
     args = parser.parse_args()

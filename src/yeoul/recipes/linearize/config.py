@@ -67,10 +67,11 @@ class ConversionOptions:
     """Attention sinks: number of first tokens that the hybrid's softmax always sees."""
     exact: str = "auto"
     """Exact key-value pairs that each key-value head of the hybrid keeps beside its window, those that later queries
-    are likeliest to need: one number, or one for each converted layer, with commas; 0 for none; auto: on average one
-    for every 16 tokens of the context, but at most 256, and more in layers in which distant text is worth more."""
+    are likeliest to need: one number, or one for each converted layer, with commas; 0 for none; auto: one for every 16
+    tokens of the context, but at most 256."""
     exact_total: int | None = None
-    """Exact pairs of a key-value head in all converted layers together, divided as by auto; instead of --exact."""
+    """Exact pairs of a key-value head in all converted layers together, divided by what cutting each layer alone to its
+    window costs; instead of --exact."""
     keep_softmax: str = "0"
     """Number of layers that stay softmax: those that depend most on distant text; auto: the fewest that account for
     half of the long-context gain, at most a quarter of the layers. Their KV caches keep growing."""
@@ -135,21 +136,21 @@ class ConversionOptions:
         return self.window or (sliding if "sliding" in config.attention else WINDOW)
 
     def exact_of(self, layers: Sequence[int], context: int, window: int, costs: Mapping[int, float]) -> dict[int, int]:
-        """Exact pairs of each converted layer: given, or by what distant text is worth in it.
+        """Exact pairs of each converted layer: given, the same for all, or by what distant text is worth in it.
 
         Raises:
             UserError: there are not as many numbers as converted layers.
         """
-        if self.exact == "auto":
+        if self.exact_total is not None:
             room = max(0, context - window - self.sinks)
-            total = len(layers) * min(MOST_PAIRS, context // PAIRS_SHARE)
-            if self.exact_total is not None:
-                total = min(self.exact_total, room * len(layers))
+            total = min(self.exact_total, room * len(layers))
             if not costs:
                 return dict.fromkeys(layers, total // max(1, len(layers)))
             from yeoul.evaluate.layer_costs import shared_out
 
-            return shared_out(costs, total, max(room, total // len(layers)))
+            return shared_out(costs, total, room)
+        if self.exact == "auto":
+            return dict.fromkeys(layers, min(MOST_PAIRS, context // PAIRS_SHARE))
         given = [int(part) for part in self.exact.split(",")]
         if len(given) not in (1, len(layers)):
             raise UserError(f"{len(given)} numbers of pairs for {len(layers)} converted layers", "--exact")
@@ -170,7 +171,7 @@ class ConversionOptions:
             seed: of the frequencies.
             kept: layers that stay softmax; those of --softmax-layers where it is empty.
             context: tokens of a sequence that is trained on.
-            costs: of cutting each converted layer, by which pairs are divided; all have the same number without.
+            costs: of cutting each converted layer, by which --exact-total is divided; without, alike.
 
         Raises:
             UserError: --exact does not fit the model.

@@ -39,10 +39,9 @@ def converted_costs(
     dtype: torch.dtype,
     say: Say,
 ) -> dict[int, float]:
-    """By what `--exact auto` divides its pairs: the cost of cutting each layer that is converted; empty where there is
-    nothing to divide."""
+    """By what `--exact-total` is divided, the cost of cutting each converted layer; empty where nothing is divided."""
     layers = [i for i, kind in enumerate(teacher.config.attention) if kind == "softmax" and i not in kept]
-    if options.exact != "auto" or options.exact_total == 0 or options.attention != "hybrid" or len(layers) < 2:
+    if not options.exact_total or options.attention != "hybrid" or len(layers) < 2:
         return {}
     say("Ranking the layers by what distant text is worth in each ...")
     costs = layer_costs(teacher, batches, window=options.window_of(teacher.config), sinks=options.sinks, dtype=dtype)

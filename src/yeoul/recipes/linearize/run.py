@@ -56,7 +56,7 @@ from yeoul.train.config import TrainConfig
 RECORD = "linearize.json"
 """In the run's folder, written behind the model: cost and results of the conversion."""
 COSTS = "costs.json"
-"""In the run's folder: what cutting each converted layer costs, by which exact pairs were divided."""
+"""In the run's folder: what cutting each converted layer costs, by which `--exact-total` was divided."""
 RANKING_TOKENS = 16_384  # and half as many of recall: all that is looked at
 """Training tokens on which layers are ranked and a conversion is initialised."""
 
@@ -346,11 +346,12 @@ class _Linearization:
     def _costs(self, kept: tuple[int, ...]) -> dict[int, float]:
         """Of the converted layers, as an earlier session found them: another machine may round otherwise."""
         path = self.folder.out / COSTS
-        if self.goes_on:  # without the file it began when all layers had the same number of pairs
-            return {int(layer): cost for layer, cost in read_object(path).items()} if path.is_file() else {}
+        if self.goes_on and path.is_file():
+            return {int(layer): cost for layer, cost in read_object(path).items()}
         ranked = lambda: self._calibration(self._some())  # noqa: E731
         costs = converted_costs(self.config.conversion, self.teacher, kept, ranked, self.dtypes.compute, self.say)
-        write_json(path, costs)
+        if costs:
+            write_json(path, costs)
         return costs
 
     def _some(self) -> Iterator[Batch]:
