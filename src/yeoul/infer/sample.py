@@ -163,27 +163,44 @@ def counts_tokens(params: SamplingParams) -> bool:
     return params.presence_penalty != 0 or params.frequency_penalty != 0
 
 
-def _draw_among_few(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> Tensor:
-    """`draw` of `shape_logits` of one row (V,) on the CPU: only tokens that may be kept are looked at one by one.
+def _draw_among_few(logits: Tensor, params: SamplingParams, generators: Sequence[torch.Generator]) -> Tensor:
+    """`draw` of `shape_logits` of rows (B, V) on the CPU: only tokens that may be kept are looked at one by one.
 
     With top-k these are the k likeliest. With top-p the tokens below a share of (1 - p) / V have less than 1 - p
     together, so that those above reach p; with min-p the least share is known.
     """
-    largest, vocabulary, total = logits.max(), len(logits), None
-    if 0 < params.top_k < vocabulary:
-        place = vocabulary - params.top_k
-        few = np.flatnonzero(logits.numpy() >= np.partition(logits.numpy(), place)[place])
+    largest, (B, V), total = logits.amax(-1, keepdim=True), logits.shape, None
+    if 0 < params.top_k < V:
+        place = V - params.top_k
+        few = logits.numpy() >= np.partition(logits.numpy(), place, axis=-1)[:, place : place + 1]
     else:
         weights = (logits - largest).div_(params.temperature).exp_()
-        mass = weights.sum(dtype=torch.float64)
-        total = mass.log()[None, None]
-        least = float(mass) * (1 - params.top_p) / vocabulary
-        few = np.flatnonzero(weights.numpy() >= max(least, params.min_p) * (1 - 1e-6))  # what rounding may hide
-    ids = torch.from_numpy(few)
-    row = temperature(logits[ids] - largest, params.temperature)[None]
-    row = min_p(top_p(top_k(row, params.top_k), params.top_p, total), params.min_p)
-    kept = row[0] > -math.inf
-    return ids[kept][draw(row[:, kept], [generator])]
+        mass = weights.sum(-1, keepdim=True, dtype=torch.float64)
+        total = mass.log()
+        least = (mass.numpy() * ((1 - params.top_p) / V)).clip(min=params.min_p) * (1 - 1e-6)  # what rounding may hide
+        few = weights.numpy() >= least.astype(np.float32)
+    if B == 1:
+        ids = torch.from_numpy(np.flatnonzero(few))[None]
+        rows = logits.gather(1, ids) - largest
+    else:
+        rows, ids = _side_by_side(logits - largest, few)
+    rows = temperature(rows, params.temperature)
+    rows = min_p(top_p(top_k(rows, params.top_k), params.top_p, total), params.min_p)
+    return ids.gather(1, draw(rows, generators)[:, None])[:, 0]
+
+
+def _side_by_side(logits: Tensor, few: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Of each row of (B, V) those that are chosen, (B, V) bool, in order: their logits and ids, both (B, K).
+
+    Rows with fewer than others end with -inf.
+    """
+    rows, ids = np.nonzero(few)
+    counts = np.bincount(rows, minlength=len(few))
+    places = np.arange(len(rows)) - np.repeat(counts.cumsum() - counts, counts)
+    chosen = np.full((len(few), counts.max()), -np.inf, np.float32)
+    numbers = np.zeros(chosen.shape, np.int64)
+    chosen[rows, places], numbers[rows, places] = logits.numpy()[few], ids
+    return torch.from_numpy(chosen), torch.from_numpy(numbers)
 
 
 def sample(
@@ -210,7 +227,7 @@ def sample(
     if not cut or logits.device.type != "cpu":
         return draw(shape_logits(logits, params, seen, counts), generators)
     rows = _penalised(logits.detach(), params, seen, counts)
-    return torch.cat([_draw_among_few(row, params, own) for row, own in zip(rows, generators, strict=True)])
+    return _draw_among_few(rows, params, generators)
 
 
 def sample_rows(
