@@ -30,6 +30,7 @@ class InFlight:
         limit: new tokens at most.
         vocab_size: ids below it are drawn.
         device: of the model.
+        marks_apart: tokens that its marks must be apart, but for the last.
 
     Attributes:
         job: of the scheduler.
@@ -51,6 +52,7 @@ class InFlight:
         limit: int,
         vocab_size: int,
         device: torch.device,
+        marks_apart: int,
     ) -> None:
         params, prompt = request.params, list(request.ids)
         self.request, self.params, self.on_event, self.limit = request, params, on_event, limit
@@ -67,7 +69,7 @@ class InFlight:
         self.counts: Tensor | None = None
         if counts_tokens(params):
             self.counts = torch.zeros(vocab_size, dtype=torch.int32, device=device)
-        self.marks = sorted(set(request.marks))
+        self.marks = _apart(request.marks, marks_apart)
         self.cancelled = False
         self.cached = self.drawn = 0
         self.prompt_logprobs: list[TokenLogprob | None] = []
@@ -150,3 +152,12 @@ class InFlight:
         self._text, self._prompt = "", None
         self._tokens.clear()
         return event
+
+
+def _apart(marks: tuple[int, ...], least: int) -> list[int]:
+    """Marks that are so many tokens apart, chosen from the last on, in order."""
+    chosen: list[int] = []
+    for mark in sorted(set(marks), reverse=True):
+        if not chosen or chosen[-1] - mark >= least:
+            chosen.append(mark)
+    return chosen[::-1]

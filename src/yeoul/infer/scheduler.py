@@ -17,6 +17,8 @@ from yeoul.infer.requests import QueueFull
 
 TURN = 4
 """Pieces of `prefill_tokens` that are read of one prompt before it is the next one's turn."""
+SMALLEST = 4
+"""A piece that does not end a prompt has at least one in so many of `prefill_tokens`: small ones cost more a token."""
 
 
 class State(Enum):
@@ -109,8 +111,11 @@ class Scheduler:
             self.reading.append(job)
 
     def next_reader(self) -> Job | None:
-        """Whose turn it is to be read; None where nobody is, or where the step's budget is spent."""
-        return self.reading[0] if self.reading and self._budget > 0 else None
+        """Whose turn it is to be read; None where nobody is, or where too little is left of the step's budget."""
+        if not self.reading:
+            return None
+        job = self.reading[0]
+        return job if self._budget >= min(job.unread, max(1, self.prefill_tokens // SMALLEST)) else None
 
     def piece(self, job: Job) -> Piece:
         """What is to be read of the job whose turn it is."""

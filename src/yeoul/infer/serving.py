@@ -40,6 +40,7 @@ from yeoul.infer.drawing import PIECE, draw, prompt_logprobs
 from yeoul.infer.engine import end_ids
 from yeoul.infer.generation import check_bias
 from yeoul.infer.in_flight import InFlight
+from yeoul.infer.next_token import NextToken
 from yeoul.infer.prefixes import Prefixes
 from yeoul.infer.requests import (
     Closed,
@@ -67,6 +68,10 @@ logger = logging.getLogger(__name__)
 
 WORTH = 16
 """Tokens that a snapshot must spare a text that has been read in part."""
+FEW = 16
+"""Tokens of a piece that the native library reads sooner than PyTorch does."""
+APART = 64
+"""Tokens that marks must be apart for a snapshot at each, but for the last: small pieces cost more a token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +133,7 @@ class Engine:
         self._native = native
         with torch.inference_mode():
             self._rows = Rows(model, max_rows, native=native)
+        self._few = NextToken(model) if native and model.device.type == "cpu" else None
         growing, fixed = self._growth()
         room = runtime.memory_available() // 2 if cache_bytes is None else cache_bytes
         cells = max(1, room // growing) if growing else None
@@ -162,7 +168,13 @@ class Engine:
         """
         limit = self._limit(request)
         one = InFlight(
-            request, on_event, self.tokenizer, limit=limit, vocab_size=self.vocab_size, device=self.model.device
+            request,
+            on_event,
+            self.tokenizer,
+            limit=limit,
+            vocab_size=self.vocab_size,
+            device=self.model.device,
+            marks_apart=APART,
         )
         with self._lock:
             if self._closing:
@@ -354,10 +366,13 @@ class Engine:
                     exact = one.cache.layers[number] = like.room(1)
                     exact.widen(one.reading, [0])
         one.cache.expect(torch.tensor([one.reading]))
-        ids = torch.tensor([one.text[start:end]], device=model.device)
-        hidden = model.hidden(ids, cache=one.cache)
-        most = one.request.prompt_logprobs
-        if most is not None and one.new_ids == 0:
+        ids = torch.tensor(one.text[start:end], device=model.device)
+        most = one.request.prompt_logprobs if one.new_ids == 0 else None
+        if most is None and self._few is not None and len(ids) <= FEW:
+            logits = self._few.after_each(ids, one.cache, 1)
+            return logits if end == one.reading else None
+        hidden = model.hidden(ids[None], cache=one.cache)
+        if most is not None:
             self._report_prompt(one, hidden, start, end, most)
         return model.unembed(hidden[:, -1]) if end == one.reading else None
 
@@ -500,7 +515,7 @@ class Engine:
         if not (self._keeps and one.request.keep) or self._kept.cuts:
             return one.reading
         every = self.snapshot_every
-        stop = (one.read // every + 1) * every if every else one.reading
+        stop = round(one.read / every + 1) * every if every else one.reading  # no small piece before the first
         return min([one.reading, stop, *(mark for mark in one.marks if mark > one.read)])
 
     def _keep(self, one: InFlight, length: int, *, minor: bool = False, logits: Tensor | None = None) -> None:
