@@ -31,14 +31,14 @@ import httpx2
 import psutil
 
 VOCABULARY = 8000
-KINDS = {"softmax": {}, "linear": {"attention": ("hybrid",), "exact": 64, "state_update": "delta"}}
+KINDS = {"softmax": {}, "linear": {"attention": ("hybrid",), "exact": (64,), "state_update": "delta"}}
 LLAMA_SERVER = """
 import sys, time, xllamacpp
 params = xllamacpp.CommonParams()
 port, room, rows, threads = map(int, sys.argv[2:])
 params.model.path, params.port, params.n_ctx, params.n_parallel = sys.argv[1], port, room, rows
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-params.warmup = False
+params.warmup, params.n_threads_http = False, rows + 8
 server = xllamacpp.Server(params)
 print("ready", server.listening_address, flush=True)
 while True:
@@ -47,7 +47,7 @@ while True:
 
 
 def make_models(folder: Path, preset_name: str, context: int) -> None:
-    """FOLDER/softmax and FOLDER/linear, with random weights, and FOLDER/softmax.gguf."""
+    """FOLDER/softmax and FOLDER/linear, with random weights, and FOLDER/f32.gguf and bf16.gguf of the first."""
     import yeoul
     from yeoul.data.builtin import generate_documents
     from yeoul.model.config import preset
@@ -63,7 +63,8 @@ def make_models(folder: Path, preset_name: str, context: int) -> None:
                         bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, **settings)  # fmt: skip
         yeoul.save(Decoder(config).eval(), folder / kind, tokenizer, overwrite=True)
         print(folder / kind)
-    yeoul.export(folder / "softmax", yeoul.ExportConfig(format="gguf", dtype="f32"), out=folder / "softmax.gguf")
+    for dtype in ("f32", "bf16"):
+        yeoul.export(folder / "softmax", folder / f"{dtype}.gguf", yeoul.ExportConfig(format="gguf", dtype=dtype))
 
 
 def free_port() -> int:
@@ -151,8 +152,8 @@ async def completion(
 
 
 def new_client() -> httpx2.AsyncClient:
-    """One that waits as long as it takes."""
-    return httpx2.AsyncClient(timeout=600, limits=httpx2.Limits(max_connections=None))
+    """One that waits as long as it takes; a connection for each request, as different clients have."""
+    return httpx2.AsyncClient(timeout=600, limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0))
 
 
 async def converse(url: str, model: str, turns: int, said: int, answered: int, seed: int) -> list[dict[str, float]]:
@@ -261,13 +262,14 @@ def throughput(args: argparse.Namespace) -> dict[str, Any]:
         print(f"{name:<22} {line['tokens_per_second']:9,.0f} tokens/s written, {line['read_per_second']:9,.0f} read; "
               f"first token {line['first_median']:.2f} s, p99 {line['first_p99']:.2f} s", flush=True)  # fmt: skip
 
-    flags = ("--max-rows", str(args.clients), "--snapshot-mb", "0")
+    flags = ("--max-rows", str(args.clients), "--snapshot-mb", "0", "--dtype", args.dtype)
     for kind in ("softmax", "linear"):
         with yeoul_server(args.folder / kind, flags=flags) as served:
             measured(kind, served)
     if args.llama_cpp is not None:
         room = args.longest + args.new + 64
-        with llama_server(args.llama_cpp, args.folder / "softmax.gguf", context=room, rows=args.clients,
+        file = args.folder / ("bf16.gguf" if args.dtype == "bfloat16" else "f32.gguf")
+        with llama_server(args.llama_cpp, file, context=room, rows=args.clients,
                           threads=args.threads) as served:  # fmt: skip
             measured("llama.cpp softmax", served)
     return result
@@ -359,7 +361,7 @@ async def misbehave(url: str, requests: int, seed: int, say: Any) -> dict[str, i
 def faults(args: argparse.Namespace) -> dict[str, Any]:
     """No traceback, no row that stays, memory that is flat once warm."""
     memory: list[int] = []
-    with yeoul_server(args.folder / "linear") as served:
+    with yeoul_server(args.folder / "linear", flags=("--snapshot-mb", "64")) as served:
         asyncio.run(misbehave(served.url, args.requests // 5, 1, lambda _: None))  # warms up
         memory.append(served.resident())
         statuses = asyncio.run(misbehave(served.url, args.requests, 2, lambda _: memory.append(served.resident())))
@@ -413,6 +415,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--longest", type=int, default=4096)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the throughput")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--threads", type=int, default=runtime.usable_cpus())
     parser.add_argument("--llama-cpp", type=Path, help="interpreter with xllamacpp")

@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
@@ -41,6 +42,7 @@ from yeoul.infer.engine import end_ids
 from yeoul.infer.generation import check_bias
 from yeoul.infer.in_flight import InFlight
 from yeoul.infer.next_token import NextToken
+from yeoul.infer.packed import packed
 from yeoul.infer.prefixes import Prefixes
 from yeoul.infer.requests import (
     Closed,
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+TRIM_SECONDS = 10.0
+"""Between two times that free memory is given back to the system, at least."""
 WORTH = 16
 """Tokens that a snapshot must spare a text that has been read in part."""
 FEW = 16
@@ -282,8 +286,12 @@ class Engine:
     # -- the engine's own thread
 
     def _work(self) -> None:
+        trimmed = time.monotonic()
         while True:
             self._wake.clear()
+            if time.monotonic() - trimmed > TRIM_SECONDS:
+                runtime.return_freed_memory()
+                trimmed = time.monotonic()
             if self.step():
                 continue
             with self._lock:
@@ -551,6 +559,7 @@ class Engine:
     ) -> None:
         size = cache.nbytes() + (0 if logits is None else logits.numel() * logits.element_size())
         key = self._turned(max(length, one.reading, one.prompt_size))
+        cache = cache if self._kept.cuts else packed(cache)
         self._kept.put(key, one.array(length), Snapshot(cache, logits), size, minor=minor)
 
     def _from_snapshot(self, one: InFlight) -> Tensor | None:
