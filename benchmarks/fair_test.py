@@ -67,7 +67,7 @@ CURRICULUM = ((8, 256), (16, 512), (32, 1024), (64, 2048), (128, 4000), (256, 40
 """Words said twice in a row, and of how many they are drawn; the next begins when 85 % are right."""
 
 WINDOW, SINKS, CONTEXT = 64, 4, 1024
-SCORED = 20_480
+SCORED = 10_240
 """Tokens of each text that conversions are scored on."""
 
 
@@ -270,7 +270,7 @@ class Fair:
             context=CONTEXT,
             window=WINDOW,
             distances=(128, 512),
-            questions=128,
+            questions=64,
         )
         self.dtype = runtime.resolve_dtype("auto", torch.device("cpu"))
         self.rows: list[dict[str, Any]] = []
