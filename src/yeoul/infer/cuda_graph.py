@@ -147,26 +147,12 @@ class GraphDecoder:
 
     def _recorded(self, rows: int, columns: int, end: int) -> StaticStep:
         """A step for so many rows, columns and positions; on a GPU it is recorded."""
-        device = self.model.device
         try:
             step = StaticStep(self.model, rows=rows, columns=columns, end=end)
-            if not self.record:
-                return step
-            with torch.cuda.device(device):
-                stream = torch.cuda.Stream()
-                stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(stream):
-                    for _ in range(WARM_UP):
-                        step.run()
-                    with Read() as read:
-                        step.run()
-                torch.cuda.current_stream().wait_stream(stream)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    logits = step.run()
-        except RuntimeError as error:  # too little memory, or an operation that cannot be recorded
+        except RuntimeError as error:  # too little memory
             raise Unsupported(f"the step cannot be recorded: {error}") from error
-        self._graph, self._logits, self._read = graph, logits, list(read.kept.values())
+        if self.record:
+            self._graph, self._logits, self._read = recorded(step)
         return step
 
     def _bind(self, cache: Cache, rows: int) -> None:
@@ -207,6 +193,30 @@ class GraphDecoder:
                 else:
                     holder[name] = {key: gate.clone() for key, gate in value.items()}
         self._bound, self._cache = [], None
+
+
+def recorded(step: StaticStep) -> tuple[Any, Tensor, list[Tensor]]:
+    """A step as a CUDA graph, the logits that it leaves, and what it reads, which has to be kept. Its memory is noise.
+
+    Raises:
+        Unsupported: it cannot be recorded.
+    """
+    try:
+        with torch.cuda.device(step.model.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    step.run()
+                with Read() as read:
+                    step.run()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                logits = step.run()
+    except RuntimeError as error:  # too little memory, or an operation that cannot be recorded
+        raise Unsupported(f"the step cannot be recorded: {error}") from error
+    return graph, logits, list(read.kept.values())
 
 
 class Read(TorchDispatchMode):

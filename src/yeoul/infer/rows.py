@@ -5,18 +5,23 @@ when one leaves, the last takes its place: the rows in use are always the first 
 would lie if the text were alone, and all that changes with a token (slots of rings, columns in use, ages of exact
 pairs) follows from the number of tokens of each row. So joining and leaving copy one row and move nobody else.
 
-On the CPU the native library takes a token of each row in one call (`NativeDecoder.step_apart`), and PyTorch does it by
-the same step that a GPU records (`yeoul.infer.static_step`) where the library cannot.
+On the CPU the native library takes a token of each row in one call (`NativeDecoder.step_apart`). On a GPU a step over
+all rows, in use or not, is recorded as a CUDA graph (`yeoul.infer.static_step`), which has to be done again only for
+twice the keys of softmax attention. What neither can do PyTorch does, by that step over the rows in use.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from yeoul import runtime
+from yeoul.infer.cuda_graph import recorded
 from yeoul.infer.native.decoder import MOST_ROWS, NativeDecoder, decoder_of
-from yeoul.infer.static_step import StaticStep, parts, probed
+from yeoul.infer.static_step import FEWEST_COLUMNS, StaticStep, Unsupported, check, parts, probed, room
 from yeoul.model.cache import Cache, KVCache, LayerCache, WindowCache
 from yeoul.model.decoder import Decoder
 from yeoul.model.static_cache import StaticKVCache
@@ -37,6 +42,7 @@ class Rows:
         model: whose weights stay as they are meanwhile.
         most: rows at most.
         native: False leaves all to PyTorch.
+        fixed: steps over all rows by one step that is made once, which on a GPU is recorded; None does on a GPU.
 
     Attributes:
         count: rows in use, which are the first ones.
@@ -44,13 +50,18 @@ class Rows:
         native: whether the native library takes the tokens.
     """
 
-    def __init__(self, model: Decoder, most: int, *, native: bool = True) -> None:
+    def __init__(self, model: Decoder, most: int, *, native: bool = True, fixed: bool | None = None) -> None:
         self.model, self.most, self.count = model, most, 0
         self.lengths = np.zeros(most, np.int64)
         self._decoder: NativeDecoder | None = decoder_of(model, most) if native and most <= MOST_ROWS else None
         self._static: StaticStep | None = None
+        self._graph: Any = None  # torch.cuda.CUDAGraph of it
+        self._logits, self._read = torch.empty(0), list[Tensor]()
+        self._fixed = (model.device.type == "cuda" and runtime.native_allowed()) if fixed is None else fixed
         self.layers: list[LayerCache] = [layer.room(most) for layer in probed(model, 1)]
         self._columns = [part for part in parts(self.layers) if isinstance(part, KVCache)]
+        if self._fixed:
+            self._fix(0, 0)
 
     @property
     def native(self) -> bool:
@@ -69,7 +80,8 @@ class Rows:
         for layer, given in zip(self.layers, text.layers, strict=True):
             layer.put(row, given, length)
         self.lengths[row] = length
-        self.count, self._static = self.count + 1, None
+        self.count += 1
+        self._changed()
         return row
 
     def leave(self, row: int, *, wipe: bool = False) -> int:
@@ -89,8 +101,9 @@ class Rows:
             for layer in self.layers:
                 layer.move(last, row, int(self.lengths[last]))
             self.lengths[row] = self.lengths[last]
-        self.count, self._static = last, None
-        if not last:
+        self.count = last
+        self._changed()
+        if not last and not self._fixed:
             for part in self._columns:
                 if part.k is not None and part.k.shape[2] > LARGE:
                     part.k, part.v = (
@@ -133,22 +146,63 @@ class Rows:
         return logits
 
     def _by_pytorch(self, tokens: Tensor, lengths: np.ndarray) -> Tensor:
-        columns = int(lengths.max()) + 1
+        columns, rows = int(lengths.max()) + 1, self.count
+        if self._fixed and (self._static is None or columns > self._static.end):
+            self._fix(0, columns)
         if self._static is None or columns > self._static.end:
-            end = 1 << columns.bit_length()
-            self._static = StaticStep(self.model, rows=self.count, columns=columns, end=end, memory=self.layers)
-            self._static.lengths.copy_(torch.from_numpy(lengths))
-            self._static.positions.copy_(torch.from_numpy(lengths)[:, None])
-        for part in parts(self._static.layers):
+            self._static = StaticStep(self.model, rows=rows, columns=columns, end=2 * room(columns), memory=self.layers)
+        step = self._static
+        known = torch.from_numpy(self.lengths[: step.rows])  # of rows not in use nothing that goes on growing
+        step.lengths.copy_(known)
+        step.positions.copy_(known[:, None])
+        step.tokens[:rows].copy_(tokens)
+        if self._graph is not None:
+            self._graph.replay()
+            return self._logits[:rows].clone()
+        for part in parts(step.layers):
             if isinstance(part, StaticKVCache):
                 part.used = columns
-        self._static.tokens.copy_(tokens)
-        return self._static.run()
+        return step.run()[:rows]
+
+    def _changed(self) -> None:
+        """Rows have come or gone: a step over those in use is another one."""
+        if not self._fixed:
+            self._static = None
 
     def _widen(self, columns: int) -> None:
         """Makes room for so many columns of softmax attention."""
+        wide = all(part.k is not None and part.k.shape[2] >= columns for part in self._columns)
+        if wide:
+            return
+        if self._fixed:
+            self._fix(room(columns), columns)
+            return
         for part in self._columns:
-            assert part.k is not None
-            if part.k.shape[2] < columns:
-                part.widen(columns, self.lengths[: self.count].tolist())
-                self._static = None
+            part.widen(columns, self.lengths[: self.count].tolist())
+        self._static = None
+
+    def _fix(self, columns: int, end: int) -> None:
+        """Makes the step over all rows, with memory for so many columns and texts, and keeps what is in it.
+
+        Recording runs the step, which may leave anything in its memory: rows in use are copied behind that.
+        """
+        old, self._graph = self.layers, None
+        self.layers = [layer.room(self.most) for layer in old]
+        self._columns = [part for part in parts(self.layers) if isinstance(part, KVCache)]
+        capacity = max(
+            (part.k.shape[2] for part in parts(old) if isinstance(part, KVCache) and part.k is not None), default=0
+        )
+        for part in self._columns:
+            part.widen(max(columns, capacity, FEWEST_COLUMNS), [])
+        end = 2 * room(max(end, self.model.config.max_position_embeddings))
+        try:
+            check(self.model)
+            self._static = StaticStep(self.model, rows=self.most, columns=columns, end=end, memory=self.layers)
+            if self.model.device.type == "cuda":
+                self._graph, self._logits, self._read = recorded(self._static)
+        except Unsupported:
+            self._fixed, self._static = False, None
+        for row in range(self.count):
+            length = int(self.lengths[row])
+            for layer, before in zip(self.layers, old, strict=True):
+                layer.put(row, before.lone(row, length), length)
