@@ -17,6 +17,7 @@ from models import VOCAB, make
 from yeoul.infer.native import binding
 from yeoul.infer.native.binding import NativeError, Operation
 from yeoul.infer.native.decoder import NativeDecoder
+from yeoul.infer.rows import Rows
 
 LIMITS = (-(2**63), -2, -1, 0, 1, 2, 3, 7, 63, 2**20, 2**31, 2**33, 2**62, 2**63 - 1)
 SMALL = ("gemma-like", "hybrid-convolution", "exact-codebook", "exact-delta", "separate", "gated-hybrid", "classic")
@@ -33,6 +34,22 @@ def run(native: NativeDecoder, rows: int, steps: int) -> None:
             assert native.takes(cache, rows)
             logits = native.step(torch.randint(VOCAB, (rows,)), cache)
             assert bool(torch.isfinite(logits).all())
+
+
+def come_and_go(kind: str) -> None:
+    """Rows of any length, with places of their own."""
+    rows = Rows(make(kind).eval(), 3)
+    with torch.inference_mode():
+        for turn in range(12):
+            if rows.count < 3:
+                text = rows.model.new_cache(1)
+                rows.model(torch.randint(VOCAB, (1, 9 + 7 * turn)), cache=text)
+                rows.join(text)
+            for _ in range(4):
+                assert bool(torch.isfinite(rows.step(torch.randint(VOCAB, (rows.count,)))).all())
+            if turn % 2:
+                rows.leave(0)
+    assert rows.native
 
 
 def damage(operations: ctypes.Array[Operation], chance: random.Random) -> None:
@@ -57,6 +74,8 @@ def main() -> None:
     for isa in binding.instruction_sets():
         for kind in SMALL:
             run(NativeDecoder(make(kind).eval(), 3, threads=2, isa=isa), 3, 30)
+    for kind in SMALL:
+        come_and_go(kind)
     found, chance, refused = binding.native_library(), random.Random(0), 0
     whole = found.yeoul_load
 

@@ -146,6 +146,21 @@ def test_everybody_gets_what_it_would_get_alone(kind: str, native: bool) -> None
     assert sum(stats.finished.values()) == stats.requests == 20 and stats.hits > 0
 
 
+@pytest.mark.parametrize("kind", ["softmax", "sliding", "dijiang", "delta-hybrid", "mixed"])
+def test_32_who_come_at_random_get_what_they_would_get_alone(kind: str) -> None:
+    model, chance = make(kind), random.Random(2)
+    engine, clients, most = engine_of(model, max_rows=32, prefill_tokens=64), list[Client](), 0
+    while len(clients) < 48 or engine.step():
+        if len(clients) < 48 and chance.random() < 0.8:
+            params = SamplingParams(max_tokens=chance.randrange(5, 90), temperature=0, ignore_eos=True)
+            clients.append(submit(engine, some_ids(chance, 38), params))
+        engine.step()
+        most = max(most, engine.stats().decoding)
+    assert most > 24
+    for client in clients:
+        assert client.ids == alone(model, client.request.ids, client.request.params)
+
+
 @pytest.mark.parametrize("kind", ["softmax", "exact-delta", "hybrid-sinks", "mixed", "lstm", "sliding"])
 def test_a_conversation_reads_only_what_is_new(kind: str) -> None:
     """Turn after turn, an earlier one changed, and a prompt that is asked again: the same ids as without snapshots."""
