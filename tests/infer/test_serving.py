@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -437,6 +438,22 @@ def test_a_thread_answers_many_threads_and_drains_at_its_end() -> None:
         assert client.ids == alone(model, client.request.ids)
     with pytest.raises(Closed):
         submit(engine, [5])
+
+
+def test_a_bug_in_the_engine_ends_all_requests_and_not_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(make("hybrid"), max_rows=2)
+    clients = [submit(engine, [5, 6, 7 + i]) for i in range(4)]
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._scheduler, "begin_step", lambda: 1 / 0)
+        engine.start()
+        for _ in range(500):
+            if all(client.ended for client in clients):
+                break
+            time.sleep(0.01)
+    assert [client.last.finish_reason for client in clients] == ["error"] * 4
+    after = submit(engine, [5, 6])
+    engine.close(drain=True)
+    assert after.ids == alone(engine.model, [5, 6]) and engine.stats().finished["error"] == 4
 
 
 def test_closing_without_draining_cancels() -> None:

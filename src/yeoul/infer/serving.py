@@ -139,7 +139,7 @@ class Engine:
             self._rows = Rows(model, max_rows, native=native)
         self._few = NextToken(model) if native and model.device.type == "cpu" else None
         growing, fixed = self._growth()
-        room = runtime.memory_available() // 2 if cache_bytes is None else cache_bytes
+        room = self._memory() // 2 if cache_bytes is None else cache_bytes
         cells = max(1, room // growing) if growing else None
         self._scheduler = Scheduler(max_rows, max_waiting, prefill_tokens, cells)
         self._kept: Prefixes[Snapshot] = Prefixes(snapshot_bytes, cuts=not fixed)
@@ -292,8 +292,11 @@ class Engine:
             if time.monotonic() - trimmed > TRIM_SECONDS:
                 runtime.return_freed_memory()
                 trimmed = time.monotonic()
-            if self.step():
-                continue
+            try:
+                if self.step():
+                    continue
+            except Exception as error:  # a bug; but those who wait are to know, and others to be answered
+                self._begin_anew(error)
             with self._lock:
                 if self._closing and self._scheduler.idle and not self._works:
                     return
@@ -327,6 +330,25 @@ class Engine:
             except Exception as error:
                 self._fail(one, error)
         return not self._scheduler.idle
+
+    def _begin_anew(self, error: Exception) -> None:
+        """Ends all requests with an error, and forgets everything."""
+        logger.exception("the engine begins anew")
+        old = self._scheduler
+        with self._lock, torch.inference_mode():
+            lost = list(self._by_job.values())
+            self._by_job.clear()
+            self._scheduler = Scheduler(old.max_rows, old.max_waiting, old.prefill_tokens, old.max_cells)
+            self._finished["error"] += len(lost)
+            self._order, self._young = [], []
+            self._kept.clear()
+            self._rows = Rows(self.model, old.max_rows, native=self._native)
+        for one in lost:
+            one.job.state = State.ENDED
+            try:
+                one.end("error", None, str(error) or type(error).__name__)
+            except Exception:
+                logger.exception("an answer could not be handed over")
 
     def _next_reader(self) -> InFlight | None:
         with self._lock:
@@ -511,6 +533,13 @@ class Engine:
         keys = [part.k for part in memories if isinstance(part, KVCache)]
         growing = sum(2 * k.shape[1] * k.shape[3] * k.element_size() for k in keys if k is not None)
         return growing, len(keys) < len(memories)
+
+    def _memory(self) -> int:
+        """Bytes that are free where the model is."""
+        if self.model.device.type == "cuda":
+            free: int = torch.cuda.mem_get_info(self.model.device)[0]
+            return free
+        return runtime.memory_available()
 
     def _stops(self, one: InFlight, length: int) -> bool:
         """Whether a snapshot is taken behind so many ids, on the way through a prompt."""
