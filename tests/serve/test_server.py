@@ -206,6 +206,7 @@ def test_a_port_in_use_a_missing_model_and_a_bad_key_file_are_one_sentence(serve
         ((str(folders["linear"]), "--port", "0", "--api-key-file", str(tmp_path / "none")), "keys cannot be read"),
         ((f"a={folders['linear']}", f"a={folders['softmax']}", "--port", "0"), "the same name"),
         ((), "MODELS is missing"),
+        ((str(folders["linear"]), "--port", "0", "--state-dir", "/proc/none"), "folder for states cannot be made"),
     ):
         process = serve_process(*arguments)
         _, errors = process.communicate(timeout=60)

@@ -96,6 +96,21 @@ def test_a_name_never_is_a_path(server, tmp_path: Path, name: str):
     assert httpx2.post(f"{server.url}/v1/chat/completions", json=body).status_code in (400, 404)
 
 
+def test_a_state_that_cannot_be_written_is_an_error_of_the_server(folders, tmp_path: Path, monkeypatch):
+    config = ServeConfig(state_dir=tmp_path / "states", max_tokens=10)
+    with listening(server_app([f"linear={folders['linear']}"], config, dtype="float32")) as url:
+
+        def full(*_: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("yeoul.serve.states.save_state", full)
+        answer = httpx2.post(f"{url}/v1/states", json={"model": "linear", "messages": TALK, "name": "mine"})
+        assert answer.status_code == 507 and "No space left" in answer.json()["error"]["message"]
+        monkeypatch.undo()
+        assert httpx2.get(f"{url}/v1/states/mine").status_code == 404
+        httpx2.post(f"{url}/v1/states", json={"model": "linear", "messages": TALK, "name": "mine"}).raise_for_status()
+
+
 def test_what_cannot_be_kept_is_refused(server):
     for body in (
         {"model": "linear"},

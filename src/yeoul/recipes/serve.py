@@ -126,6 +126,13 @@ def server_app(
     config, say = config or ServeConfig(), say or silent
     if not models:
         raise UserError("no model was given", fix="give one or more model folders")
+    keys = config.keys()
+    if config.state_dir is not None:  # before models are loaded, which takes longer
+        try:
+            config.state_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"the folder for states cannot be made ({error.strerror})"
+            raise UserError(what, f"--state-dir {config.state_dir}", "choose another one") from None
     runtime.set_threads()
     opened = _Opener(config, sampling or SamplingParams(), (safety or ScreenOptions()).open(device), say)
     served: list[ServedModel] = []
@@ -137,22 +144,18 @@ def server_app(
         for own, adapter in _named(config.adapter) if number == 0 else ():
             served.append(opened.adapted(own, path, adapter, model, device=device, dtype=dtype))
     embedders = {name: load_embedder(path, device=device) for name, path in _named(config.embedder)}
-    limits = Limits(keys=config.keys(), origins=config.allow_origin, body_bytes=config.max_request_mb * MEGABYTE)
+    limits = Limits(keys=keys, origins=config.allow_origin, body_bytes=config.max_request_mb * MEGABYTE)
     held = Models(served)
     return create_app(held, limits=limits, embedders=embedders, kept=_states(held, config.state_dir))
 
 
 def _states(models: Models, folder: Path | None) -> States:
-    """The states of a folder, which is made where it is missing."""
+    """The states of a folder, or those in memory."""
     from functools import lru_cache
 
-    from yeoul.files import disk_errors
     from yeoul.recipes.fingerprint import fingerprint
     from yeoul.serve.states import States
 
-    if folder is not None:
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
     prints = lru_cache(maxsize=None)(lambda name: fingerprint(models.named(name).model, models.named(name).tokenizer))
     return States(models, folder, lambda served: prints(served.name))
 

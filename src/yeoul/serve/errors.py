@@ -18,7 +18,7 @@ log = logging.getLogger("yeoul.serve")
 
 KINDS = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
-    500: "server_error", 503: "server_error",
+    500: "server_error", 503: "server_error", 507: "server_error",
 }  # fmt: skip
 """Types of errors by status; others are the request's fault."""
 

@@ -143,7 +143,10 @@ class States:
         assert state is not None
         if path is not None:
             about = {"model": record.model, "messages": record.messages}
-            record.bytes = save_state(path, state.cache, state.ids, self.fingerprint(served), about)
+            try:
+                record.bytes = save_state(path, state.cache, state.ids, self.fingerprint(served), about)
+            except (OSError, UserError) as error:  # no room, no permission
+                raise ApiError(507, f"the state could not be written: {error}", code="not_written") from error
         self.records[record.name] = record
 
     def delete(self, name: str) -> None:
