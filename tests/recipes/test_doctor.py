@@ -41,7 +41,7 @@ def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["torch"] == torch.__version__
     assert report["use"]["device"] == ("cuda:0" if torch.cuda.is_available() else "cpu")
     assert report["cpu"]["usable_cores"] >= 1 and report["memory"]["available"] > 0
-    assert set(report["extras"]) == {"viz", "data", "train", "hf", "gguf", "eval"}
+    assert set(report["extras"]) == {"viz", "data", "train", "hf", "gguf", "eval", "serve"}
     assert "gflops" not in report
 
 

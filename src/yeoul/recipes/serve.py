@@ -55,7 +55,7 @@ class ServeConfig:
     max_tokens: int = 1024
     """New tokens of an answer, where a request does not say how many."""
     api_key: str | None = None
-    """Key that requests must bring; better in a file, for command lines are seen by others."""
+    """Key that requests must bring. Others on this machine can see command lines."""
     api_key_file: Path | None = None
     """File with such keys, one a line."""
     allow_origin: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = ()

@@ -344,7 +344,7 @@ class _Linearization:
         return self._finish(self._train())
 
     def _costs(self, kept: tuple[int, ...]) -> dict[int, float]:
-        """Of the converted layers, as an earlier session found them: another machine may round otherwise."""
+        """Of the converted layers, as the run found them before it was interrupted: a machine may round otherwise."""
         path = self.folder.out / COSTS
         if self.goes_on and path.is_file():
             return {int(layer): cost for layer, cost in read_object(path).items()}
