@@ -172,7 +172,7 @@ async def converse(url: str, model: str, turns: int, said: int, answered: int, s
 
 
 def conversation(args: argparse.Namespace) -> dict[str, Any]:
-    """Time to the first token of each turn, both models in turns."""
+    """Time to the first token of each turn, one model after the other."""
     result: dict[str, Any] = {}
     with yeoul_server(args.folder / "softmax", args.folder / "linear") as served:
         for name in ("softmax", "linear"):

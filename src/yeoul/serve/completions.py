@@ -75,6 +75,9 @@ def plan_completion(body: CompletionRequest, served: ServedModel, before: Sequen
     Raises:
         ApiError, UserError: it cannot be done.
     """
+    if served.screen is not None:  # it judges questions and answers, not a text and what follows
+        what = "this model is behind a screen, which judges conversations; use /v1/chat/completions"
+        raise ApiError(403, what, code="screened")
     if body.suffix:
         raise ApiError(400, "a suffix is not supported", param="suffix")
     if body.best_of not in (None, 1, body.n or 1):
